@@ -1,0 +1,146 @@
+"""What a data set is, where its files are found, and how it is loaded by name."""
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dbpkit.errors import UserError
+from dbpkit.registry import Registry
+
+datasets: Registry[Callable[..., "Dataset"]] = Registry("data set")
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images with labels and stable ids.
+
+    Attributes:
+        name: what it is, for reports.
+        images: (N, C, H, W), either uint8 in 0..255 or floating point in [0, 1].
+        labels: (N,) int64 in [0, K).
+        ids: (N,) int64, unique, in [0, 2**32).
+        class_names: K names.
+
+    Raises:
+        UserError: if shapes, types, ranges or ids do not fit, or a pixel is not finite.
+    """
+
+    name: str
+    images: Tensor
+    labels: Tensor
+    ids: Tensor
+    class_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or not len(self.images) == len(self.labels) == len(self.ids):
+            raise UserError(
+                f"data '{self.name}': expected images (N, C, H, W) with N labels and ids, got "
+                f"{tuple(self.images.shape)}, {tuple(self.labels.shape)}, {tuple(self.ids.shape)}."
+            )
+        if len(self.ids.unique()) != len(self.ids):
+            raise UserError(f"data '{self.name}': example ids must be unique.")
+        if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.class_names):
+            raise UserError(
+                f"data '{self.name}': labels must lie in [0, {len(self.class_names)}), "
+                f"they span {int(self.labels.min())} to {int(self.labels.max())}."
+            )
+        if self.images.dtype != torch.uint8:
+            check_pixels(self.images, f"data '{self.name}'", self.ids)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        return tuple(self.images.shape[1:])
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of ids, labels and pixels in the order held, hexadecimal."""
+        digest = hashlib.sha256()
+        for tensor in (self.ids, self.labels, self.images):
+            digest.update(str(tuple(tensor.shape)).encode() + str(tensor.dtype).encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def x(self, index: Tensor | slice | None = None) -> Tensor:
+        """Returns images as float32 in [0, 1], all or those at positions ``index``."""
+        images = self.images if index is None else self.images[index]
+        return images.float() / 255 if images.dtype == torch.uint8 else images.float()
+
+    def select(self, index: Tensor | slice) -> "Dataset":
+        """Returns the data set of the examples at positions ``index``, ids kept."""
+        return replace(self, images=self.images[index], labels=self.labels[index], ids=self.ids[index])
+
+
+def check_pixels(x: Tensor, where: str, ids: Tensor | None = None) -> None:
+    """Raises UserError unless every value of images ``x`` (B, C, H, W) is finite and in [0, 1]."""
+    good = (torch.isfinite(x) & (x >= 0) & (x <= 1)).flatten(1).all(dim=1)
+    if not bool(good.all()):
+        bad = int((~good).nonzero()[0])
+        name = f"example {int(ids[bad])}" if ids is not None else f"image {bad}"
+        values = x[bad]
+        raise UserError(
+            f"{where}: pixels must be finite and in [0, 1]; {name} spans {float(values.min()):g} to "
+            f"{float(values.max()):g}{'' if bool(torch.isfinite(values).all()) else ' and is not finite'}. "
+            "Divide 8-bit values by 255 and undo any normalisation."
+        )
+
+
+def data_root(root: str | Path | None = None) -> Path:
+    """Returns the folder that holds the data files: ``root``, else the environment's ``DBPKIT_DATA``.
+
+    Raises:
+        UserError: if neither is given or the folder does not exist.
+    """
+    chosen = root or os.environ.get("DBPKIT_DATA")
+    if not chosen:
+        raise UserError("no data folder: set DBPKIT_DATA, or data.root in the spec, to the folder with the data files.")
+    if not Path(chosen).is_dir():
+        raise UserError(f"data folder '{chosen}' does not exist. Set DBPKIT_DATA or data.root to the right one.")
+    return Path(chosen)
+
+
+def existing(path: Path, what: str) -> Path:
+    """Returns ``path`` if it is a file; else raises UserError naming ``what`` was expected there."""
+    if not path.is_file():
+        raise UserError(f"{what}: file '{path}' is missing. Download the original archive and unpack it there.")
+    return path
+
+
+def check_md5(content: bytes, expected: str, path: Path) -> None:
+    """Raises UserError if ``content`` of ``path`` does not have the published MD5 sum."""
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if found != expected:
+        raise UserError(
+            f"'{path}' is not the published file: MD5 {found} where {expected} was expected "
+            f"({len(content)} bytes read). It is truncated or changed; download it again."
+        )
+
+
+def load_dataset(name: str, options: Mapping[str, Any] | None = None) -> Dataset:
+    """Loads a data set by registered name or import path.
+
+    Args:
+        name: such as ``"cifar10"`` or ``"my_module:load"``.
+        options: keyword arguments of its loader (``root``, ``split``, ...).
+
+    Raises:
+        UserError: if the name, an option or a file is wrong, or the loader returns something else.
+    """
+    loader = datasets.get(name)
+    try:
+        loaded = loader(**(options or {}))
+    except TypeError as error:
+        raise UserError(f"data '{name}' does not accept these options: {error}.") from error
+    if not isinstance(loaded, Dataset):
+        raise UserError(f"data '{name}' must return a dbpkit.Dataset, not {type(loaded).__name__}.")
+    return loaded

@@ -1,0 +1,142 @@
+"""Adapters that turn every kind of diffusion network into `Denoiser(x, sigma) -> x0`.
+
+The thing people get wrong: the scale of the network's input. Variance-preserving networks expect
+``x / sqrt(1 + sigma**2)`` and a time; EDM networks expect their own preconditioning; here ``x`` is always
+``x0 + sigma * z`` with x0 in [-1, 1].
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from dbpkit.errors import UserError
+from dbpkit.registry import Registry
+from dbpkit.schedule import discrete_sigmas, vp_time
+
+denoisers: Registry[Callable[..., nn.Module]] = Registry("denoiser")
+
+Prediction = Literal["noise", "v", "x0", "score"]
+
+
+class EDMDenoiser(nn.Module):
+    """A raw network ``network(x, noise_label)`` with EDM preconditioning.
+
+    Args:
+        network: predicts the preconditioned target from scaled images and log(sigma) / 4.
+        sigma_data: deviation of the data in [-1, 1] units.
+
+    Source:
+        Karras et al. 2022 (arXiv:2206.00364), table 1 and eq. 7.
+    """
+
+    def __init__(self, network: nn.Module, sigma_data: float = 0.5) -> None:
+        super().__init__()
+        self.network = network
+        self.sigma_data = sigma_data
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Estimates x0 of shape (B, C, H, W); see `dbpkit.types.Denoiser`."""
+        label, sigma = _columns(sigma, x)
+        total = (sigma**2 + self.sigma_data**2).sqrt()
+        skip = (self.sigma_data / total) ** 2
+        out = sigma * self.sigma_data / total
+        return skip * x + out * self.network(x / total, label.log() / 4)
+
+
+class VPDenoiser(nn.Module):
+    """A variance-preserving network ``network(x, time)`` that predicts noise, v, x0 or the score.
+
+    Args:
+        network: takes ``x / sqrt(1 + sigma**2)`` (B, C, H, W) and times (B,).
+        prediction: what it returns: ``noise`` z; ``v`` = sqrt(alpha_bar) z - sqrt(1 - alpha_bar) x0;
+            ``x0``; or the ``score`` of the variance-preserving state, -z / sqrt(1 - alpha_bar).
+        time: ``"discrete"`` gives the nearest index t in 0..999 of the linear DDPM schedule;
+            ``"continuous"`` gives ``time_scale`` times the VP time in (0, 1].
+        time_scale: factor of continuous times; 999 for the published DDPM++ networks.
+
+    Source:
+        Ho et al. 2020; Song et al. 2021; Salimans & Ho 2022 (arXiv:2202.00512), section 4, for v.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        prediction: Prediction = "noise",
+        time: Literal["discrete", "continuous"] = "discrete",
+        time_scale: float = 999.0,
+    ) -> None:
+        super().__init__()
+        if prediction not in ("noise", "v", "x0", "score"):
+            raise UserError(f"prediction '{prediction}' is unknown. Available: noise, score, v, x0.")
+        if time not in ("discrete", "continuous"):
+            raise UserError(f"time '{time}' is unknown. Available: continuous, discrete.")
+        self.network = network
+        self.prediction = prediction
+        self.time = time
+        self.time_scale = time_scale
+        self.register_buffer("_log_sigmas", discrete_sigmas().log(), persistent=False)
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Estimates x0 of shape (B, C, H, W); see `dbpkit.types.Denoiser`."""
+        label, sigma = _columns(sigma, x)
+        signal = (1 + sigma**2).rsqrt()  # sqrt(alpha_bar)
+        state = signal * x
+        out = self.network(state, self._times(label))
+        out = getattr(out, "sample", out)
+        if out.shape != x.shape:
+            raise UserError(
+                f"the denoising network returned {tuple(out.shape)} for images {tuple(x.shape)}. "
+                "Drop learned-variance channels, or wrap the network so that it returns one image."
+            )
+        if self.prediction == "noise":
+            return x - sigma * out
+        if self.prediction == "x0":
+            return out
+        if self.prediction == "v":
+            return signal * state - signal * sigma * out
+        return x + signal * sigma**2 * out  # z = -sqrt(1 - alpha_bar) score, sqrt(1 - alpha_bar) = signal sigma
+
+    def _times(self, sigma: Tensor) -> Tensor:
+        """(B,) times of noise levels in the network's own unit."""
+        if self.time == "continuous":
+            return self.time_scale * vp_time(sigma)
+        log_sigma = sigma.to(self._log_sigmas).log()
+        return (log_sigma[:, None] - self._log_sigmas[None]).abs().argmin(dim=1)
+
+
+@denoisers.register("edm")
+def edm(network: nn.Module, sigma_data: float = 0.5) -> EDMDenoiser:
+    """EDM preconditioning around a raw network."""
+    return EDMDenoiser(network, sigma_data)
+
+
+@denoisers.register("vp")
+def vp(network: nn.Module, prediction: Prediction = "noise", time: str = "discrete", time_scale: float = 999.0) -> VPDenoiser:
+    """A variance-preserving network that predicts noise, v, x0 or score."""
+    return VPDenoiser(network, prediction, time, time_scale)
+
+
+def from_pretrained(path: str, subfolder: str | None = None, prediction: Prediction | None = None) -> VPDenoiser:
+    """Loads any diffusers ``UNet2DModel`` directory or Hub id (safetensors only).
+
+    Args:
+        path: a local directory or a Hub id.
+        subfolder: where the network lies inside it; ``"unet"`` is tried too if not given.
+        prediction: what the network predicts; read from the scheduler's configuration beside it when
+            it has one, else ``noise``.
+
+    Raises:
+        UserError: if nothing loadable is there, or the schedule is not the linear DDPM one.
+    """
+    from dbpkit.pretrained import load_unet
+
+    network, found = load_unet(path, subfolder)
+    return VPDenoiser(network, prediction or found)
+
+
+def _columns(sigma: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Noise levels as (B,) and as (B, 1, 1, 1), in the type of ``x``."""
+    label = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(x.shape[0])
+    return label, label[:, None, None, None]

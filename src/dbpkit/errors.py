@@ -1,0 +1,25 @@
+"""The one exception a user's mistake raises; the command line prints it as one sentence and exits with 2."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something the user can mend: says what was expected, what came, and what to do."""
+
+
+def unknown_name(kind: str, name: str, available: Iterable[str]) -> UserError:
+    """Builds the error for a name that is not in a list of valid ones, naming the nearest.
+
+    Args:
+        kind: what the name stands for, such as ``"sampler"``.
+        name: what the user wrote.
+        available: every valid name.
+
+    Returns:
+        The error to raise.
+    """
+    names = sorted(available)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return UserError(f"unknown {kind} '{name}'.{hint} Available: {', '.join(names)}.")

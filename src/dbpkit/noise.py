@@ -1,0 +1,235 @@
+"""Every random number of the package, as a pure function of its key.
+
+A key is (seed, stream, draw, example id, site, step). It addresses the Philox4x32-10 counter-based
+generator, so a value does not depend on batch size, order, device, process count or earlier calls.
+The thing people get wrong: a plan is bound to its examples. Slice it (`rows`) together with ``x`` and
+``y``; a batch of another length is refused, never silently re-drawn.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from dbpkit.errors import UserError, unknown_name
+
+STREAMS = {"attack": 0, "select": 1, "report": 2, "train": 3, "control": 4}
+"""Who draws: the attack, the selection among its candidates, the published score, training, controls."""
+
+SITES = {
+    "forward": 0,
+    "reverse": 1,
+    "churn": 2,
+    "corrector": 3,
+    "start": 4,
+    "order": 5,
+    "augment": 6,
+    "level": 7,
+    "probe": 8,
+}
+"""Where a draw is used: forward noising, reverse steps, EDM churn, Langevin corrector, an attack's
+random start, shuffling, augmentation, a training noise level, a random direction."""
+
+_LOW = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+
+
+@dataclass(frozen=True, eq=False)
+class NoisePlan:
+    """The noise of a batch of examples: row ``b`` belongs to ``example_ids[b]``, whatever the batch.
+
+    Attributes:
+        seed: run seed, 0 <= seed < 2**32.
+        example_ids: (B,) int64, stable ids of the examples, each in [0, 2**32).
+        stream: one of `STREAMS`.
+        draw: (B,) int64, index of the independent repetition of each row, each in [0, 2**32).
+        shared: sites whose values come from another plan, see `sharing`.
+
+    Example:
+        >>> plan = NoisePlan.of(seed=0, example_ids=[3, 7])
+        >>> z = plan.normal("forward", 0, torch.zeros(2, 3, 8, 8))
+        >>> bool((z[1] == plan.rows([1]).normal("forward", 0, torch.zeros(1, 3, 8, 8))[0]).all())
+        True
+    """
+
+    seed: int
+    example_ids: Tensor
+    stream: str
+    draw: Tensor
+    shared: Mapping[str, "NoisePlan"] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, seed: int, example_ids: Iterable[int] | Tensor, stream: str = "report", draw: int = 0) -> "NoisePlan":
+        """Makes a plan for examples, checking the ranges of every part of the key.
+
+        Raises:
+            UserError: if the seed or an id is out of range, or the stream is unknown.
+        """
+        if not 0 <= seed <= _LOW:
+            raise UserError(f"seed {seed} is outside [0, 2**32). Choose a smaller non-negative one.")
+        if stream not in STREAMS:
+            raise unknown_name("stream", stream, STREAMS)
+        ids = torch.as_tensor(list(example_ids) if not isinstance(example_ids, Tensor) else example_ids)
+        ids = ids.to("cpu", torch.int64)
+        if ids.ndim != 1 or (ids.numel() and (ids.min() < 0 or ids.max() > _LOW)):
+            raise UserError("example ids must be a flat list of integers in [0, 2**32).")
+        return cls(seed, ids, stream, torch.full_like(ids, draw))
+
+    def __len__(self) -> int:
+        return self.example_ids.numel()
+
+    def normal(self, site: str, step: int, like: Tensor) -> Tensor:
+        """Draws standard normals for every row.
+
+        Args:
+            site: one of `SITES`.
+            step: index of the use within the site (sampler step), 0 <= step < 2**24.
+            like: (B, ...) gives shape, dtype and device.
+
+        Returns:
+            (B, ...) independent N(0, 1) values, |z| <= 6.77, computed in float64 and rounded.
+
+        Raises:
+            UserError: if ``like`` has another number of rows than the plan.
+
+        Source:
+            Salmon et al. 2011, Philox4x32-10; Box & Muller 1958.
+        """
+        bits = self._bits(site, step, like, kind=0)
+        if bits is None:
+            return self.shared[site].normal(site, step, like)
+        radius = ((bits[0] + 0.5) * 2.0**-32).log_().mul_(-2).sqrt_()
+        angle = bits[1] * (2 * math.pi * 2.0**-32)
+        radius_b = ((bits[2] + 0.5) * 2.0**-32).log_().mul_(-2).sqrt_()
+        angle_b = bits[3] * (2 * math.pi * 2.0**-32)
+        quarters = (radius * angle.cos(), radius * angle.sin(), radius_b * angle_b.cos(), radius_b * angle_b.sin())
+        return _shaped(quarters, like)
+
+    def uniform(self, site: str, step: int, like: Tensor) -> Tensor:
+        """Draws uniforms on [0, 1), multiples of 2**-24; arguments and errors as `normal`."""
+        bits = self._bits(site, step, like, kind=1)
+        if bits is None:
+            return self.shared[site].uniform(site, step, like)
+        return _shaped(tuple((b >> 8).to(torch.float64) * 2.0**-24 for b in bits), like)
+
+    def repeat(self, draws: int) -> "NoisePlan":
+        """Returns a plan of B * draws rows: row ``b * draws + r`` is repetition r of example b.
+
+        Draw d becomes the draws ``d * draws + r``, so ``plan.at(i).repeat(eot)`` never repeats a value
+        for another i. Shared sites keep the source's own draw in every repetition.
+        """
+        ids = self.example_ids.repeat_interleave(draws)
+        offsets = torch.arange(draws).repeat(len(self))
+        rows = torch.arange(len(self)).repeat_interleave(draws)
+        shared = {site: source.rows(rows) for site, source in self.shared.items()}
+        return replace(self, example_ids=ids, draw=self.draw.repeat_interleave(draws) * draws + offsets, shared=shared)
+
+    def rows(self, index: Tensor | list[int] | slice) -> "NoisePlan":
+        """Returns the plan of the chosen rows, in the order of ``index``."""
+        index = index if isinstance(index, slice) else torch.as_tensor(index).cpu()
+        shared = {site: source.rows(index) for site, source in self.shared.items()}
+        return replace(self, example_ids=self.example_ids[index], draw=self.draw[index], shared=shared)
+
+    def on(self, stream: str) -> "NoisePlan":
+        """Returns the same rows on another stream."""
+        if stream not in STREAMS:
+            raise unknown_name("stream", stream, STREAMS)
+        return replace(self, stream=stream)
+
+    def at(self, draw: int) -> "NoisePlan":
+        """Returns the same rows at another draw; shared sites keep theirs."""
+        return replace(self, draw=torch.full_like(self.draw, draw))
+
+    def sharing(self, sites: Iterable[str], source: "NoisePlan") -> "NoisePlan":
+        """Returns a plan that takes the values of ``sites`` from ``source``, row by row.
+
+        This is how an attacker is told the defender's noise: the attack's plan shares sites with
+        the report's plan.
+
+        Raises:
+            UserError: if the two plans hold other examples.
+        """
+        if not torch.equal(self.example_ids, source.example_ids):
+            raise UserError("noise can be shared only between plans of the same examples in the same order.")
+        sites = list(sites)
+        for site in sites:
+            if site not in SITES:
+                raise unknown_name("noise site", site, SITES)
+        return replace(self, shared={**self.shared, **dict.fromkeys(sites, source)})
+
+    def _bits(self, site: str, step: int, like: Tensor, kind: int) -> tuple[Tensor, ...] | None:
+        """Four (B, n) words of the key's block, or None where the site is shared."""
+        if like.shape[0] != len(self):
+            raise UserError(
+                f"a noise plan of {len(self)} examples was used on a batch of {like.shape[0]}. "
+                "Slice the plan with rows() together with the batch."
+            )
+        if site in self.shared:
+            return None
+        if site not in SITES:
+            raise unknown_name("noise site", site, SITES)
+        if not 0 <= step < 1 << 24:
+            raise UserError(f"noise step {step} is outside [0, 2**24).")
+        blocks = -(-math.prod(like.shape[1:]) // 4)
+        counter = (
+            torch.arange(blocks, device=like.device)[None],
+            self.example_ids.to(like.device)[:, None],
+            self.draw.to(like.device)[:, None],
+            torch.tensor([[kind << 31 | SITES[site] << 24 | step]], device=like.device),
+        )
+        return philox4x32(counter, (self.seed, STREAMS[self.stream]))
+
+
+def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Philox4x32-10: ten rounds of a keyed bijection of 128-bit counters.
+
+    Args:
+        counter: four int64 tensors of 32-bit words that broadcast together.
+        key: two 32-bit words.
+
+    Returns:
+        Four int64 tensors of 32-bit random words, of the broadcast shape.
+
+    Source:
+        Salmon, Moraes, Dror & Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.3.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        product0 = c0 * _MULTIPLIERS[0]  # wraps modulo 2**64; the mask makes the shift a logical one
+        product1 = c2 * _MULTIPLIERS[1]
+        c0 = ((product1 >> 32) & _LOW) ^ c1 ^ k0
+        c2 = ((product0 >> 32) & _LOW) ^ c3 ^ k1
+        c1 = product1 & _LOW
+        c3 = product0 & _LOW
+        k0 = (k0 + _WEYL[0]) & _LOW
+        k1 = (k1 + _WEYL[1]) & _LOW
+    shape = torch.broadcast_shapes(c0.shape, c1.shape, c2.shape, c3.shape)
+    return c0.expand(shape), c1.expand(shape), c2.expand(shape), c3.expand(shape)
+
+
+def permutation(seed: int, count: int, epoch: int) -> Tensor:
+    """Returns a random order of ``range(count)``, (count,) int64, one per epoch and seed."""
+    plan = NoisePlan.of(seed, torch.arange(count), "train", draw=epoch)
+    return torch.argsort(plan.uniform("order", 0, torch.zeros(count, 1, dtype=torch.float64))[:, 0], stable=True)
+
+
+@contextlib.contextmanager
+def seeded_initialisation(seed: int) -> Iterator[None]:
+    """Makes torch's own weight initialisation reproducible inside the block; the global state is restored.
+
+    This is the one place where torch's global generator is used: networks draw their first weights from it.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _shaped(quarters: tuple[Tensor, ...], like: Tensor) -> Tensor:
+    """Four (B, n) parts side by side, cut to the shape of ``like``."""
+    flat = torch.cat(quarters, dim=1)[:, : math.prod(like.shape[1:])]
+    return flat.to(like.dtype).reshape(like.shape)

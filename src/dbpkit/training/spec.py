@@ -1,0 +1,70 @@
+"""A training run, described by one TOML file."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from dbpkit.spec import DataSpec, Strict
+
+
+class NetworkSpec(Strict):
+    """The network to train: a registered name or import path, and its keyword arguments."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class OptimiserSpec(Strict):
+    """How the weights are updated.
+
+    Attributes:
+        updates: number of optimiser steps.
+        batch_size: examples per update.
+        method: ``"adamw"`` or ``"sgd"`` (Nesterov momentum 0.9).
+        lr: peak learning rate; it rises linearly for ``warmup`` of the updates, then falls as a half cosine to 0.
+        warmup: fraction of the updates, in [0, 1].
+        weight_decay: decoupled for adamw, L2 for sgd.
+        ema_decay: decay of the averaged weights, which are the ones saved and evaluated.
+        grad_clip: largest gradient norm, or 0 for none.
+        precision: ``"float32"``, or ``"bfloat16"`` for autocast of the network's forward pass.
+    """
+
+    updates: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    method: Literal["adamw", "sgd"] = "adamw"
+    lr: float = Field(gt=0)
+    warmup: float = Field(default=0.05, ge=0, le=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)
+    grad_clip: float = Field(default=1.0, ge=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+
+class TrainingSpec(Strict):
+    """Everything that decides the weights a training run ends with.
+
+    Attributes:
+        objective: registered objective: ``"classification"`` or ``"denoising"``, or an import path.
+        objective_options: its keyword arguments.
+        data: training examples.
+        test_data: examples the finished model is evaluated on, for its model card.
+        network: what is trained.
+        denoiser: adapter around the network, for denoisers.
+        denoiser_options: its keyword arguments.
+        optimiser: how.
+        seed: decides first weights, order, augmentation and noise.
+        checkpoint_updates: updates between checkpoints.
+        store: number format of the final weights file.
+    """
+
+    objective: str
+    objective_options: dict[str, Any] = Field(default_factory=dict)
+    data: DataSpec
+    test_data: DataSpec
+    network: NetworkSpec
+    denoiser: str = "edm"
+    denoiser_options: dict[str, Any] = Field(default_factory=dict)
+    optimiser: OptimiserSpec
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    checkpoint_updates: int = Field(default=500, gt=0)
+    store: Literal["float32", "float16"] = "float32"

@@ -1,0 +1,154 @@
+"""Weights files: safetensors with the network's own description inside, never a pickle.
+
+The thing people get wrong: weights that load are not weights that fit. Every tensor must be present
+with its shape, none may be left over, and the recorded checksum must match.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from dbpkit.denoiser import denoisers
+from dbpkit.errors import UserError
+from dbpkit.networks import networks
+
+FORMAT = "dbpkit-weights-1"
+
+
+class Architecture(NamedTuple):
+    """What a weights file says of its network.
+
+    Attributes:
+        kind: ``"denoiser"`` or ``"classifier"``.
+        network: registered network name or import path.
+        options: keyword arguments of the network.
+        denoiser: registered denoiser adapter, for denoisers.
+        denoiser_options: its keyword arguments.
+        image_shape: (C, H, W) the network was made for.
+        class_names: K names, for classifiers.
+    """
+
+    kind: str
+    network: str
+    options: dict[str, Any] = {}
+    denoiser: str = "edm"
+    denoiser_options: dict[str, Any] = {}
+    image_shape: tuple[int, int, int] = (3, 32, 32)
+    class_names: tuple[str, ...] = ()
+
+    def build(self) -> nn.Module:
+        """Makes the network, with its denoiser adapter if it has one, in its first random state."""
+        try:
+            network = networks.get(self.network)(**self.options)
+            if self.kind == "denoiser":
+                return denoisers.get(self.denoiser)(network, **self.denoiser_options)
+        except TypeError as error:
+            raise UserError(f"network '{self.network}' does not accept these options: {error}.") from error
+        return network
+
+
+def save_weights(path: Path, model: nn.Module, architecture: Architecture, dtype: torch.dtype = torch.float32) -> str:
+    """Writes a model's state, floating tensors rounded to ``dtype``; returns the file's sha256.
+
+    Raises:
+        UserError: if the disk is full or the folder cannot be written.
+    """
+    tensors = {
+        name: (t.to(dtype) if t.is_floating_point() else t).contiguous() for name, t in model.state_dict().items()
+    }
+    return write_tensors(path, tensors, {"format": FORMAT, "architecture": json.dumps(architecture._asdict())})
+
+
+def load_weights(path: str | Path, sha256: str | None = None) -> tuple[nn.Module, Architecture]:
+    """Builds the network a weights file describes and fills it, as float32, frozen and in eval mode.
+
+    Args:
+        path: a file written by `save_weights`.
+        sha256: expected checksum, or None not to check.
+
+    Raises:
+        UserError: if the file is missing, damaged, of another kind, fails its checksum, or does not fit.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"weights file '{path}' is missing. Check the path, or train one with 'dbpkit train'.")
+    if sha256 and (found := sha256_of(path)) != sha256:
+        raise UserError(f"weights file '{path}' has sha256 {found} where {sha256} was expected. It is damaged or another file.")
+    tensors, metadata = read_tensors(path)
+    if metadata.get("format") != FORMAT:
+        raise UserError(f"'{path}' is no dbpkit weights file (format {metadata.get('format')}); load foreign networks with from_pretrained or an import path.")
+    fields = json.loads(metadata["architecture"])
+    architecture = Architecture(**{**fields, "image_shape": tuple(fields["image_shape"]), "class_names": tuple(fields["class_names"])})
+    model = architecture.build()
+    fill(model, tensors, str(path))
+    return model.requires_grad_(False).eval(), architecture
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Copies tensors into a model's state.
+
+    Raises:
+        UserError: if names or shapes differ; the first difference of each sort is named.
+    """
+    own = model.state_dict()
+    missing = sorted(own.keys() - tensors.keys())
+    unexpected = sorted(tensors.keys() - own.keys())
+    misfits = [n for n in own.keys() & tensors.keys() if own[n].shape != tensors[n].shape]
+    problems = []
+    if missing:
+        problems.append(f"{len(missing)} tensors are missing (first '{missing[0]}')")
+    if unexpected:
+        problems.append(f"{len(unexpected)} are unknown (first '{unexpected[0]}')")
+    if misfits:
+        name = sorted(misfits)[0]
+        problems.append(f"'{name}' is {tuple(tensors[name].shape)} where {tuple(own[name].shape)} was expected")
+    if problems:
+        raise UserError(f"weights '{where}' do not fit the network: {'; '.join(problems)}. Use the options it was trained with.")
+    model.load_state_dict({n: t.to(own[n].dtype) for n, t in tensors.items()})
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Returns the tensors and the metadata of a safetensors file; UserError if it is unreadable."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"'{path}' is not a readable safetensors file ({error}). It is truncated or of another kind.") from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Writes a safetensors file atomically and returns its sha256; UserError if it cannot be written."""
+    return write_atomically(path, save(dict(tensors), dict(metadata)))
+
+
+def write_atomically(path: Path, content: bytes) -> str:
+    """Writes a file so that a reader sees the old one or the new one, never a part; returns the sha256.
+
+    Raises:
+        UserError: if the disk is full or the folder cannot be written; the old file is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write '{path}' ({error.strerror}). Free space or choose another place; earlier files are intact.") from error
+    return hashlib.sha256(content).hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """Returns the hexadecimal sha256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
