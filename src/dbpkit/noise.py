@@ -1,6 +1,6 @@
 """Every random number of the package, as a pure function of its key.
 
-A key is (seed, stream, draw, example id, site, step). It addresses the Philox4x32-10 counter-based
+A key is (seed, stream, lane, draw, example id, site, step). It addresses the Philox4x32-10 counter-based
 generator, so a value does not depend on batch size, order, device, process count or earlier calls.
 The thing people get wrong: a plan is bound to its examples. Slice it (`rows`) together with ``x`` and
 ``y``; a batch of another length is refused, never silently re-drawn.
@@ -47,6 +47,7 @@ class NoisePlan:
         example_ids: (B,) int64, stable ids of the examples, each in [0, 2**32).
         stream: one of `STREAMS`.
         draw: (B,) int64, index of the independent repetition of each row, each in [0, 2**32).
+        lane: which of 2**24 independent copies of the stream; one per attack and tape.
         shared: sites whose values come from another plan, see `sharing`.
 
     Example:
@@ -61,6 +62,7 @@ class NoisePlan:
     stream: str
     draw: Tensor
     shared: Mapping[str, "NoisePlan"] = field(default_factory=dict)
+    lane: int = 0
 
     @classmethod
     def of(cls, seed: int, example_ids: Iterable[int] | Tensor, stream: str = "report", draw: int = 0) -> "NoisePlan":
@@ -144,6 +146,12 @@ class NoisePlan:
         """Returns the same rows at another draw; shared sites keep theirs."""
         return replace(self, draw=torch.full_like(self.draw, draw))
 
+    def in_lane(self, lane: int) -> "NoisePlan":
+        """Returns the same rows in another lane of the stream, whose draws are all new; 0 <= lane < 2**24."""
+        if not 0 <= lane < 1 << 24:
+            raise UserError(f"noise lane {lane} is outside [0, 2**24).")
+        return replace(self, lane=lane)
+
     def sharing(self, sites: Iterable[str], source: "NoisePlan") -> "NoisePlan":
         """Returns a plan that takes the values of ``sites`` from ``source``, row by row.
 
@@ -181,7 +189,7 @@ class NoisePlan:
             self.draw.to(like.device)[:, None],
             torch.tensor([[kind << 31 | SITES[site] << 24 | step]], device=like.device),
         )
-        return philox4x32(counter, (self.seed, STREAMS[self.stream]))
+        return philox4x32(counter, (self.seed, self.lane << 8 | STREAMS[self.stream]))
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:

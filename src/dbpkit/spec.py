@@ -11,7 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from dbpkit.errors import UserError
 
@@ -45,11 +45,19 @@ def amount(text: str) -> float:
     return value
 
 
-class DataSpec(Strict):
-    """A data set by registered name or import path, with its loader's keyword arguments."""
+class PartSpec(Strict):
+    """A part by registered name or import path, with its keyword arguments.
+
+    In TOML either ``part = "name"`` or a table with ``name`` and ``options``.
+    """
 
     name: str
     options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
 
 
 def read_spec(path: str | Path, model: type[S], overrides: tuple[str, ...] | list[str] = ()) -> S:

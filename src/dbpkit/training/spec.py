@@ -4,14 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from dbpkit.spec import DataSpec, Strict
-
-
-class NetworkSpec(Strict):
-    """The network to train: a registered name or import path, and its keyword arguments."""
-
-    name: str
-    options: dict[str, Any] = Field(default_factory=dict)
+from dbpkit.spec import PartSpec, Strict
 
 
 class OptimiserSpec(Strict):
@@ -59,9 +52,9 @@ class TrainingSpec(Strict):
 
     objective: str
     objective_options: dict[str, Any] = Field(default_factory=dict)
-    data: DataSpec
-    test_data: DataSpec
-    network: NetworkSpec
+    data: PartSpec
+    test_data: PartSpec
+    network: PartSpec
     denoiser: str = "edm"
     denoiser_options: dict[str, Any] = Field(default_factory=dict)
     optimiser: OptimiserSpec

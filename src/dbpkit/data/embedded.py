@@ -1,0 +1,86 @@
+"""The 256 CIFAR-10 test images inside the package, so that a first run needs no download.
+
+The thing people get wrong: 256 images show that everything works; they are too few for a published figure.
+"""
+
+import hashlib
+import io
+import json
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dbpkit.data.dataset import Dataset, datasets
+from dbpkit.errors import UserError
+
+NAME = "cifar10-test-256"
+TILES, SIDE = 16, 32
+"""The mosaic has 16 x 16 images of 32 x 32 pixels, row by row."""
+
+
+@datasets.register("embedded")
+def embedded() -> Dataset:
+    """CIFAR-10 test images 0 to 255, uint8 (256, 3, 32, 32), from the package itself.
+
+    Raises:
+        UserError: if the package's files are missing or damaged.
+
+    Source:
+        Krizhevsky 2009, "Learning multiple layers of features from tiny images".
+    """
+    return read_embedded(resources.files("dbpkit") / "assets")
+
+
+def read_embedded(folder: Traversable) -> Dataset:
+    """Reads the pair of files that `write_embedded` wrote.
+
+    Raises:
+        UserError: if a file is missing or unreadable, or the pixels do not have the recorded sha256.
+    """
+    try:
+        described = json.loads((folder / f"{NAME}.json").read_text("utf-8"))
+        with Image.open(io.BytesIO((folder / f"{NAME}.png").read_bytes())) as image:
+            mosaic = np.array(image)
+        # (16 * 32, 16 * 32, 3) -> (256, 3, 32, 32)
+        images = mosaic.reshape(TILES, SIDE, TILES, SIDE, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, SIDE, SIDE)
+        expected, ids, labels = described["sha256"], described["ids"], described["labels"]
+        class_names = tuple(described["class_names"])
+    except (OSError, ValueError, SyntaxError, KeyError, TypeError) as error:
+        raise UserError(f"embedded images in '{folder}' cannot be read ({error}). Reinstall dbpkit.") from error
+    found = hashlib.sha256(images.tobytes()).hexdigest()
+    if found != expected:
+        raise UserError(
+            f"embedded images in '{folder}' are damaged: sha256 {found} where {expected} was expected. Reinstall dbpkit."
+        )
+    return Dataset("embedded", torch.from_numpy(images.copy()), torch.tensor(labels), torch.tensor(ids), class_names)
+
+
+def write_embedded(dataset: Dataset, folder: Path) -> None:
+    """Writes 256 images as one lossless PNG mosaic, and what is known of them as JSON beside it.
+
+    Args:
+        dataset: 256 examples, uint8 (256, 3, 32, 32).
+        folder: where the two files go; made if needed.
+
+    Raises:
+        UserError: if the data has another type or shape.
+    """
+    shape = (TILES * TILES, 3, SIDE, SIDE)
+    if dataset.images.dtype != torch.uint8 or tuple(dataset.images.shape) != shape:
+        raise UserError(f"embedded images must be uint8 {shape}, not {dataset.images.dtype} {tuple(dataset.images.shape)}.")
+    images = dataset.images.numpy()
+    # (256, 3, 32, 32) -> (16 * 32, 16 * 32, 3)
+    mosaic = images.reshape(TILES, TILES, 3, SIDE, SIDE).transpose(0, 3, 1, 4, 2).reshape(TILES * SIDE, TILES * SIDE, 3)
+    described = {
+        "sha256": hashlib.sha256(np.ascontiguousarray(images).tobytes()).hexdigest(),
+        "class_names": list(dataset.class_names),
+        "ids": dataset.ids.tolist(),
+        "labels": dataset.labels.tolist(),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.ascontiguousarray(mosaic)).save(folder / f"{NAME}.png", optimize=True)
+    (folder / f"{NAME}.json").write_text(json.dumps(described) + "\n", "utf-8")

@@ -1,0 +1,108 @@
+"""Fashion-MNIST from its original idx files, and the zero padding that small grey images need.
+
+The thing people get wrong: U-Nets halve the image two or three times, so 28 x 28 has to be padded to 32 x 32;
+padding keeps every original pixel, resizing does not.
+"""
+
+import gzip
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dbpkit.data.dataset import Dataset, check_md5, data_root, datasets, existing
+from dbpkit.errors import UserError, unknown_name
+
+_PREFIXES = {"train": "train", "test": "t10k"}
+_MD5 = {
+    "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+    "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+    "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
+    "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+}
+_CLASS_NAMES = (
+    "T-shirt/top",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
+
+
+@datasets.register("fashion_mnist")
+def fashion_mnist(
+    root: str | None = None, split: str = "test", size: int | None = None, *, verify: bool = True
+) -> Dataset:
+    """Fashion-MNIST from the folder ``fashion-mnist``, grey images (N, 1, 28, 28).
+
+    Args:
+        root: folder that holds it; the environment's DBPKIT_DATA if not given.
+        split: ``"test"`` (10,000 images, ids 0 to 9,999) or ``"train"`` (60,000, ids 0 to 59,999).
+        size: side to zero-pad to, such as 32; None leaves 28 pixels.
+        verify: whether files must have their published MD5 sums.
+
+    Raises:
+        UserError: if a file is missing, truncated or changed, or an option is wrong.
+
+    Source:
+        Xiao, Rasul & Vollgraf 2017 (arXiv:1708.07747).
+    """
+    if split not in _PREFIXES:
+        raise unknown_name("split of data 'fashion_mnist'", str(split), _PREFIXES)
+    folder = data_root(root) / "fashion-mnist"
+    images = _read_idx(folder / f"{_PREFIXES[split]}-images-idx3-ubyte.gz", 3, verify)
+    labels = _read_idx(folder / f"{_PREFIXES[split]}-labels-idx1-ubyte.gz", 1, verify).long()
+    padded = pad_to(images[:, None], size, "data 'fashion_mnist'")
+    return Dataset("fashion_mnist", padded, labels, torch.arange(len(images)), _CLASS_NAMES)
+
+
+def pad_to(images: Tensor, size: int | None, where: str) -> Tensor:
+    """Zero-pads images (N, C, H, W) equally on opposite sides to (N, C, size, size).
+
+    Args:
+        images: of any type; the padding is the value 0, black.
+        size: side to reach; None returns the images as they are.
+        where: what the images are, for the error.
+
+    Raises:
+        UserError: if ``size`` is no integer, is smaller than an image, or leaves an odd margin.
+    """
+    if size is None:
+        return images
+    height, width = images.shape[-2:]
+    fits = isinstance(size, int) and size >= max(height, width) and not (size - height) % 2 and not (size - width) % 2
+    if not fits:
+        raise UserError(
+            f"{where}: size {size!r} cannot be reached by padding {height} x {width} images equally on all sides. "
+            f"Choose an integer such as {max(height, width) + 4}, or leave size out."
+        )
+    top, left = (size - height) // 2, (size - width) // 2
+    return functional.pad(images, (left, left, top, top))
+
+
+def _read_idx(path: Path, ndim: int, verify: bool) -> Tensor:
+    """The uint8 array of one compressed idx file, its MD5 sum checked first."""
+    content = existing(path, "Fashion-MNIST").read_bytes()
+    if verify:
+        check_md5(content, _MD5[path.name], path)
+    try:
+        raw = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"'{path}' is no readable gzip file ({error}). It is damaged; download it again.") from error
+    header = 4 + 4 * ndim
+    shape = tuple(int(n) for n in np.frombuffer(raw[4:header], dtype=">u4")) if len(raw) >= header else ()
+    if raw[:4] != bytes([0, 0, 8, ndim]) or len(raw) != header + math.prod(shape):  # 8 means unsigned bytes
+        raise UserError(
+            f"'{path}' is no idx file of {ndim}-dimensional bytes: it starts with {raw[:4].hex()} and holds "
+            f"{len(raw)} bytes for shape {shape}. Download it again."
+        )
+    return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=header).reshape(shape).copy())

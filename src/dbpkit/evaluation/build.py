@@ -1,0 +1,121 @@
+"""From a spec to the parts that run: data, models, attacks, threat."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from dbpkit.attacks import attacks, make_attack
+from dbpkit.attacks.target import Attack
+from dbpkit.data import Dataset, load_dataset
+from dbpkit.errors import UserError
+from dbpkit.evaluation.spec import EvaluationSpec, PurifierSpec
+from dbpkit.gradients import DEFAULT_MEMORY
+from dbpkit.models import load_classifier, load_denoiser, state_sha256
+from dbpkit.purify import PurifiedClassifier, Purifier, Undefended
+from dbpkit.spec import PartSpec, amount
+from dbpkit.threat import ThreatModel, make_threat
+from dbpkit.types import Denoiser
+
+
+class Parts(NamedTuple):
+    """Everything an evaluation runs with, on its device.
+
+    Attributes:
+        data: the chosen examples.
+        model: the purified classifier.
+        undefended: the classifier alone.
+        threat: the budget.
+        attacks: name and attack, in the spec's order.
+        single_draw_attacks: the same for a deterministic model, where averaging over draws is a waste.
+        hashes: sha256 of classifier, denoiser and data.
+    """
+
+    data: Dataset
+    model: PurifiedClassifier
+    undefended: Undefended
+    threat: ThreatModel
+    attacks: list[tuple[str, Attack]]
+    single_draw_attacks: list[tuple[str, Attack]]
+    hashes: dict[str, str]
+
+
+def build(spec: EvaluationSpec, device: str = "cpu", memory_bytes: int = DEFAULT_MEMORY) -> Parts:
+    """Makes the parts of a spec and checks that they fit each other.
+
+    Raises:
+        UserError: if a name, an option, a file, or the fit of two parts is wrong.
+    """
+    where = checked_device(device)
+    data = chosen_examples(spec)
+    classifier = load_classifier(spec.classifier.name, spec.classifier.options).to(where)
+    denoiser: Any = load_denoiser(spec.denoiser.name, spec.denoiser.options)
+    if isinstance(denoiser, nn.Module):
+        denoiser = denoiser.to(where)
+    purifier = make_purifier(spec.purifier, denoiser, memory_bytes)
+    model = PurifiedClassifier(purifier, classifier, seed=spec.seed)
+    threat = make_threat(spec.threat.norm, amount(spec.threat.eps))
+    hashes = {
+        "classifier_sha256": state_sha256(classifier),
+        "denoiser_sha256": state_sha256(denoiser),
+        "data_sha256": data.sha256,
+    }
+    full = [(a.name, make_attack(a.name, attack_options(a))) for a in spec.attacks]
+    single = [(a.name, make_attack(a.name, single_draw(a))) for a in spec.attacks]
+    return Parts(data, model, Undefended(classifier), threat, full, single, hashes)
+
+
+def make_purifier(spec: PurifierSpec, denoiser: Denoiser, memory_bytes: int = DEFAULT_MEMORY) -> Purifier:
+    """Builds the purifier a spec describes around a denoiser."""
+    return Purifier(
+        denoiser,
+        spec.sampler,
+        t_star=spec.t_star,
+        steps=spec.steps,
+        options=spec.options,
+        grid=spec.grid,
+        clamp=spec.clamp,
+        memory_bytes=memory_bytes,
+    )
+
+
+def chosen_examples(spec: EvaluationSpec) -> Dataset:
+    """Loads the spec's data and cuts out its examples; UserError if there are not enough."""
+    data = load_dataset(spec.data.name, spec.data.options)
+    first, count = spec.examples.first, spec.examples.count
+    if first >= len(data) or (count is not None and first + count > len(data)):
+        raise UserError(
+            f"examples {first} to {first + (count or 1) - 1} were asked for, but data '{spec.data.name}' has "
+            f"{len(data)}. Lower examples.count or examples.first."
+        )
+    return data.select(slice(first, None if count is None else first + count))
+
+
+def checked_device(name: str) -> torch.device:
+    """Returns a device; UserError if it is unknown or not there. There is no quiet fall-back."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device '{name}' is unknown. Use cpu, cuda or cuda:N.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device '{name}' was asked for, but this torch ({torch.__version__}) sees no CUDA device. Use --device cpu.")
+    return device
+
+
+def attack_options(attack: PartSpec) -> dict[str, Any]:
+    """An attack's options, with amounts such as ``step_size = "2/255"`` as numbers."""
+    return {k: amount(v) if isinstance(v, str) and "/" in v else v for k, v in attack.options.items()}
+
+
+def single_draw(attack: PartSpec) -> dict[str, Any]:
+    """An attack's options for a deterministic model: one draw, if it knows of draws at all."""
+    options = attack_options(attack)
+    return {**options, "eot": 1} if "eot" in accepted_options(attack.name) else options
+
+
+def accepted_options(name: str) -> dict[str, Any]:
+    """Names and defaults of an attack's options."""
+    function: Callable[..., Any] = attacks.get(name)
+    return {n: p.default for n, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY}

@@ -1,0 +1,124 @@
+"""What an evaluation is: everything that can change its result, and nothing else.
+
+Device, batch sizes and the output directory are no part of it, because they must not change a result.
+"""
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from dbpkit.errors import unknown_name
+from dbpkit.evaluation.knowledge import Knowledge, known
+from dbpkit.spec import Amount, PartSpec, Strict
+
+
+class PurifierSpec(Strict):
+    """How images are purified; see `dbpkit.purify.Purifier`.
+
+    Attributes:
+        sampler: registered name or import path.
+        t_star: diffusion time where purification starts, in (0, 1).
+        steps: S of the sampler's published grid.
+        options: keyword arguments of the sampler.
+        grid: further keyword arguments of its grid.
+        clamp: whether the purified image is clipped to [0, 1]; unset does as published.
+    """
+
+    sampler: str = "ddpm"
+    t_star: float = Field(default=0.1, gt=0, lt=1)
+    steps: int = Field(default=1000, gt=0)
+    options: dict[str, Any] = Field(default_factory=dict)
+    grid: dict[str, Any] = Field(default_factory=dict)
+    clamp: bool | None = None
+
+
+class ThreatSpec(Strict):
+    """The budget: ``norm`` of the perturbation at most ``eps``, in [0, 1] pixel units."""
+
+    norm: str = "linf"
+    eps: Amount = "8/255"
+
+
+class ExamplesSpec(Strict):
+    """Which examples of the data are evaluated: ``count`` of them from position ``first`` on, or all."""
+
+    count: int | None = Field(default=None, gt=0)
+    first: int = Field(default=0, ge=0)
+
+
+class DrawsSpec(Strict):
+    """Independent purifications per image: for the published score, and for choosing among attacks."""
+
+    report: int = Field(default=10, gt=0)
+    select: int = Field(default=10, gt=0)
+
+
+class KnowledgeSpec(Strict):
+    """What the attacker knows, in full; see `Knowledge`. A name alone takes the registered setting."""
+
+    name: str
+    gradient: str = "exact"
+    gradient_options: dict[str, Any] = Field(default_factory=dict)
+    shared_sites: list[str] = Field(default_factory=list)
+    tapes: int = Field(default=1, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        table = {"name": value} if isinstance(value, str) else dict(value)
+        preset = known.get(table.get("name", ""))
+        if preset is None and table.keys() <= {"name", "tapes"}:
+            raise ValueError(str(unknown_name("knowledge", str(table.get("name")), known)).rstrip("."))
+        if preset is not None:
+            defaults = preset._asdict() | {"shared_sites": sorted(preset.shared_sites)}
+            table = {**defaults, **table}
+        return table
+
+    def resolve(self) -> Knowledge:
+        """Returns the value the runner works with."""
+        return Knowledge(self.name, self.gradient, self.gradient_options, frozenset(self.shared_sites), self.tapes)
+
+
+class EvaluationSpec(Strict):
+    """One evaluation of one purified classifier.
+
+    Attributes:
+        name: title of the report.
+        data: examples.
+        classifier: maps pixels in [0, 1] to logits.
+        denoiser: the diffusion model.
+        purifier: how it is used.
+        threat: the budget.
+        attacks: the worst of them is published, chosen per example on select draws.
+        knowledge: what the attacker knows; one row of the table each.
+        examples: which examples.
+        draws: how many purifications per image.
+        seed: decides every random number.
+    """
+
+    name: str = "evaluation"
+    data: PartSpec = PartSpec(name="embedded")
+    classifier: PartSpec = PartSpec(name="embedded")
+    denoiser: PartSpec = PartSpec(name="embedded")
+    purifier: PurifierSpec = PurifierSpec()
+    threat: ThreatSpec = ThreatSpec()
+    attacks: list[PartSpec] = Field(default=[PartSpec(name="pgd")], min_length=1)
+    knowledge: list[KnowledgeSpec] = Field(
+        default_factory=lambda: [KnowledgeSpec.model_validate(name) for name in known if name in _HEADLINE], min_length=1
+    )
+    examples: ExamplesSpec = ExamplesSpec()
+    draws: DrawsSpec = DrawsSpec()
+    seed: int = Field(default=0, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _unique_names(self) -> "EvaluationSpec":
+        for what, names in (
+            ("attacks", [a.name for a in self.attacks]),
+            ("knowledge", [k.name for k in self.knowledge]),
+        ):
+            if len(set(names)) < len(names):
+                raise ValueError(f"{what} are named {', '.join(names)}: every name may occur once")
+        return self
+
+
+_HEADLINE = ("white_box", "dw_fwd", "dw_rev", "dw_both", "fixed")

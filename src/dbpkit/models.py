@@ -1,0 +1,121 @@
+"""Where classifiers and denoisers come from: the embedded ones, weights files, diffusers, the user's own code.
+
+The thing people get wrong: a classifier takes pixels in [0, 1] and normalises inside, and returns logits.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dbpkit.denoiser import from_pretrained
+from dbpkit.errors import UserError
+from dbpkit.registry import Registry
+from dbpkit.types import Denoiser
+from dbpkit.weights import load_weights
+
+classifier_sources: Registry[Callable[..., nn.Module]] = Registry("classifier")
+denoiser_sources: Registry[Callable[..., Denoiser]] = Registry("denoiser")
+
+EMBEDDED_CLASSIFIER = "cifar10-resnet9.safetensors"
+EMBEDDED_DENOISER = "cifar10-unet.safetensors"
+
+
+def asset(name: str) -> Path:
+    """Returns the path of a file that the package carries."""
+    return Path(str(resources.files("dbpkit") / "assets" / name))
+
+
+def load_embedded() -> tuple[nn.Module, nn.Module]:
+    """Returns the package's own CIFAR-10 denoiser and classifier, frozen and in eval mode."""
+    return embedded_denoiser(), embedded_classifier()
+
+
+@classifier_sources.register("embedded")
+def embedded_classifier() -> nn.Module:
+    """The CIFAR-10 classifier that the package carries."""
+    return load_weights(asset(EMBEDDED_CLASSIFIER))[0]
+
+
+@denoiser_sources.register("embedded")
+def embedded_denoiser() -> nn.Module:
+    """The CIFAR-10 denoiser that the package carries."""
+    return load_weights(asset(EMBEDDED_DENOISER))[0]
+
+
+@classifier_sources.register("weights")
+def classifier_from_weights(path: str, sha256: str | None = None) -> nn.Module:
+    """A classifier trained with ``dbpkit train``."""
+    return _of_kind("classifier", path, sha256)
+
+
+@denoiser_sources.register("weights")
+def denoiser_from_weights(path: str, sha256: str | None = None) -> nn.Module:
+    """A denoiser trained with ``dbpkit train``."""
+    return _of_kind("denoiser", path, sha256)
+
+
+@denoiser_sources.register("diffusers")
+def denoiser_from_diffusers(path: str, subfolder: str | None = None, prediction: Any = None) -> nn.Module:
+    """Any diffusers UNet2DModel directory or Hub id."""
+    return from_pretrained(path, subfolder, prediction)
+
+
+def load_classifier(name: str, options: Mapping[str, Any] | None = None) -> nn.Module:
+    """Loads a classifier by registered name or import path.
+
+    Raises:
+        UserError: if it cannot be made, or is no ``nn.Module``.
+    """
+    made = _make(classifier_sources, name, options)
+    if not isinstance(made, nn.Module):
+        raise UserError(f"classifier '{name}' must be a torch.nn.Module, not {type(made).__name__}.")
+    return made.requires_grad_(False).eval()
+
+
+def load_denoiser(name: str, options: Mapping[str, Any] | None = None) -> Denoiser:
+    """Loads a denoiser by registered name or import path.
+
+    Raises:
+        UserError: if it cannot be made, or cannot be called.
+    """
+    made = _make(denoiser_sources, name, options)
+    if not callable(made):
+        raise UserError(f"denoiser '{name}' must be callable as denoiser(x, sigma), not {type(made).__name__}.")
+    return made.requires_grad_(False).eval() if isinstance(made, nn.Module) else made
+
+
+def state_sha256(model: Any) -> str:
+    """Returns the sha256 of a model's tensors, names included; of its name where it has none."""
+    digest = hashlib.sha256(type(model).__qualname__.encode())
+    if isinstance(model, nn.Module):
+        for name, tensor in sorted(model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+
+
+def _make(registry: Registry, name: str, options: Mapping[str, Any] | None) -> Any:
+    """A part built by its source; an nn.Module instance at an import path is taken as it is."""
+    source = registry.get(name)
+    if isinstance(source, nn.Module):
+        if options:
+            raise UserError(f"{registry.kind} '{name}' is a finished module and takes no options.")
+        return source
+    try:
+        return source(**(options or {}))
+    except TypeError as error:
+        raise UserError(f"{registry.kind} '{name}' does not accept these options: {error}.") from error
+
+
+def _of_kind(kind: str, path: str, sha256: str | None) -> nn.Module:
+    model, architecture = load_weights(path, sha256)
+    if architecture.kind != kind:
+        raise UserError(f"weights '{path}' hold a {architecture.kind}; a {kind} was expected.")
+    return model

@@ -1,0 +1,237 @@
+"""The purifier and the purified classifier: pixels in [0, 1] in, pixels or logits out.
+
+Everything outside works in [0, 1]; only this file knows that diffusion models want [-1, 1]. The thing
+people get wrong: a purified classifier is random. ``model(x, noise=plan)`` is a deterministic function of
+its arguments; ``model(x)`` draws fresh noise at every call, for attack libraries that know no noise.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dbpkit.errors import UserError
+from dbpkit.gradients import DEFAULT_MEMORY, Replay, straight_through
+from dbpkit.noise import NoisePlan
+from dbpkit.registry import Registry
+from dbpkit.samplers import make_sampler
+from dbpkit.types import Denoiser
+
+gradients: Registry[Callable[..., nn.Module]] = Registry("gradient")
+"""What an attacker differentiates: ``view(model, **options)`` returns the model as the attacker sees it."""
+
+
+class Purifier(nn.Module):
+    """Noises images to t* and denoises them.
+
+    Weights are frozen and put in eval mode; gradients with respect to the image are exact.
+
+    Args:
+        denoiser: any `Denoiser`.
+        sampler: registered name or import path.
+        t_star: diffusion time where purification starts, in (0, 1).
+        steps: S of the sampler's published grid.
+        options: keyword arguments of the sampler.
+        grid: further keyword arguments of its grid.
+        clamp: whether the purified image is clipped to [0, 1]; None does as published for the sampler.
+        memory_bytes: budget for kept graphs, see `dbpkit.gradients.Replay`.
+
+    Raises:
+        UserError: if a name or an option is unknown.
+
+    Example:
+        >>> from dbpkit import NoisePlan, Purifier, load_embedded
+        >>> denoiser, _ = load_embedded()
+        >>> purifier = Purifier(denoiser, "ddim", steps=100)
+        >>> purifier(torch.full((1, 3, 32, 32), 0.5), noise=NoisePlan.of(0, [0])).shape
+        torch.Size([1, 3, 32, 32])
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        sampler: str = "ddpm",
+        *,
+        t_star: float = 0.1,
+        steps: int = 1000,
+        options: Mapping[str, Any] | None = None,
+        grid: Mapping[str, Any] | None = None,
+        clamp: bool | None = None,
+        memory_bytes: int = DEFAULT_MEMORY,
+    ) -> None:
+        super().__init__()
+        if isinstance(denoiser, nn.Module):
+            denoiser.requires_grad_(False).eval()
+        self.denoiser = denoiser
+        self.settings = {"sampler": sampler, "t_star": t_star, "steps": steps, "options": options, "grid": grid}
+        self.sampler = make_sampler(sampler, t_star, steps, options, grid)
+        self.clamp = self.sampler.clamps if clamp is None else clamp
+        self.memory_bytes = memory_bytes
+        self.verify_replay = False
+
+    @property
+    def calls(self) -> int:
+        """Sampler steps of one purification, each one or two network calls."""
+        return len(self.sampler.levels) - 1
+
+    def forward(self, x: Tensor, *, noise: NoisePlan) -> Tensor:
+        """Purifies images.
+
+        Args:
+            x: images (B, C, H, W), nominally in [0, 1].
+            noise: plan of the same B examples.
+
+        Returns:
+            Purified images (B, C, H, W), in [0, 1] if ``clamp``.
+        """
+        hook = Replay(self.calls, self.memory_bytes, verify=self.verify_replay)
+        x0 = self.sampler.sample(self.denoiser, 2 * x - 1, self.sampler.levels, noise=noise, step=hook)
+        x_pure = (x0 + 1) / 2
+        return x_pure.clamp(0, 1) if self.clamp else x_pure
+
+    def with_steps(self, steps: int) -> "Purifier":
+        """Returns the same purifier on another step grid, sharing the weights."""
+        return Purifier(self.denoiser, **{**self.settings, "steps": steps}, clamp=self.clamp, memory_bytes=self.memory_bytes)
+
+
+class PurifiedClassifier(nn.Module):
+    """Purify, then classify: one purification, one prediction.
+
+    Args:
+        purifier: gives images in [0, 1].
+        classifier: maps images (B, C, H, W) in [0, 1] to logits (B, K).
+        seed: seed of the noise of calls without a plan.
+
+    Example:
+        >>> from dbpkit import NoisePlan, PurifiedClassifier, Purifier, load_embedded
+        >>> denoiser, classifier = load_embedded()
+        >>> model = PurifiedClassifier(Purifier(denoiser, "ddim", steps=100), classifier)
+        >>> model(torch.full((2, 3, 32, 32), 0.5), noise=NoisePlan.of(0, [4, 9])).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(self, purifier: nn.Module, classifier: nn.Module, *, seed: int = 0) -> None:
+        super().__init__()
+        self.purifier = purifier
+        self.classifier = classifier.requires_grad_(False).eval()
+        self.seed = seed
+        self.calls_without_plan = 0
+
+    @property
+    def sites(self) -> frozenset[str]:
+        """Noise sites the purifier draws from; all of its randomness is there."""
+        return self.purifier.sampler.sites
+
+    def forward(self, x: Tensor, *, noise: NoisePlan | None = None) -> Tensor:
+        """Returns logits (B, K) of images (B, C, H, W) in [0, 1].
+
+        Args:
+            x: images.
+            noise: plan of the same B examples. Without one, noise is drawn afresh at every call from the
+                model's seed and a count of such calls; rows are then positions, not examples.
+        """
+        return self.classifier(self.purifier(x, noise=self._fresh(len(x)) if noise is None else noise))
+
+    @torch.no_grad()
+    def draws(self, x: Tensor, *, noise: NoisePlan, count: int) -> Tensor:
+        """Returns logits (B, R, K) of ``count`` = R independent purifications of each image."""
+        logits = self(x.repeat_interleave(count, dim=0), noise=noise.repeat(count))
+        return logits.unflatten(0, (len(x), count))
+
+    def bind(self, noise: NoisePlan) -> "BoundClassifier":
+        """Returns a plain ``model(x) -> logits`` with the noise of a plan, for one fixed batch of examples."""
+        return BoundClassifier(self, noise)
+
+    def _fresh(self, count: int) -> NoisePlan:
+        plan = NoisePlan.of(self.seed, range(count), "attack", draw=self.calls_without_plan)
+        self.calls_without_plan += 1
+        return plan
+
+
+class BoundClassifier(nn.Module):
+    """A deterministic view of a randomised classifier: one plan, one batch of examples.
+
+    Args:
+        model: the randomised classifier.
+        noise: plan of the batch; a batch of another length is refused.
+    """
+
+    def __init__(self, model: nn.Module, noise: NoisePlan) -> None:
+        super().__init__()
+        self.model = model
+        self.noise = noise
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns logits (B, K); UserError unless ``x`` has the plan's B rows."""
+        return self.model(x, noise=self.noise)
+
+
+class Undefended(nn.Module):
+    """A classifier alone, under the same protocol; the noise is ignored.
+
+    Args:
+        classifier: maps images in [0, 1] to logits.
+    """
+
+    sites: frozenset[str] = frozenset()
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.classifier = classifier.requires_grad_(False).eval()
+
+    def forward(self, x: Tensor, *, noise: NoisePlan | None = None) -> Tensor:
+        """Returns logits (B, K) of images (B, C, H, W) in [0, 1]."""
+        del noise
+        return self.classifier(x)
+
+
+@gradients.register("exact")
+def exact(model: PurifiedClassifier) -> nn.Module:
+    """The model itself: the exact gradient of the function that classifies."""
+    return model
+
+
+@gradients.register("bpda")
+def bpda(model: PurifiedClassifier) -> nn.Module:
+    """Exact values, but purification is taken for the identity in the backward pass."""
+    return _replaced(model, StraightThrough(model.purifier))
+
+
+@gradients.register("surrogate")
+def surrogate(model: PurifiedClassifier, steps: int = 50) -> nn.Module:
+    """The attacker differentiates a purifier with fewer steps; the real one judges.
+
+    Source:
+        Lee & Kim 2023 (arXiv:2303.09051), surrogate process.
+    """
+    if not isinstance(model.purifier, Purifier):
+        raise UserError("gradient 'surrogate' needs a dbpkit Purifier. Use 'exact' or 'bpda' for other purifiers.")
+    return _replaced(model, model.purifier.with_steps(steps))
+
+
+@gradients.register("blind")
+def blind(model: PurifiedClassifier) -> nn.Module:
+    """The attacker does not know of the purifier and attacks the classifier alone."""
+    return Undefended(model.classifier)
+
+
+class StraightThrough(nn.Module):
+    """A purifier with the gradient of the identity; see `dbpkit.gradients.straight_through`."""
+
+    def __init__(self, purifier: nn.Module) -> None:
+        super().__init__()
+        self.purifier = purifier
+        self.sampler = purifier.sampler
+
+    def forward(self, x: Tensor, *, noise: NoisePlan) -> Tensor:
+        """Purifies images (B, C, H, W) exactly."""
+        return straight_through(lambda x: self.purifier(x, noise=noise), x)
+
+
+def _replaced(model: PurifiedClassifier, purifier: nn.Module) -> PurifiedClassifier:
+    """A copy of the model with another purifier and the same classifier."""
+    view = copy.copy(model)
+    view._modules = {**model._modules, "purifier": purifier}
+    return view

@@ -1,0 +1,117 @@
+"""Estimands and intervals: pure functions of recorded predictions.
+
+A row's scores are a table: one line per example, one column per draw, 1 where the prediction was right.
+The thing people get wrong: the examples are the sample, the draws are not. Ten draws of one image are no
+ten images, so every interval has n = examples.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from dbpkit.noise import NoisePlan
+
+Z95 = 1.959963984540054
+"""97.5 % point of the standard normal."""
+
+
+class Estimate(NamedTuple):
+    """A number that can be published.
+
+    Attributes:
+        estimand: what it estimates, such as ``per_draw`` or ``all_draws@10``.
+        value: in [0, 1], or [-1, 1] for a difference.
+        low: lower end of the 95 % interval.
+        high: upper end.
+        examples: n, independent examples.
+        draws: draws per example.
+        method: how the interval was made.
+    """
+
+    estimand: str
+    value: float
+    low: float
+    high: float
+    examples: int
+    draws: int
+    method: str
+
+
+def wilson(mean: float, examples: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a mean of ``examples`` values in [0, 1].
+
+    For values that are themselves averages over draws it is conservative: no distribution on [0, 1]
+    with that mean has a larger variance than the binary one.
+
+    Source:
+        Wilson 1927, JASA 22:209.
+    """
+    centre = mean + Z95**2 / (2 * examples)
+    spread = Z95 * math.sqrt(mean * (1 - mean) / examples + Z95**2 / (4 * examples**2))
+    scale = 1 + Z95**2 / examples
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def per_draw(predicted: Sequence[Sequence[int]], labels: Sequence[int]) -> Estimate:
+    """Accuracy of one deployed query: the mean over examples of the mean over draws."""
+    right = [sum(p == y for p in ps) / len(ps) for ps, y in zip(predicted, labels, strict=True)]
+    return _estimate("per_draw", right, _draws(predicted))
+
+
+def majority(predicted: Sequence[Sequence[int]], labels: Sequence[int]) -> Estimate:
+    """Accuracy of a vote over all draws; a tie counts against the defence."""
+    right = []
+    for ps, y in zip(predicted, labels, strict=True):
+        votes = np.bincount([*ps, y])  # one vote too many for the label, taken back below
+        votes[y] -= 1
+        right.append(float(votes[y] > 0 and votes[y] > max((v for k, v in enumerate(votes) if k != y), default=0)))
+    return _estimate("majority", right, _draws(predicted))
+
+
+def all_draws(predicted: Sequence[Sequence[int]], labels: Sequence[int]) -> Estimate:
+    """Share of examples right on every draw: the adversary may resubmit as often as there are draws."""
+    right = [float(all(p == y for p in ps)) for ps, y in zip(predicted, labels, strict=True)]
+    return _estimate(f"all_draws@{_draws(predicted)}", right, _draws(predicted))
+
+
+def paired_difference(a: Sequence[float], b: Sequence[float], draws: int = 1, resamples: int = 10_000) -> Estimate:
+    """Mean of a - b over the same examples, with a paired bootstrap over examples.
+
+    Args:
+        a: per-example values of one row or run.
+        b: those of the other, in the same order.
+        draws: draws behind each value, for the label.
+        resamples: bootstrap samples.
+
+    Returns:
+        The difference with its percentile interval. Where all differences are equal the bootstrap says
+        nothing; the interval is then Wilson's, widened from the end that was observed.
+
+    Source:
+        Efron & Tibshirani 1993, chapter 13.
+    """
+    difference = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
+    n = len(difference)
+    if n == 0 or np.ptp(difference) == 0:
+        value = float(difference[0]) if n else math.nan
+        slack = 1 - wilson(1.0, n)[0] if n else math.nan
+        return Estimate("difference", value, max(-1.0, value - slack), min(1.0, value + slack), n, draws, "wilson, all pairs equal")
+    plan = NoisePlan.of(0, range(resamples), "report")
+    chosen = (plan.uniform("probe", 0, torch.zeros(resamples, n, dtype=torch.float64)) * n).long().numpy()
+    means = difference[chosen].mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Estimate("difference", float(difference.mean()), float(low), float(high), n, draws, "paired bootstrap")
+
+
+def _estimate(estimand: str, right: Sequence[float], draws: int) -> Estimate:
+    """An estimate of a mean over examples."""
+    mean = sum(right) / len(right) if right else math.nan
+    low, high = wilson(mean, len(right)) if right else (math.nan, math.nan)
+    return Estimate(estimand, mean, low, high, len(right), draws, "wilson")
+
+
+def _draws(predicted: Sequence[Sequence[int]]) -> int:
+    return max((len(ps) for ps in predicted), default=0)

@@ -1,0 +1,91 @@
+"""Red flags that follow from records alone, and what a flag is; `docs/flags.md` has a section for each.
+
+The thing people get wrong: a weak attack and a strong defence look alike in the accuracy; they differ here.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from dbpkit.results.run_directory import Record
+
+BUDGET_TOLERANCE = 1e-5
+"""Excess over the budget that float32 rounding of a projection explains."""
+
+BASELINE_ROWS = ("undefended_clean", "undefended", "clean", "noise_control", "transfer")
+"""Rows of every run that are no attacker's row."""
+
+
+class Flag(NamedTuple):
+    """A finding that travels with the result.
+
+    Attributes:
+        name: section of ``docs/flags.md``.
+        severity: ``"error"`` (the number is not to be believed) or ``"warning"``.
+        message: one or two sentences with the values.
+        row: row of the table it concerns, or empty.
+    """
+
+    name: str
+    severity: str
+    message: str
+    row: str = ""
+
+
+def record_flags(records: Sequence[Record], preflight: Sequence[Flag] = ()) -> list[Flag]:
+    """Returns the preflight's flags and those that follow from the records."""
+    flags = list(preflight)
+    failed = [r for r in records if "error" in r]
+    if failed:
+        flags.append(Flag("failed_examples", "error", f"{len(failed)} records failed (first: {failed[0]['row']}, example {failed[0]['example']}: {failed[0]['error']}). Run the same command to try them again."))
+    by_row: dict[str, list[Record]] = {}
+    for record in records:
+        if "error" not in record:
+            by_row.setdefault(record["row"], []).append(record)
+    for row, rows in by_row.items():
+        if row not in ("undefended_clean", "clean", "noise_control", "transfer"):
+            flags += _attack_flags(row, rows)
+    flags += _comparison_flags(by_row)
+    return flags
+
+
+def _attack_flags(row: str, records: Sequence[Record]) -> list[Flag]:
+    """Flags of one attacker's own diagnostics."""
+    flags = []
+    norms = [r["grad_norm"] for r in records if r.get("grad_norm")]
+    zero = sum(n[0] == 0 for n in norms)
+    if zero:
+        flags.append(Flag("zero_gradient", "error" if zero > len(norms) // 20 else "warning", f"The gradient is exactly zero at the start for {zero} of {len(norms)} examples.", row))
+    if any(v is None for n in norms for v in n):
+        flags.append(Flag("non_finite_gradient", "error", f"{sum(any(v is None for v in n) for n in norms)} of {len(norms)} examples met a gradient that is not finite.", row))
+    paths = [r["loss"] for r in records if r.get("loss") and None not in r["loss"] and len(r["loss"]) > 1]
+    if paths:
+        first, last = (sum(p[k] for p in paths) / len(paths) for k in (0, -1))
+        if last <= first:
+            flags.append(Flag("loss_not_rising", "error", f"The attack's mean loss went from {first:.3f} to {last:.3f}: it did not rise.", row))
+    excess = max((r.get("excess", 0.0) for r in records), default=0.0)
+    if excess > BUDGET_TOLERANCE:
+        flags.append(Flag("budget_exceeded", "warning", f"The attack left the budget by {excess:.3g} before the runner projected it back.", row))
+    return flags
+
+
+def _comparison_flags(by_row: dict[str, list[Record]]) -> list[Flag]:
+    """Flags that compare rows with each other."""
+    flags = []
+    noise, transfer = accuracy(by_row.get("noise_control", [])), accuracy(by_row.get("transfer", []))
+    for row, records in by_row.items():
+        if row in BASELINE_ROWS:
+            continue
+        attacked = accuracy(records)
+        if noise is not None and attacked is not None and 0 < noise <= attacked:
+            flags.append(Flag("no_better_than_noise", "error", f"Accuracy under the attack is {attacked:.1%}; random noise of the same size leaves {noise:.1%}.", row))
+    white = accuracy(by_row.get("white_box", []))
+    if white is not None and transfer is not None and transfer < white:
+        flags.append(Flag("transfer_stronger", "error", f"Images that fool the undefended classifier leave {transfer:.1%}, the white box {white:.1%}: the white-box attack is not at its strength.", "white_box"))
+    return flags
+
+
+def accuracy(records: Sequence[dict[str, Any]]) -> float | None:
+    """Mean over records of the share of right draws; None without records."""
+    if not records:
+        return None
+    return sum(sum(p == r["label"] for p in r["predicted"]) / len(r["predicted"]) for r in records) / len(records)

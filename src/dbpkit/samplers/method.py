@@ -1,0 +1,111 @@
+"""What a registered sampler consists of, and the parts that samplers share."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from dbpkit.errors import UserError
+from dbpkit.noise import NoisePlan
+from dbpkit.registry import Registry
+from dbpkit.schedule import discrete_levels
+from dbpkit.types import Sampler
+
+samplers: Registry["Method"] = Registry("sampler")
+
+REVERSE_SITES = frozenset({"reverse", "churn", "corrector"})
+"""Noise sites of the way back from t*."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A sampler with its published grid of noise levels.
+
+    Attributes:
+        sample: the algorithm.
+        levels: ``levels(t_star, steps, **grid)`` gives its noise levels, the last one 0.
+        clamps: whether the published pipeline clips the purified image to the pixel range.
+        sites: noise sites it draws from, given its options.
+    """
+
+    sample: Callable[..., Tensor]
+    levels: Callable[..., Tensor] = discrete_levels
+    clamps: bool = True
+    sites: Callable[[Mapping[str, Any]], frozenset[str]] = field(
+        default=lambda _: frozenset({"forward", "reverse"})
+    )
+
+    @property
+    def __doc__(self) -> str:
+        """The algorithm's own docstring."""
+        return self.sample.__doc__ or ""
+
+
+class BoundSampler(NamedTuple):
+    """A sampler with its options and levels filled in.
+
+    Attributes:
+        sample: called as ``sample(denoiser, x, levels, noise=..., step=...)``.
+        levels: (calls + 1,) float64, decreasing to 0.
+        clamps: whether the purified image is clipped to the pixel range.
+        sites: noise sites it draws from.
+    """
+
+    sample: Sampler
+    levels: Tensor
+    clamps: bool
+    sites: frozenset[str]
+
+
+def make_sampler(
+    name: str,
+    t_star: float = 0.1,
+    steps: int = 1000,
+    options: Mapping[str, Any] | None = None,
+    grid: Mapping[str, Any] | None = None,
+) -> BoundSampler:
+    """Binds a sampler to its levels and options.
+
+    Args:
+        name: registered name, or import path of a `Method` or of a plain sampler function.
+        t_star: diffusion time where purification starts, in (0, 1).
+        steps: S of the sampler's published grid.
+        options: keyword arguments of the algorithm (``eta``, ``variance``, ``clip``, ...).
+        grid: further keyword arguments of the grid (``sigma_max``, ...).
+
+    Raises:
+        UserError: if a name or an option is unknown, or the levels do not decrease to 0.
+    """
+    found: Any = samplers.get(name)
+    method = found if isinstance(found, Method) else Method(found, sites=lambda _: REVERSE_SITES | {"forward"})
+    options = dict(options or {})
+    known = [p for p in inspect.signature(method.sample).parameters][3:]
+    known = [p for p in known if p not in ("noise", "step")]
+    for option in options:
+        if option not in known:
+            raise UserError(f"sampler '{name}' has no option '{option}'. Available: {', '.join(known) or 'none'}.")
+    try:
+        levels = method.levels(t_star, steps, **(grid or {}))
+    except TypeError as error:
+        raise UserError(f"the grid of sampler '{name}' does not accept these options: {error}.") from error
+    check_levels(levels, name)
+    return BoundSampler(partial(method.sample, **options), levels, method.clamps, method.sites(options))
+
+
+def check_levels(levels: Tensor, name: str) -> None:
+    """Raises UserError unless ``levels`` (S + 1,) decrease strictly to 0."""
+    if levels.ndim != 1 or len(levels) < 2 or bool((levels[1:] >= levels[:-1]).any()) or float(levels[-1]) != 0:
+        raise UserError(f"sampler '{name}': noise levels must decrease strictly to 0, got {levels.tolist()}.")
+
+
+def diffuse(x: Tensor, sigma: Tensor, noise: NoisePlan) -> Tensor:
+    """Noises images (B, C, H, W) to level ``sigma`` with the plan's ``forward`` draw: x + sigma z."""
+    return x + float(sigma) * noise.normal("forward", 0, x)
+
+
+def clipped(x0: Tensor, clip: bool) -> Tensor:
+    """The clean estimate, limited to the pixel range [-1, 1] if ``clip``; gradients flow through the clip."""
+    return x0.clamp(-1, 1) if clip else x0

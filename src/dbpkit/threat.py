@@ -1,0 +1,128 @@
+"""Threat models: which perturbed images count as attacks.
+
+The thing people get wrong: the budget is on pixels in [0, 1]. A budget of 8/255 there is 16/255 in the
+[-1, 1] units that diffusion models use.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dbpkit.errors import UserError
+from dbpkit.noise import NoisePlan
+from dbpkit.registry import Registry
+
+threats: Registry[type["ThreatModel"]] = Registry("threat model")
+
+_TINY = 1e-10
+
+
+class ThreatModel(Protocol):
+    """A set of allowed images around each clean one; images (B, C, H, W) in [0, 1]."""
+
+    eps: float
+    default_step_size: float
+
+    def project(self, x: Tensor, x_adv: Tensor) -> Tensor:
+        """Returns the allowed image near ``x_adv``, within the budget of ``x`` and in [0, 1]."""
+        ...
+
+    def random_start(self, x: Tensor, noise: NoisePlan) -> Tensor:
+        """Returns a random allowed image, from the plan's ``start`` site."""
+        ...
+
+    def steepest(self, grad: Tensor) -> Tensor:
+        """Returns the direction of unit size along which a loss with gradient ``grad`` rises most."""
+        ...
+
+    def distance(self, x: Tensor, x_adv: Tensor) -> Tensor:
+        """Returns the size of each perturbation, (B,)."""
+        ...
+
+
+@threats.register("linf")
+@dataclass(frozen=True)
+class Linf:
+    """Every pixel value moves by at most ``eps``.
+
+    Attributes:
+        eps: budget in [0, 1] pixel units, >= 0.
+
+    Source:
+        Liu et al., ICLR 2025: 8/255 with step 2/255, a quarter of the budget.
+    """
+
+    eps: float
+
+    @property
+    def default_step_size(self) -> float:
+        """A quarter of the budget, as published."""
+        return self.eps / 4
+
+    def project(self, x: Tensor, x_adv: Tensor) -> Tensor:
+        """Clips to the budget, then to [0, 1]."""
+        return torch.minimum(torch.maximum(x_adv, x - self.eps), x + self.eps).clamp(0, 1)
+
+    def random_start(self, x: Tensor, noise: NoisePlan) -> Tensor:
+        """Draws uniformly from the cube, clipped to [0, 1]."""
+        return self.project(x, x + self.eps * (2 * noise.uniform("start", 0, x) - 1))
+
+    def steepest(self, grad: Tensor) -> Tensor:
+        """The sign of the gradient."""
+        return grad.sign()
+
+    def distance(self, x: Tensor, x_adv: Tensor) -> Tensor:
+        """Largest absolute change of a pixel value, (B,)."""
+        return (x_adv - x).abs().flatten(1).amax(dim=1)
+
+
+@threats.register("l2")
+@dataclass(frozen=True)
+class L2:
+    """The perturbation's Euclidean norm over all pixel values is at most ``eps``.
+
+    Attributes:
+        eps: budget in [0, 1] pixel units, >= 0.
+
+    Source:
+        Liu et al., ICLR 2025: 0.5 with step 0.1, a fifth of the budget.
+    """
+
+    eps: float
+
+    @property
+    def default_step_size(self) -> float:
+        """A fifth of the budget, as published."""
+        return self.eps / 5
+
+    def project(self, x: Tensor, x_adv: Tensor) -> Tensor:
+        """Shrinks to the ball, then clips to [0, 1], which can only shrink further."""
+        delta = x_adv - x
+        factor = (self.eps / (self.distance(x, x_adv) + _TINY)).clamp(max=1)
+        return (x + delta * factor[:, None, None, None]).clamp(0, 1)
+
+    def random_start(self, x: Tensor, noise: NoisePlan) -> Tensor:
+        """Draws uniformly from the ball, clipped to [0, 1]."""
+        z = noise.normal("start", 0, x)
+        radius = noise.uniform("start", 1, x[:, :1, :1, :1]) ** (1 / x[0].numel())
+        return self.project(x, x + self.eps * radius * self.steepest(z))
+
+    def steepest(self, grad: Tensor) -> Tensor:
+        """The gradient at unit norm; zero where the gradient is."""
+        norm = grad.flatten(1).norm(dim=1)
+        return grad / (norm + _TINY)[:, None, None, None]
+
+    def distance(self, x: Tensor, x_adv: Tensor) -> Tensor:
+        """Euclidean norm of the change, (B,)."""
+        return (x_adv - x).flatten(1).norm(dim=1)
+
+
+def make_threat(norm: str, eps: float) -> ThreatModel:
+    """Builds a threat model by name; UserError if the name is unknown or the budget negative or above 255."""
+    if eps < 0:
+        raise UserError(f"threat.eps {eps:g} is negative. Give a budget in [0, 1] pixel units, such as \"8/255\".")
+    if norm == "linf" and eps > 1:
+        raise UserError(f"threat.eps {eps:g} exceeds the pixel range [0, 1]. Did you mean \"{eps:g}/255\"?")
+    return threats.get(norm)(eps)
