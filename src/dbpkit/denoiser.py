@@ -60,6 +60,8 @@ class VPDenoiser(nn.Module):
         Ho et al. 2020; Song et al. 2021; Salimans & Ho 2022 (arXiv:2202.00512), section 4, for v.
     """
 
+    _log_sigmas: Tensor
+
     def __init__(
         self,
         network: nn.Module,
@@ -96,7 +98,9 @@ class VPDenoiser(nn.Module):
             return out
         if self.prediction == "v":
             return signal * state - signal * sigma * out
-        return x + signal * sigma**2 * out  # z = -sqrt(1 - alpha_bar) score, sqrt(1 - alpha_bar) = signal sigma
+        return (
+            x + signal * sigma**2 * out
+        )  # z = -sqrt(1 - alpha_bar) score, sqrt(1 - alpha_bar) = signal sigma
 
     def _times(self, sigma: Tensor) -> Tensor:
         """(B,) times of noise levels in the network's own unit."""
@@ -113,12 +117,19 @@ def edm(network: nn.Module, sigma_data: float = 0.5) -> EDMDenoiser:
 
 
 @denoisers.register("vp")
-def vp(network: nn.Module, prediction: Prediction = "noise", time: str = "discrete", time_scale: float = 999.0) -> VPDenoiser:
+def vp(
+    network: nn.Module,
+    prediction: Prediction = "noise",
+    time: Literal["discrete", "continuous"] = "discrete",
+    time_scale: float = 999.0,
+) -> VPDenoiser:
     """A variance-preserving network that predicts noise, v, x0 or score."""
     return VPDenoiser(network, prediction, time, time_scale)
 
 
-def from_pretrained(path: str, subfolder: str | None = None, prediction: Prediction | None = None) -> VPDenoiser:
+def from_pretrained(
+    path: str, subfolder: str | None = None, prediction: Prediction | None = None
+) -> VPDenoiser:
     """Loads any diffusers ``UNet2DModel`` directory or Hub id (safetensors only).
 
     Args:

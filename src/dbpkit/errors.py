@@ -1,4 +1,4 @@
-"""The one exception a user's mistake raises; the command line prints it as one sentence and exits with 2."""
+"""The one exception a user's mistake raises; the command line prints it and exits with 2."""
 
 import difflib
 from collections.abc import Iterable

@@ -103,9 +103,9 @@ class _Replayed(torch.autograd.Function):
             y = ctx.step.again(x)
         if stored and not torch.equal(y, stored[0]):
             raise UserError(
-                "a purification step gave another result when it was run again with the same noise "
-                f"(largest difference {float((y - stored[0]).abs().max()):.3g}). Put the network in eval mode and "
-                "remove randomness it draws itself, or its gradients are wrong."
+                "a purification step gave another result when it was run again with the same noise"
+                f" (largest difference {float((y - stored[0]).abs().max()):.3g}). Put the network"
+                " in eval mode and remove randomness it draws itself, or its gradients are wrong."
             )
         return torch.autograd.grad(y, x, grads[0], materialize_grads=True)[0], None, None
 

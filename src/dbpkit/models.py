@@ -1,4 +1,4 @@
-"""Where classifiers and denoisers come from: the embedded ones, weights files, diffusers, the user's own code.
+"""Where classifiers and denoisers come from: embedded, weights files, diffusers, the user's own code.
 
 The thing people get wrong: a classifier takes pixels in [0, 1] and normalises inside, and returns logits.
 """
@@ -14,12 +14,12 @@ from torch import nn
 
 from dbpkit.denoiser import from_pretrained
 from dbpkit.errors import UserError
-from dbpkit.registry import Registry
+from dbpkit.registry import Registry, call_with_options
 from dbpkit.types import Denoiser
 from dbpkit.weights import load_weights
 
 classifier_sources: Registry[Callable[..., nn.Module]] = Registry("classifier")
-denoiser_sources: Registry[Callable[..., Denoiser]] = Registry("denoiser")
+denoiser_sources: Registry[Callable[..., Any]] = Registry("denoiser")
 
 EMBEDDED_CLASSIFIER = "cifar10-resnet9.safetensors"
 EMBEDDED_DENOISER = "cifar10-unet.safetensors"
@@ -85,7 +85,9 @@ def load_denoiser(name: str, options: Mapping[str, Any] | None = None) -> Denois
     """
     made = _make(denoiser_sources, name, options)
     if not callable(made):
-        raise UserError(f"denoiser '{name}' must be callable as denoiser(x, sigma), not {type(made).__name__}.")
+        raise UserError(
+            f"denoiser '{name}' must be callable as denoiser(x, sigma), not {type(made).__name__}."
+        )
     return made.requires_grad_(False).eval() if isinstance(made, nn.Module) else made
 
 
@@ -99,8 +101,6 @@ def state_sha256(model: Any) -> str:
     return digest.hexdigest()
 
 
-
-
 def _make(registry: Registry, name: str, options: Mapping[str, Any] | None) -> Any:
     """A part built by its source; an nn.Module instance at an import path is taken as it is."""
     source = registry.get(name)
@@ -108,10 +108,7 @@ def _make(registry: Registry, name: str, options: Mapping[str, Any] | None) -> A
         if options:
             raise UserError(f"{registry.kind} '{name}' is a finished module and takes no options.")
         return source
-    try:
-        return source(**(options or {}))
-    except TypeError as error:
-        raise UserError(f"{registry.kind} '{name}' does not accept these options: {error}.") from error
+    return call_with_options(source, options or {}, f"{registry.kind} '{name}'")
 
 
 def _of_kind(kind: str, path: str, sha256: str | None) -> nn.Module:

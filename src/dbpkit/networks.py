@@ -5,6 +5,7 @@ the U-Net works on 2x2 patches, so image sides must be divisible by ``patch_size
 """
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -42,24 +43,28 @@ class UNet(nn.Module):
         super().__init__()
         if len(channels) != len(blocks):
             raise UserError(f"unet: channels {channels} and blocks {blocks} must have the same length.")
+        self.image_channels = image_channels
         self.side_multiple = patch_size * 2 ** (len(channels) - 1)
-        self.embed = nn.Sequential(_Fourier(embedding_size), nn.Linear(embedding_size, embedding_size), nn.SiLU())
+        self.embed = nn.Sequential(
+            _Fourier(embedding_size), nn.Linear(embedding_size, embedding_size), nn.SiLU()
+        )
         self.fold = nn.PixelUnshuffle(patch_size)
         self.stem = nn.Conv2d(image_channels * patch_size**2, channels[0], 3, padding=1)
         levels = list(zip(channels, blocks, strict=True))
         self.down = nn.ModuleList([_level(c, n, embedding_size) for c, n in levels[:-1]])
-        self.shrink = nn.ModuleList([nn.Conv2d(a, b, 3, 2, 1) for a, b in zip(channels, channels[1:], strict=False)])
+        self.shrink = nn.ModuleList([nn.Conv2d(a, b, 3, 2, 1) for a, b in pairwise(channels)])
         self.middle = _level(channels[-1], blocks[-1], embedding_size)
         self.attend = _SelfAttention(channels[-1]) if attention else nn.Identity()
-        self.grow = nn.ModuleList([nn.Conv2d(b, a, 1) for a, b in zip(channels, channels[1:], strict=False)])
+        self.grow = nn.ModuleList([nn.Conv2d(b, a, 1) for a, b in pairwise(channels)])
         self.up = nn.ModuleList([_level(c, n, embedding_size) for c, n in levels[:-1]])
         self.head = nn.Sequential(
-            nn.GroupNorm(8, channels[0]), nn.SiLU(), nn.Conv2d(channels[0], image_channels * patch_size**2, 3, padding=1)
+            nn.GroupNorm(8, channels[0]),
+            nn.SiLU(),
+            nn.Conv2d(channels[0], image_channels * patch_size**2, 3, padding=1),
         )
         self.unfold = nn.PixelShuffle(patch_size)
-        nn.init.zeros_(self.head[2].weight)
-        nn.init.zeros_(self.head[2].bias)
-        self.to(memory_format=torch.channels_last)
+        _zero(self.head[2])
+        _channels_last(self)
 
     def forward(self, x: Tensor, noise_label: Tensor) -> Tensor:
         """Maps scaled images (B, C, H, W) and noise labels (B,) to (B, C, H, W).
@@ -68,12 +73,14 @@ class UNet(nn.Module):
             UserError: if H or W is not a multiple of ``side_multiple``.
         """
         if x.shape[-1] % self.side_multiple or x.shape[-2] % self.side_multiple:
-            raise UserError(f"unet: image sides must be multiples of {self.side_multiple}, not {tuple(x.shape[-2:])}.")
+            raise UserError(
+                f"unet: image sides must be multiples of {self.side_multiple}, not {tuple(x.shape[-2:])}."
+            )
         embedding = self.embed(noise_label)
         x = self.stem(self.fold(x).contiguous(memory_format=torch.channels_last))
         skips = []
         for level, shrink in zip(self.down, self.shrink, strict=True):
-            for block in level:
+            for block in level.children():
                 x = block(x, embedding)
             skips.append(x)
             x = shrink(x)
@@ -82,7 +89,7 @@ class UNet(nn.Module):
         x = self.attend(x)
         for level, grow in zip(reversed(self.up), reversed(self.grow), strict=True):
             x = functional.interpolate(grow(x), scale_factor=2.0) + skips.pop()
-            for block in level:
+            for block in level.children():
                 x = block(x, embedding)
         return self.unfold(self.head(x))
 
@@ -124,7 +131,7 @@ class ResNet9(nn.Module):
         )
         self.head = nn.Linear(d, classes, bias=False)
         self.scale = scale
-        self.to(memory_format=torch.channels_last)
+        _channels_last(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps images (B, C, H, W) in [0, 1] to logits (B, K)."""
@@ -134,6 +141,8 @@ class ResNet9(nn.Module):
 
 class _Fourier(nn.Module):
     """Sines and cosines of a noise label at fixed frequencies."""
+
+    frequencies: Tensor
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -155,8 +164,7 @@ class _ResidualBlock(nn.Module):
         self.film = nn.Linear(embedding_size, 2 * channels)
         self.norm2 = nn.GroupNorm(8, channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        _zero(self.conv2)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         scale, shift = self.film(embedding)[:, :, None, None].chunk(2, dim=1)
@@ -173,8 +181,7 @@ class _SelfAttention(nn.Module):
         self.norm = nn.GroupNorm(8, channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        _zero(self.out)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=2)  # each (B, HW, C)
@@ -196,13 +203,31 @@ class _Residual(nn.Module):
 class _Normalise(nn.Module):
     """Subtracts a mean and divides by a deviation, per channel."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean)[None, :, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[None, :, None, None], persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] != self.mean.shape[1]:  # broadcasting would turn one channel into three without a word
+            raise UserError(f"the classifier was made for {self.mean.shape[1]} channels, not {x.shape[1]}.")
         return (x - self.mean) / self.std
+
+
+def _zero(layer: nn.Module) -> None:
+    """Sets a layer's weights to 0, so that its block starts as the identity."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
+def _channels_last(network: nn.Module) -> None:
+    """Lays convolution weights out as CPU and GPU kernels like them best."""
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def _level(channels: int, blocks: int, embedding_size: int) -> nn.ModuleList:
@@ -210,7 +235,7 @@ def _level(channels: int, blocks: int, embedding_size: int) -> nn.ModuleList:
 
 
 def _conv_bn(inputs: int, outputs: int, *, pool: bool = False) -> nn.Sequential:
-    layers = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)]
+    layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)]
     if pool:
         layers.append(nn.MaxPool2d(2))
     return nn.Sequential(*layers, nn.BatchNorm2d(outputs), nn.ReLU())

@@ -33,7 +33,11 @@ SITES = {
 """Where a draw is used: forward noising, reverse steps, EDM churn, Langevin corrector, an attack's
 random start, shuffling, augmentation, a training noise level, a random direction."""
 
+MAX_ID = 1 << 44
+"""Example ids lie below this."""
+
 _LOW = 0xFFFFFFFF
+_BLOCK_BITS = 20  # the first counter word holds the block of four values and the id's upper twelve bits
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 
@@ -44,7 +48,7 @@ class NoisePlan:
 
     Attributes:
         seed: run seed, 0 <= seed < 2**32.
-        example_ids: (B,) int64, stable ids of the examples, each in [0, 2**32).
+        example_ids: (B,) int64, stable ids of the examples, each in [0, 2**44).
         stream: one of `STREAMS`.
         draw: (B,) int64, index of the independent repetition of each row, each in [0, 2**32).
         lane: which of 2**24 independent copies of the stream; one per attack and tape.
@@ -65,7 +69,9 @@ class NoisePlan:
     lane: int = 0
 
     @classmethod
-    def of(cls, seed: int, example_ids: Iterable[int] | Tensor, stream: str = "report", draw: int = 0) -> "NoisePlan":
+    def of(
+        cls, seed: int, example_ids: Iterable[int] | Tensor, stream: str = "report", draw: int = 0
+    ) -> "NoisePlan":
         """Makes a plan for examples, checking the ranges of every part of the key.
 
         Raises:
@@ -77,8 +83,8 @@ class NoisePlan:
             raise unknown_name("stream", stream, STREAMS)
         ids = torch.as_tensor(list(example_ids) if not isinstance(example_ids, Tensor) else example_ids)
         ids = ids.to("cpu", torch.int64)
-        if ids.ndim != 1 or (ids.numel() and (ids.min() < 0 or ids.max() > _LOW)):
-            raise UserError("example ids must be a flat list of integers in [0, 2**32).")
+        if ids.ndim != 1 or (ids.numel() and (ids.min() < 0 or ids.max() >= MAX_ID)):
+            raise UserError("example ids must be a flat list of integers in [0, 2**44).")
         return cls(seed, ids, stream, torch.full_like(ids, draw))
 
     def __len__(self) -> int:
@@ -108,7 +114,12 @@ class NoisePlan:
         angle = bits[1] * (2 * math.pi * 2.0**-32)
         radius_b = ((bits[2] + 0.5) * 2.0**-32).log_().mul_(-2).sqrt_()
         angle_b = bits[3] * (2 * math.pi * 2.0**-32)
-        quarters = (radius * angle.cos(), radius * angle.sin(), radius_b * angle_b.cos(), radius_b * angle_b.sin())
+        quarters = (
+            radius * angle.cos(),
+            radius * angle.sin(),
+            radius_b * angle_b.cos(),
+            radius_b * angle_b.sin(),
+        )
         return _shaped(quarters, like)
 
     def uniform(self, site: str, step: int, like: Tensor) -> Tensor:
@@ -128,7 +139,12 @@ class NoisePlan:
         offsets = torch.arange(draws).repeat(len(self))
         rows = torch.arange(len(self)).repeat_interleave(draws)
         shared = {site: source.rows(rows) for site, source in self.shared.items()}
-        return replace(self, example_ids=ids, draw=self.draw.repeat_interleave(draws) * draws + offsets, shared=shared)
+        return replace(
+            self,
+            example_ids=ids,
+            draw=self.draw.repeat_interleave(draws) * draws + offsets,
+            shared=shared,
+        )
 
     def rows(self, index: Tensor | list[int] | slice) -> "NoisePlan":
         """Returns the plan of the chosen rows, in the order of ``index``."""
@@ -183,9 +199,16 @@ class NoisePlan:
         if not 0 <= step < 1 << 24:
             raise UserError(f"noise step {step} is outside [0, 2**24).")
         blocks = -(-math.prod(like.shape[1:]) // 4)
+        if blocks > 1 << _BLOCK_BITS:
+            raise UserError(
+                f"an example of {tuple(like.shape[1:])} values exceeds 2**22, the most a noise plan draws."
+            )
+        ids = self.example_ids.to(like.device)[:, None]
+        high = ids >> 32 << _BLOCK_BITS
+        block = torch.arange(blocks, device=like.device)[None]
         counter = (
-            torch.arange(blocks, device=like.device)[None],
-            self.example_ids.to(like.device)[:, None],
+            block | high if bool(high.any()) else block,
+            ids & _LOW,
             self.draw.to(like.device)[:, None],
             torch.tensor([[kind << 31 | SITES[site] << 24 | step]], device=like.device),
         )
@@ -223,7 +246,9 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, i
 def permutation(seed: int, count: int, epoch: int) -> Tensor:
     """Returns a random order of ``range(count)``, (count,) int64, one per epoch and seed."""
     plan = NoisePlan.of(seed, torch.arange(count), "train", draw=epoch)
-    return torch.argsort(plan.uniform("order", 0, torch.zeros(count, 1, dtype=torch.float64))[:, 0], stable=True)
+    return torch.argsort(
+        plan.uniform("order", 0, torch.zeros(count, 1, dtype=torch.float64))[:, 0], stable=True
+    )
 
 
 @contextlib.contextmanager
@@ -233,7 +258,7 @@ def seeded_initialisation(seed: int) -> Iterator[None]:
     This is the one place where torch's global generator is used: networks draw their first weights from it.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed)  # noqa: TID251 - the one place
         yield
 
 

@@ -4,15 +4,18 @@ The thing people get wrong: the same network file means another denoiser under a
 prediction type, so the scheduler's configuration beside it is read, and refused if it is not ours.
 """
 
+import importlib
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
-from dbpkit.denoiser import Prediction
 from dbpkit.errors import UserError
 from dbpkit.noise import seeded_initialisation
+
+Prediction = Literal["noise", "v", "x0"]
+"""What diffusers trains networks to predict, in our words."""
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _DOWNLOADED = (
@@ -56,18 +59,26 @@ def load_unet(path: str, subfolder: str | None = None) -> Pretrained:
             1,000 steps from 1e-4 to 0.02.
     """
     try:
-        import diffusers
+        diffusers: Any = importlib.import_module("diffusers")
     except ImportError as error:
-        raise UserError("loading a diffusers network needs a library that is missing: pip install diffusers.") from error
+        raise UserError(
+            "loading a diffusers network needs a library that is missing: pip install diffusers."
+        ) from error
     directory = Path(path).expanduser()
     if not directory.is_dir():
         directory = _download(path, subfolder)
     folder = _network_folder(directory, subfolder)
     prediction = _prediction(folder, is_inside=folder != directory)
     try:
-        with seeded_initialisation(0):  # the first weights are drawn from torch's global generator, then replaced
+        with seeded_initialisation(
+            0
+        ):  # the first weights are drawn from torch's global generator, then replaced
             network, info = diffusers.UNet2DModel.from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
+                folder,
+                use_safetensors=True,
+                local_files_only=True,
+                low_cpu_mem_usage=False,
+                output_loading_info=True,
             )
     except Exception as error:  # files, configuration and shapes: diffusers raises many kinds
         raise UserError(
@@ -78,7 +89,8 @@ def load_unet(path: str, subfolder: str | None = None) -> Pretrained:
     if wrong:
         raise UserError(
             f"network '{folder}': {len(info['missing_keys'])} tensors are missing from its weights and "
-            f"{len(info['unexpected_keys'])} are unknown (first '{wrong[0]}'). Its config.json belongs to other weights."
+            f"{len(info['unexpected_keys'])} are unknown (first '{wrong[0]}'). "
+            "Its config.json belongs to other weights."
         )
     return Pretrained(network.float().requires_grad_(False).eval(), prediction)
 
@@ -86,16 +98,23 @@ def load_unet(path: str, subfolder: str | None = None) -> Pretrained:
 def _download(path: str, subfolder: str | None) -> Path:
     """The local copy of a Hub repository's descriptions and safetensors."""
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise UserError(f"network '{path}' is no directory. Correct the path, or give a Hub id such as 'owner/name'.")
+        raise UserError(
+            f"network '{path}' is no directory. Correct the path, or give a Hub id such as 'owner/name'."
+        )
     from huggingface_hub import snapshot_download
 
     prefixes = ["", "scheduler/", f"{(subfolder or 'unet').strip('/')}/"]
     try:
-        return Path(snapshot_download(path, allow_patterns=[prefix + name for prefix in prefixes for name in _DOWNLOADED]))
+        return Path(
+            snapshot_download(
+                path, allow_patterns=[prefix + name for prefix in prefixes for name in _DOWNLOADED]
+            )
+        )
     except Exception as error:  # no network, no such repository, no permission: the library raises many kinds
         raise UserError(
             f"network '{path}' is no local directory and cannot be fetched from the Hugging Face Hub "
-            f"({type(error).__name__}: {_one_line(error)}). Correct it, or download it and give its directory."
+            f"({type(error).__name__}: {_one_line(error)}). Correct it, "
+            "or download it and give its directory."
         ) from error
 
 
@@ -104,31 +123,51 @@ def _network_folder(directory: Path, subfolder: str | None) -> Path:
     tried = [directory / subfolder] if subfolder is not None else [directory, directory / "unet"]
     folder = next((place for place in tried if (place / "config.json").is_file()), None)
     if folder is None:
+        missing = " and ".join(f"'{place / 'config.json'}'" for place in tried)
         raise UserError(
-            f"no diffusers network: {' and '.join(repr(str(place / 'config.json')) for place in tried)} "
-            f"{'are' if len(tried) > 1 else 'is'} missing. Give the directory that save_pretrained wrote, or set subfolder."
+            f"no diffusers network: {missing} {'are' if len(tried) > 1 else 'is'} missing. "
+            "Give the directory that save_pretrained wrote, or set subfolder."
         )
     config = _read_json(folder / "config.json")
     kind = config.get("_class_name")
     if kind != "UNet2DModel":
-        raise UserError(f"'{folder}' holds a {kind}, not a UNet2DModel. Only unconditional pixel networks can be used.")
+        raise UserError(
+            f"'{folder}' holds a {kind}, not a UNet2DModel. Only unconditional pixel networks can be used."
+        )
     if config.get("num_class_embeds") or config.get("class_embed_type"):
-        raise UserError(f"'{folder}' is a class-conditional network. Wrap it in a module that supplies the class.")
+        raise UserError(
+            f"'{folder}' is a class-conditional network. Wrap it in a module that supplies the class."
+        )
     if config.get("time_embedding_type", "positional") == "fourier":
-        raise UserError(f"'{folder}' expects continuous noise levels (fourier embedding), not times 0 to 999. Wrap it yourself.")
+        raise UserError(
+            f"'{folder}' expects continuous noise levels (fourier embedding), not times 0 to 999. "
+            "Wrap it in a module that converts them."
+        )
     if not (folder / _WEIGHTS).is_file() and not (folder / f"{_WEIGHTS}.index.json").is_file():
-        pickles = sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-        found = f"only the pickle '{pickles[0]}', which is refused because it can run code" if pickles else "no weights"
-        raise UserError(f"'{folder}' holds {found}; expected '{_WEIGHTS}'. Save it with safe_serialization=True.")
+        pickles = sorted(
+            file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".ckpt")
+        )
+        found = (
+            f"only the pickle '{pickles[0]}', which is refused because it can run code"
+            if pickles
+            else "no weights"
+        )
+        raise UserError(
+            f"'{folder}' holds {found}; expected '{_WEIGHTS}'. Save it with safe_serialization=True."
+        )
     return folder
 
 
 def _prediction(folder: Path, is_inside: bool) -> Prediction:
-    """What the network predicts, from the scheduler beside it; an error unless its schedule is the linear one."""
+    """What the network predicts, from the scheduler beside it; an error unless that is linear."""
     places = [folder]
     if is_inside or (folder.parent / "model_index.json").is_file():
         places.append(folder.parent)  # a pipeline's directory, with the network in a sub-folder
-    files = [place / name for place in places for name in ("scheduler/scheduler_config.json", "scheduler_config.json")]
+    files = [
+        place / name
+        for place in places
+        for name in ("scheduler/scheduler_config.json", "scheduler_config.json")
+    ]
     file = next((candidate for candidate in files if candidate.is_file()), None)
     if file is None:
         return "noise"
@@ -143,7 +182,9 @@ def _prediction(folder: Path, is_inside: bool) -> Prediction:
         )
     kind = config.get("prediction_type", "epsilon")
     if kind not in _PREDICTIONS:
-        raise UserError(f"'{file}' has prediction_type '{kind}'. Available: {', '.join(sorted(_PREDICTIONS))}.")
+        raise UserError(
+            f"'{file}' has prediction_type '{kind}'. Available: {', '.join(sorted(_PREDICTIONS))}."
+        )
     return _PREDICTIONS[kind]
 
 

@@ -7,7 +7,7 @@ its arguments; ``model(x)`` draws fresh noise at every call, for attack librarie
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from dbpkit.gradients import DEFAULT_MEMORY, Replay, straight_through
 from dbpkit.noise import NoisePlan
 from dbpkit.registry import Registry
 from dbpkit.samplers import make_sampler
+from dbpkit.samplers.method import BoundSampler
 from dbpkit.types import Denoiser
 
 gradients: Registry[Callable[..., nn.Module]] = Registry("gradient")
@@ -65,7 +66,13 @@ class Purifier(nn.Module):
         if isinstance(denoiser, nn.Module):
             denoiser.requires_grad_(False).eval()
         self.denoiser = denoiser
-        self.settings = {"sampler": sampler, "t_star": t_star, "steps": steps, "options": options, "grid": grid}
+        self.settings: dict[str, Any] = {
+            "sampler": sampler,
+            "t_star": t_star,
+            "steps": steps,
+            "options": options,
+            "grid": grid,
+        }
         self.sampler = make_sampler(sampler, t_star, steps, options, grid)
         self.clamp = self.sampler.clamps if clamp is None else clamp
         self.memory_bytes = memory_bytes
@@ -93,7 +100,22 @@ class Purifier(nn.Module):
 
     def with_steps(self, steps: int) -> "Purifier":
         """Returns the same purifier on another step grid, sharing the weights."""
-        return Purifier(self.denoiser, **{**self.settings, "steps": steps}, clamp=self.clamp, memory_bytes=self.memory_bytes)
+        return Purifier(
+            self.denoiser,
+            **{**self.settings, "steps": steps},
+            clamp=self.clamp,
+            memory_bytes=self.memory_bytes,
+        )
+
+
+class PurifiesImages(Protocol):
+    """What `PurifiedClassifier` needs of a purifier; `Purifier` and the attackers' views of it have it."""
+
+    sampler: BoundSampler
+
+    def __call__(self, x: Tensor, *, noise: NoisePlan) -> Tensor:
+        """Purifies images (B, C, H, W) in [0, 1]."""
+        ...
 
 
 class PurifiedClassifier(nn.Module):
@@ -112,7 +134,10 @@ class PurifiedClassifier(nn.Module):
         torch.Size([2, 10])
     """
 
-    def __init__(self, purifier: nn.Module, classifier: nn.Module, *, seed: int = 0) -> None:
+    purifier: PurifiesImages
+    classifier: nn.Module
+
+    def __init__(self, purifier: PurifiesImages, classifier: nn.Module, *, seed: int = 0) -> None:
         super().__init__()
         self.purifier = purifier
         self.classifier = classifier.requires_grad_(False).eval()
@@ -141,7 +166,7 @@ class PurifiedClassifier(nn.Module):
         return logits.unflatten(0, (len(x), count))
 
     def bind(self, noise: NoisePlan) -> "BoundClassifier":
-        """Returns a plain ``model(x) -> logits`` with the noise of a plan, for one fixed batch of examples."""
+        """Returns a plain ``model(x) -> logits`` with the noise of a plan, for one batch of examples."""
         return BoundClassifier(self, noise)
 
     def _fresh(self, count: int) -> NoisePlan:
@@ -207,7 +232,9 @@ def surrogate(model: PurifiedClassifier, steps: int = 50) -> nn.Module:
         Lee & Kim 2023 (arXiv:2303.09051), surrogate process.
     """
     if not isinstance(model.purifier, Purifier):
-        raise UserError("gradient 'surrogate' needs a dbpkit Purifier. Use 'exact' or 'bpda' for other purifiers.")
+        raise UserError(
+            "gradient 'surrogate' needs a dbpkit Purifier. Use 'exact' or 'bpda' for other purifiers."
+        )
     return _replaced(model, model.purifier.with_steps(steps))
 
 
@@ -220,7 +247,7 @@ def blind(model: PurifiedClassifier) -> nn.Module:
 class StraightThrough(nn.Module):
     """A purifier with the gradient of the identity; see `dbpkit.gradients.straight_through`."""
 
-    def __init__(self, purifier: nn.Module) -> None:
+    def __init__(self, purifier: PurifiesImages) -> None:
         super().__init__()
         self.purifier = purifier
         self.sampler = purifier.sampler
@@ -230,8 +257,9 @@ class StraightThrough(nn.Module):
         return straight_through(lambda x: self.purifier(x, noise=noise), x)
 
 
-def _replaced(model: PurifiedClassifier, purifier: nn.Module) -> PurifiedClassifier:
+def _replaced(model: PurifiedClassifier, purifier: PurifiesImages) -> PurifiedClassifier:
     """A copy of the model with another purifier and the same classifier."""
     view = copy.copy(model)
-    view._modules = {**model._modules, "purifier": purifier}
+    view._modules = dict(model._modules)
+    view.purifier = purifier
     return view

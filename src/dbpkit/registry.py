@@ -6,9 +6,10 @@ always contains a colon, a registered name never does.
 
 import importlib
 import importlib.util
+import inspect
 import pkgutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
@@ -36,7 +37,9 @@ class Registry(Generic[T]):
             UserError: if the name is taken by another part or contains a colon.
         """
         if ":" in name:
-            raise UserError(f"{self.kind} name '{name}' contains ':', which marks import paths. Choose another.")
+            raise UserError(
+                f"{self.kind} name '{name}' contains ':', which marks import paths. Choose another."
+            )
 
         def file(part: T) -> T:
             if name in self._parts and self._parts[name] is not part:
@@ -101,10 +104,29 @@ def import_module(name: str, kind: str = "plugin") -> ModuleType:
             f"{kind} module '{name}' cannot be imported ({error}). Run from its directory or install it."
         ) from error
     except Exception as error:
-        raise UserError(f"{kind} module '{name}' fails on import: {type(error).__name__}: {error}.") from error
+        raise UserError(
+            f"{kind} module '{name}' fails on import: {type(error).__name__}: {error}."
+        ) from error
 
 
-def import_siblings(package: str, path: list[str]) -> None:
+def call_with_options(part: Callable[..., Any], options: Mapping[str, Any], what: str) -> Any:
+    """Calls a part with a spec's options.
+
+    Raises:
+        UserError: if it does not accept them; errors inside the part pass through.
+    """
+    parameters = inspect.signature(part).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for option in options:
+        if option not in parameters and not open_ended:
+            raise UserError(f"{what} has no option '{option}'. Available: {', '.join(parameters) or 'none'}.")
+    needed = [n for n, p in parameters.items() if p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if missing := [n for n in needed if n not in options]:
+        raise UserError(f"{what} needs the option '{missing[0]}'. Give it in options.")
+    return part(**options)
+
+
+def import_siblings(package: str, path: Iterable[str]) -> None:
     """Imports every module of a package once, so that each registers its part."""
     for module in pkgutil.iter_modules(path):
         importlib.import_module(f"{package}.{module.name}")

@@ -18,7 +18,9 @@ TRAIN_STEPS = 1000
 """Steps T of the discrete DDPM schedule."""
 
 
-def discrete_alpha_bar(train_steps: int = TRAIN_STEPS, beta_first: float = 1e-4, beta_last: float = 2e-2) -> Tensor:
+def discrete_alpha_bar(
+    train_steps: int = TRAIN_STEPS, beta_first: float = 1e-4, beta_last: float = 2e-2
+) -> Tensor:
     """Cumulative signal power of the linear DDPM schedule, (T,) float64.
 
     Source:
@@ -56,12 +58,17 @@ def discrete_times(t_star: float, steps: int) -> list[int]:
     if not 0 < t_star < 1:
         raise UserError(f"t_star {t_star} is outside (0, 1). The papers use 0.1, which is t = 100 of 1000.")
     if steps < 1 or TRAIN_STEPS % steps:
-        raise UserError(f"steps {steps} does not divide {TRAIN_STEPS}. Choose one of 50, 100, 200, 500, 1000.")
+        raise UserError(
+            f"steps {steps} does not divide {TRAIN_STEPS}. Choose one of 50, 100, 200, 500, 1000."
+        )
     stride = TRAIN_STEPS // steps
     times = [stride * i for i in reversed(range(steps))]
     kept = times[max(round((1 - t_star) * steps) - 1, 0) :]
     if kept[0] == 0:
-        raise UserError(f"t_star {t_star} with {steps} steps starts at t = 0: no noise. Use more steps or a larger t_star.")
+        raise UserError(
+            f"t_star {t_star} with {steps} steps starts at t = 0: no noise. Use more steps or a"
+            " larger t_star."
+        )
     return kept
 
 
@@ -110,7 +117,9 @@ def continuous_levels(t_star: float, steps: int, t_last: float = 1e-3) -> Tensor
     if not 0 < t_star < 1:
         raise UserError(f"t_star {t_star} is outside (0, 1). The papers use 0.1.")
     if steps < 2:
-        raise UserError(f"steps {steps} is too few for a continuous grid. Use at least 2; the papers use 1000.")
+        raise UserError(
+            f"steps {steps} is too few for a continuous grid. Use at least 2; the papers use 1000."
+        )
     times = torch.linspace(1, t_last, steps, dtype=torch.float64)[max(round((1 - t_star) * steps) - 1, 0) :]
     return torch.cat([vp_sigma(times), times.new_zeros(1)])
 
@@ -125,7 +134,12 @@ def karras_levels(sigma_max: float, steps: int, sigma_min: float = 0.002, rho: f
         UserError: unless 0 < sigma_min < sigma_max and steps >= 1.
     """
     if not 0 < sigma_min < sigma_max or steps < 1:
-        raise UserError(f"the EDM grid needs 0 < sigma_min < sigma_max and steps >= 1, not {sigma_min}, {sigma_max}, {steps}.")
-    ramp = torch.linspace(0, 1, steps, dtype=torch.float64) if steps > 1 else torch.zeros(1, dtype=torch.float64)
+        raise UserError(
+            f"the EDM grid needs 0 < sigma_min < sigma_max and steps >= 1, not {sigma_min},"
+            f" {sigma_max}, {steps}."
+        )
+    ramp = (
+        torch.linspace(0, 1, steps, dtype=torch.float64) if steps > 1 else torch.zeros(1, dtype=torch.float64)
+    )
     sigmas = (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
     return torch.cat([sigmas, sigmas.new_zeros(1)])

@@ -11,7 +11,15 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from dbpkit.errors import UserError
 
@@ -73,7 +81,9 @@ def read_spec(path: str | Path, model: type[S], overrides: tuple[str, ...] | lis
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"spec '{path}' does not exist. Give the path of a TOML file, such as specs/demo.toml.")
+        raise UserError(
+            f"spec '{path}' does not exist. Give the path of a TOML file, such as specs/demo.toml."
+        )
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -101,9 +111,15 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     """Returns ``"threat.eps 8/255 -> 4/255"`` for every leaf in which two resolved specs differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(old.keys() | new.keys())
-        return [d for k in keys for d in differences(old.get(k), new.get(k), f"{prefix}.{k}" if prefix else k)]
+        return [
+            d for k in keys for d in differences(old.get(k), new.get(k), f"{prefix}.{k}" if prefix else k)
+        ]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return [d for i, (a, b) in enumerate(zip(old, new, strict=True)) for d in differences(a, b, f"{prefix}[{i}]")]
+        return [
+            d
+            for i, (a, b) in enumerate(zip(old, new, strict=True))
+            for d in differences(a, b, f"{prefix}[{i}]")
+        ]
     return [] if old == new else [f"{prefix} {_shown(old)} -> {_shown(new)}"]
 
 
@@ -121,14 +137,15 @@ def _override(table: dict[str, Any], override: str) -> None:
     except tomllib.TOMLDecodeError:
         value = text.strip()
     *parents, leaf = key.strip().split(".")
-    for parent in parents:
-        table = table[int(parent)] if isinstance(table, list) else table.setdefault(parent, {})
-        if not isinstance(table, (dict, list)):
-            raise UserError(f"override '{override}': '{parent}' is a value, not a table.")
-    if isinstance(table, list):
-        table[int(leaf)] = value
-    else:
-        table[leaf] = value
+    current: Any = table
+    try:
+        for parent in parents:
+            current = current[int(parent)] if isinstance(current, list) else current.setdefault(parent, {})
+        current[int(leaf) if isinstance(current, list) else leaf] = value
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        raise UserError(
+            f"override '{override}' does not lead to a key: {error}. Lists take a position, as in attacks.0.name."
+        ) from error
 
 
 def _problem(error: Any, model: type[BaseModel]) -> str:
@@ -142,7 +159,11 @@ def _problem(error: Any, model: type[BaseModel]) -> str:
     if error["type"] == "missing":
         return f"key '{where}' is missing"
     message = error["msg"].removeprefix("Value error, ")
-    return f"{where} = {_shown(error['input']) if isinstance(error['input'], (str, int, float, bool)) else '...'}: {message}"
+    return (
+        f"{where} ="
+        f" {_shown(error['input']) if isinstance(error['input'], (str, int, float, bool)) else '...'}:"
+        f" {message}"
+    )
 
 
 def _keys_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
@@ -160,3 +181,25 @@ def _keys_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
             break
         current = inner
     return list(current.model_fields)
+
+
+def as_toml(table: dict[str, Any], prefix: str = "") -> str:
+    """Returns a resolved spec as TOML text; keys whose value is None are left out, as TOML has no null."""
+    plain, nested = [], []
+    for key, value in table.items():
+        if isinstance(value, dict) and value:
+            nested.append(f"\n[{prefix}{key}]\n{as_toml(value, f'{prefix}{key}.')}")
+        elif isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
+            nested += [f"\n[[{prefix}{key}]]\n{as_toml(v, f'{prefix}{key}.')}" for v in value]
+        elif value is not None:
+            plain.append(f"{key} = {_toml_value(value)}\n")
+    return "".join(plain + nested)
+
+
+def _toml_value(value: Any) -> str:
+    """A value in TOML's inline form; JSON agrees with it on strings, numbers, booleans and lists."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{k} = {_toml_value(v)}" for k, v in value.items()) + " }" if value else "{}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
+    return json.dumps(value)

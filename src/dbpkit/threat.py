@@ -4,6 +4,7 @@ The thing people get wrong: the budget is on pixels in [0, 1]. A budget of 8/255
 [-1, 1] units that diffusion models use.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,7 +15,7 @@ from dbpkit.errors import UserError
 from dbpkit.noise import NoisePlan
 from dbpkit.registry import Registry
 
-threats: Registry[type["ThreatModel"]] = Registry("threat model")
+threats: Registry[Callable[[float], "ThreatModel"]] = Registry("threat model")
 
 _TINY = 1e-10
 
@@ -22,8 +23,15 @@ _TINY = 1e-10
 class ThreatModel(Protocol):
     """A set of allowed images around each clean one; images (B, C, H, W) in [0, 1]."""
 
-    eps: float
-    default_step_size: float
+    @property
+    def eps(self) -> float:
+        """Budget in [0, 1] pixel units."""
+        ...
+
+    @property
+    def default_step_size(self) -> float:
+        """Step of an attack that the literature uses with this budget."""
+        ...
 
     def project(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """Returns the allowed image near ``x_adv``, within the budget of ``x`` and in [0, 1]."""
@@ -122,7 +130,9 @@ class L2:
 def make_threat(norm: str, eps: float) -> ThreatModel:
     """Builds a threat model by name; UserError if the name is unknown or the budget negative or above 255."""
     if eps < 0:
-        raise UserError(f"threat.eps {eps:g} is negative. Give a budget in [0, 1] pixel units, such as \"8/255\".")
+        raise UserError(
+            f'threat.eps {eps:g} is negative. Give a budget in [0, 1] pixel units, such as "8/255".'
+        )
     if norm == "linf" and eps > 1:
-        raise UserError(f"threat.eps {eps:g} exceeds the pixel range [0, 1]. Did you mean \"{eps:g}/255\"?")
+        raise UserError(f'threat.eps {eps:g} exceeds the pixel range [0, 1]. Did you mean "{eps:g}/255"?')
     return threats.get(norm)(eps)

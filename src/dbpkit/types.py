@@ -6,17 +6,9 @@ Axes: B batch, C H W image, K classes, R draws.
 from collections.abc import Callable
 from typing import Protocol
 
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from dbpkit.noise import NoisePlan
-
-Images = Float[Tensor, "b c h w"]
-Logits = Float[Tensor, "b k"]
-Labels = Int[Tensor, "b"]
-PerExample = Float[Tensor, "b"]
-Levels = Float[Tensor, "s"]
-"""Noise levels sigma, strictly decreasing, the last one 0; S + 1 of them for S sampler steps."""
 
 
 class Denoiser(Protocol):
@@ -42,7 +34,9 @@ StepHook = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
 class Sampler(Protocol):
     """Purifies images by noising them to ``levels[0]`` and denoising down to 0."""
 
-    def __call__(self, denoiser: Denoiser, x: Tensor, levels: Tensor, *, noise: NoisePlan, step: StepHook) -> Tensor:
+    def __call__(
+        self, denoiser: Denoiser, x: Tensor, levels: Tensor, *, noise: NoisePlan, step: StepHook
+    ) -> Tensor:
         """Purifies ``x``, (B, C, H, W) in [-1, 1] units; returns the same shape, unclipped at the end."""
         ...
 

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from dbpkit.denoiser import denoisers
 from dbpkit.errors import UserError
 from dbpkit.networks import networks
+from dbpkit.registry import call_with_options
 
 FORMAT = "dbpkit-weights-1"
 
@@ -38,33 +40,41 @@ class Architecture(NamedTuple):
 
     kind: str
     network: str
-    options: dict[str, Any] = {}
+    options: Mapping[str, Any] = MappingProxyType({})
     denoiser: str = "edm"
-    denoiser_options: dict[str, Any] = {}
+    denoiser_options: Mapping[str, Any] = MappingProxyType({})
     image_shape: tuple[int, int, int] = (3, 32, 32)
     class_names: tuple[str, ...] = ()
 
+    def as_json(self) -> dict[str, Any]:
+        """Returns plain dictionaries and lists."""
+        plain = {"options": dict(self.options), "denoiser_options": dict(self.denoiser_options)}
+        return {**self._asdict(), **plain}
+
     def build(self) -> nn.Module:
         """Makes the network, with its denoiser adapter if it has one, in its first random state."""
-        try:
-            network = networks.get(self.network)(**self.options)
-            if self.kind == "denoiser":
-                return denoisers.get(self.denoiser)(network, **self.denoiser_options)
-        except TypeError as error:
-            raise UserError(f"network '{self.network}' does not accept these options: {error}.") from error
-        return network
+        network = call_with_options(networks.get(self.network), self.options, f"network '{self.network}'")
+        if self.kind != "denoiser":
+            return network
+        options = {"network": network, **self.denoiser_options}
+        return call_with_options(denoisers.get(self.denoiser), options, f"denoiser '{self.denoiser}'")
 
 
-def save_weights(path: Path, model: nn.Module, architecture: Architecture, dtype: torch.dtype = torch.float32) -> str:
+def save_weights(
+    path: Path, model: nn.Module, architecture: Architecture, dtype: torch.dtype = torch.float32
+) -> str:
     """Writes a model's state, floating tensors rounded to ``dtype``; returns the file's sha256.
 
     Raises:
         UserError: if the disk is full or the folder cannot be written.
     """
     tensors = {
-        name: (t.to(dtype) if t.is_floating_point() else t).contiguous() for name, t in model.state_dict().items()
+        name: (t.to(dtype) if t.is_floating_point() else t).contiguous()
+        for name, t in model.state_dict().items()
     }
-    return write_tensors(path, tensors, {"format": FORMAT, "architecture": json.dumps(architecture._asdict())})
+    # One metadata key: safetensors writes several in random order, and the file's hash would vary.
+    about = {"format": FORMAT, "architecture": architecture.as_json()}
+    return write_tensors(path, tensors, {"dbpkit": json.dumps(about, sort_keys=True)})
 
 
 def load_weights(path: str | Path, sha256: str | None = None) -> tuple[nn.Module, Architecture]:
@@ -79,14 +89,29 @@ def load_weights(path: str | Path, sha256: str | None = None) -> tuple[nn.Module
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"weights file '{path}' is missing. Check the path, or train one with 'dbpkit train'.")
+        raise UserError(
+            f"weights file '{path}' is missing. Check the path, or train one with 'dbpkit train'."
+        )
     if sha256 and (found := sha256_of(path)) != sha256:
-        raise UserError(f"weights file '{path}' has sha256 {found} where {sha256} was expected. It is damaged or another file.")
+        raise UserError(
+            f"weights file '{path}' has sha256 {found} where {sha256} was expected. It is damaged"
+            " or another file."
+        )
     tensors, metadata = read_tensors(path)
-    if metadata.get("format") != FORMAT:
-        raise UserError(f"'{path}' is no dbpkit weights file (format {metadata.get('format')}); load foreign networks with from_pretrained or an import path.")
-    fields = json.loads(metadata["architecture"])
-    architecture = Architecture(**{**fields, "image_shape": tuple(fields["image_shape"]), "class_names": tuple(fields["class_names"])})
+    about = json.loads(metadata.get("dbpkit", "{}"))
+    if about.get("format") != FORMAT:
+        raise UserError(
+            f"'{path}' is no dbpkit weights file (format {about.get('format')}); load foreign"
+            " networks with from_pretrained or an import path."
+        )
+    fields = about["architecture"]
+    architecture = Architecture(
+        **{
+            **fields,
+            "image_shape": tuple(fields["image_shape"]),
+            "class_names": tuple(fields["class_names"]),
+        }
+    )
     model = architecture.build()
     fill(model, tensors, str(path))
     return model.requires_grad_(False).eval(), architecture
@@ -109,9 +134,14 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
         problems.append(f"{len(unexpected)} are unknown (first '{unexpected[0]}')")
     if misfits:
         name = sorted(misfits)[0]
-        problems.append(f"'{name}' is {tuple(tensors[name].shape)} where {tuple(own[name].shape)} was expected")
+        problems.append(
+            f"'{name}' is {tuple(tensors[name].shape)} where {tuple(own[name].shape)} was expected"
+        )
     if problems:
-        raise UserError(f"weights '{where}' do not fit the network: {'; '.join(problems)}. Use the options it was trained with.")
+        raise UserError(
+            f"weights '{where}' do not fit the network: {'; '.join(problems)}. Use the options it"
+            " was trained with."
+        )
     model.load_state_dict({n: t.to(own[n].dtype) for n, t in tensors.items()})
 
 
@@ -119,9 +149,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Returns the tensors and the metadata of a safetensors file; UserError if it is unreadable."""
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in list(file.keys())}, dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise UserError(f"'{path}' is not a readable safetensors file ({error}). It is truncated or of another kind.") from error
+        raise UserError(
+            f"'{path}' is not a readable safetensors file ({error}). It is truncated or of another kind."
+        ) from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -145,7 +177,10 @@ def write_atomically(path: Path, content: bytes) -> str:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write '{path}' ({error.strerror}). Free space or choose another place; earlier files are intact.") from error
+        raise UserError(
+            f"cannot write '{path}' ({error.strerror}). Free space or choose another place; earlier"
+            " files are intact."
+        ) from error
     return hashlib.sha256(content).hexdigest()
 
 

@@ -53,9 +53,13 @@ def pgd(
         Madry et al. 2018 (arXiv:1706.06083); settings of Liu et al., ICLR 2025.
     """
     if iterations < 1 or eot < 1 or keep_draws < 1:
-        raise UserError(f"pgd needs iterations, eot and keep_draws of at least 1, not {iterations}, {eot}, {keep_draws}.")
+        raise UserError(
+            f"pgd needs iterations, eot and keep_draws of at least 1, not {iterations}, {eot}, {keep_draws}."
+        )
     if start not in ("zero", "random") or keep not in ("last", "best"):
-        raise UserError(f"pgd: start is 'zero' or 'random' and keep 'last' or 'best', not '{start}' and '{keep}'.")
+        raise UserError(
+            f"pgd: start is 'zero' or 'random' and keep 'last' or 'best', not '{start}' and '{keep}'."
+        )
     target = Target.of(target)
     step_size = threat.default_step_size if step_size is None else step_size
     x_adv = x.clone() if start == "zero" else threat.random_start(x, noise)
@@ -71,7 +75,9 @@ def pgd(
             better = judged > best_loss
             best_loss = torch.where(better, judged, best_loss)
             best = torch.where(better[:, None, None, None], x_adv, best)
-    return AttackOutcome(best if keep == "best" else x_adv, torch.stack(loss_path, 1), torch.stack(norm_path, 1))
+    return AttackOutcome(
+        best if keep == "best" else x_adv, torch.stack(loss_path, 1), torch.stack(norm_path, 1)
+    )
 
 
 def _expected_loss(target: Target, x: Tensor, y: Tensor, noise: NoisePlan, draws: int, loss: str) -> Tensor:

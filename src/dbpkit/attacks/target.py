@@ -41,7 +41,9 @@ class AttackOutcome(NamedTuple):
 class Attack(Protocol):
     """Searches near ``x`` for an image that is misclassified."""
 
-    def __call__(self, target: "Target", x: Tensor, y: Tensor, *, threat: ThreatModel, noise: NoisePlan) -> AttackOutcome:
+    def __call__(
+        self, target: "Target", x: Tensor, y: Tensor, *, threat: ThreatModel, noise: NoisePlan
+    ) -> AttackOutcome:
         """Attacks images (B, C, H, W) in [0, 1] with labels (B,), using only draws of ``noise``."""
         ...
 
@@ -67,7 +69,9 @@ class Target:
         gradient_rows: those of them that were differentiated.
     """
 
-    def __init__(self, model: RandomisedClassifier, micro_batch: int = 32, *, fixed_shape: bool = False) -> None:
+    def __init__(
+        self, model: RandomisedClassifier, micro_batch: int = 32, *, fixed_shape: bool = False
+    ) -> None:
         self.model = model
         self.micro_batch = micro_batch
         self.fixed_shape = fixed_shape
@@ -91,7 +95,9 @@ class Target:
         plan = noise.repeat(count)
         return self(x.repeat_interleave(count, dim=0), noise=plan).unflatten(0, (len(x), count))
 
-    def gradient(self, x: Tensor, y: Tensor, *, noise: NoisePlan, eot: int = 1, loss: str = "ce") -> ExpectedGradient:
+    def gradient(
+        self, x: Tensor, y: Tensor, *, noise: NoisePlan, eot: int = 1, loss: str = "ce"
+    ) -> ExpectedGradient:
         """Averages the loss and its gradient over ``eot`` draws of each image.
 
         Args:
@@ -120,7 +126,9 @@ class Target:
         self.forward_rows += len(plan)
         self.gradient_rows += len(plan)
         per_draw = torch.cat(grads).unflatten(0, (len(x), eot))  # (B, R, C, H, W)
-        return ExpectedGradient(_mean_in_order(per_draw), _mean_in_order(torch.cat(values).unflatten(0, (len(x), eot))))
+        return ExpectedGradient(
+            _mean_in_order(per_draw), _mean_in_order(torch.cat(values).unflatten(0, (len(x), eot)))
+        )
 
     def _logits(self, x: Tensor, noise: NoisePlan) -> Tensor:
         """One call of the model, padded to the fixed shape if there is one."""
@@ -162,7 +170,9 @@ def make_attack(name: str, options: Mapping[str, Any] | None = None) -> Attack:
     known = [p for p in inspect.signature(attack).parameters if p not in reserved]
     for option in options or {}:
         if option not in known:
-            raise UserError(f"attack '{name}' has no option '{option}'. Available: {', '.join(known) or 'none'}.")
+            raise UserError(
+                f"attack '{name}' has no option '{option}'. Available: {', '.join(known) or 'none'}."
+            )
     return partial(attack, **(options or {}))
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from dbpkit.errors import UserError
-from dbpkit.registry import Registry
+from dbpkit.noise import MAX_ID
+from dbpkit.registry import Registry, call_with_options
 
 datasets: Registry[Callable[..., "Dataset"]] = Registry("data set")
 
@@ -25,7 +26,7 @@ class Dataset:
         name: what it is, for reports.
         images: (N, C, H, W), either uint8 in 0..255 or floating point in [0, 1].
         labels: (N,) int64 in [0, K).
-        ids: (N,) int64, unique, in [0, 2**32).
+        ids: (N,) int64, unique, in [0, 2**44).
         class_names: K names.
 
     Raises:
@@ -44,9 +45,17 @@ class Dataset:
                 f"data '{self.name}': expected images (N, C, H, W) with N labels and ids, got "
                 f"{tuple(self.images.shape)}, {tuple(self.labels.shape)}, {tuple(self.ids.shape)}."
             )
+        if self.ids.dtype != torch.int64 or self.labels.dtype != torch.int64:
+            raise UserError(
+                f"data '{self.name}': labels and ids must be int64, not {self.labels.dtype} and {self.ids.dtype}."
+            )
+        if len(self.ids) and not 0 <= int(self.ids.min()) <= int(self.ids.max()) < MAX_ID:
+            raise UserError(f"data '{self.name}': example ids must lie in [0, 2**44).")
         if len(self.ids.unique()) != len(self.ids):
             raise UserError(f"data '{self.name}': example ids must be unique.")
-        if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.class_names):
+        if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(
+            self.class_names
+        ):
             raise UserError(
                 f"data '{self.name}': labels must lie in [0, {len(self.class_names)}), "
                 f"they span {int(self.labels.min())} to {int(self.labels.max())}."
@@ -60,7 +69,8 @@ class Dataset:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
-        return tuple(self.images.shape[1:])
+        _, c, h, w = self.images.shape
+        return c, h, w
 
     @cached_property
     def sha256(self) -> str:
@@ -89,10 +99,15 @@ def check_pixels(x: Tensor, where: str, ids: Tensor | None = None) -> None:
         name = f"example {int(ids[bad])}" if ids is not None else f"image {bad}"
         values = x[bad]
         raise UserError(
-            f"{where}: pixels must be finite and in [0, 1]; {name} spans {float(values.min()):g} to "
-            f"{float(values.max()):g}{'' if bool(torch.isfinite(values).all()) else ' and is not finite'}. "
-            "Divide 8-bit values by 255 and undo any normalisation."
+            f"{where}: pixels must be finite and in [0, 1]; {name} spans {float(values.min()):g} to"
+            f" {float(values.max()):g}{'' if bool(torch.isfinite(values).all()) else ' and is not finite'}."
+            " Divide 8-bit values by 255 and undo any normalisation."
         )
+
+
+def path_id(path: str) -> int:
+    """Returns the example id of a file name or relative path: the first 44 bits of its sha256."""
+    return int.from_bytes(hashlib.sha256(path.encode(errors="surrogateescape")).digest()[:6], "big") >> 4
 
 
 def data_root(root: str | Path | None = None) -> Path:
@@ -103,16 +118,22 @@ def data_root(root: str | Path | None = None) -> Path:
     """
     chosen = root or os.environ.get("DBPKIT_DATA")
     if not chosen:
-        raise UserError("no data folder: set DBPKIT_DATA, or data.root in the spec, to the folder with the data files.")
+        raise UserError(
+            "no data folder: set DBPKIT_DATA, or data.root in the spec, to the folder with the data files."
+        )
     if not Path(chosen).is_dir():
-        raise UserError(f"data folder '{chosen}' does not exist. Set DBPKIT_DATA or data.root to the right one.")
+        raise UserError(
+            f"data folder '{chosen}' does not exist. Set DBPKIT_DATA or data.root to the right one."
+        )
     return Path(chosen)
 
 
 def existing(path: Path, what: str) -> Path:
     """Returns ``path`` if it is a file; else raises UserError naming ``what`` was expected there."""
     if not path.is_file():
-        raise UserError(f"{what}: file '{path}' is missing. Download the original archive and unpack it there.")
+        raise UserError(
+            f"{what}: file '{path}' is missing. Download the original archive and unpack it there."
+        )
     return path
 
 
@@ -136,11 +157,7 @@ def load_dataset(name: str, options: Mapping[str, Any] | None = None) -> Dataset
     Raises:
         UserError: if the name, an option or a file is wrong, or the loader returns something else.
     """
-    loader = datasets.get(name)
-    try:
-        loaded = loader(**(options or {}))
-    except TypeError as error:
-        raise UserError(f"data '{name}' does not accept these options: {error}.") from error
+    loaded = call_with_options(datasets.get(name), options or {}, f"data '{name}'")
     if not isinstance(loaded, Dataset):
         raise UserError(f"data '{name}' must return a dbpkit.Dataset, not {type(loaded).__name__}.")
     return loaded

@@ -33,11 +33,13 @@ def digits(split: str = "test", size: int | None = None) -> Dataset:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise UserError("data 'digits' comes with scikit-learn, which is missing: pip install scikit-learn.") from error
-    whole = load_digits()
-    images = torch.from_numpy(whole.images).float()[:, None] / 16  # 17 levels are exact in float32
+        raise UserError(
+            "data 'digits' comes with scikit-learn, which is missing: pip install scikit-learn."
+        ) from error
+    flat, digit = load_digits(return_X_y=True)  # (1797, 64), (1797,)
+    images = torch.from_numpy(flat).float().reshape(-1, 1, 8, 8) / 16  # 17 levels are exact in float32
     ids = torch.arange(len(images))
-    labels = torch.from_numpy(whole.target).long()
+    labels = torch.from_numpy(digit).long()
     chosen = (ids % TEST_EVERY == 0) == (split == "test")
     padded = pad_to(images[chosen], size, "data 'digits'")
-    return Dataset("digits", padded, labels[chosen], ids[chosen], tuple(str(digit) for digit in range(10)))
+    return Dataset("digits", padded, labels[chosen], ids[chosen], tuple(str(k) for k in range(10)))

@@ -46,17 +46,24 @@ def read_embedded(folder: Traversable) -> Dataset:
         with Image.open(io.BytesIO((folder / f"{NAME}.png").read_bytes())) as image:
             mosaic = np.array(image)
         # (16 * 32, 16 * 32, 3) -> (256, 3, 32, 32)
-        images = mosaic.reshape(TILES, SIDE, TILES, SIDE, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, SIDE, SIDE)
+        images = (
+            mosaic.reshape(TILES, SIDE, TILES, SIDE, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, SIDE, SIDE)
+        )
         expected, ids, labels = described["sha256"], described["ids"], described["labels"]
         class_names = tuple(described["class_names"])
     except (OSError, ValueError, SyntaxError, KeyError, TypeError) as error:
-        raise UserError(f"embedded images in '{folder}' cannot be read ({error}). Reinstall dbpkit.") from error
+        raise UserError(
+            f"embedded images in '{folder}' cannot be read ({error}). Reinstall dbpkit."
+        ) from error
     found = hashlib.sha256(images.tobytes()).hexdigest()
     if found != expected:
         raise UserError(
-            f"embedded images in '{folder}' are damaged: sha256 {found} where {expected} was expected. Reinstall dbpkit."
+            f"embedded images in '{folder}' are damaged: sha256 {found} where {expected} was expected. "
+            "Reinstall dbpkit."
         )
-    return Dataset("embedded", torch.from_numpy(images.copy()), torch.tensor(labels), torch.tensor(ids), class_names)
+    return Dataset(
+        "embedded", torch.from_numpy(images.copy()), torch.tensor(labels), torch.tensor(ids), class_names
+    )
 
 
 def write_embedded(dataset: Dataset, folder: Path) -> None:
@@ -71,10 +78,17 @@ def write_embedded(dataset: Dataset, folder: Path) -> None:
     """
     shape = (TILES * TILES, 3, SIDE, SIDE)
     if dataset.images.dtype != torch.uint8 or tuple(dataset.images.shape) != shape:
-        raise UserError(f"embedded images must be uint8 {shape}, not {dataset.images.dtype} {tuple(dataset.images.shape)}.")
+        found = f"{dataset.images.dtype} {tuple(dataset.images.shape)}"
+        raise UserError(
+            f"embedded images must be uint8 {shape}, not {found}. Select the first 256 of 8-bit CIFAR images."
+        )
     images = dataset.images.numpy()
     # (256, 3, 32, 32) -> (16 * 32, 16 * 32, 3)
-    mosaic = images.reshape(TILES, TILES, 3, SIDE, SIDE).transpose(0, 3, 1, 4, 2).reshape(TILES * SIDE, TILES * SIDE, 3)
+    mosaic = (
+        images.reshape(TILES, TILES, 3, SIDE, SIDE)
+        .transpose(0, 3, 1, 4, 2)
+        .reshape(TILES * SIDE, TILES * SIDE, 3)
+    )
     described = {
         "sha256": hashlib.sha256(np.ascontiguousarray(images).tobytes()).hexdigest(),
         "class_names": list(dataset.class_names),

@@ -79,11 +79,16 @@ def pad_to(images: Tensor, size: int | None, where: str) -> Tensor:
     if size is None:
         return images
     height, width = images.shape[-2:]
-    fits = isinstance(size, int) and size >= max(height, width) and not (size - height) % 2 and not (size - width) % 2
+    fits = (
+        isinstance(size, int)
+        and size >= max(height, width)
+        and not (size - height) % 2
+        and not (size - width) % 2
+    )
     if not fits:
         raise UserError(
-            f"{where}: size {size!r} cannot be reached by padding {height} x {width} images equally on all sides. "
-            f"Choose an integer such as {max(height, width) + 4}, or leave size out."
+            f"{where}: size {size!r} cannot be reached by padding {height} x {width} images equally "
+            f"on all sides. Choose an integer such as {max(height, width) + 4}, or leave size out."
         )
     top, left = (size - height) // 2, (size - width) // 2
     return functional.pad(images, (left, left, top, top))
@@ -97,7 +102,9 @@ def _read_idx(path: Path, ndim: int, verify: bool) -> Tensor:
     try:
         raw = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"'{path}' is no readable gzip file ({error}). It is damaged; download it again.") from error
+        raise UserError(
+            f"'{path}' is no readable gzip file ({error}). It is damaged; download it again."
+        ) from error
     header = 4 + 4 * ndim
     shape = tuple(int(n) for n in np.frombuffer(raw[4:header], dtype=">u4")) if len(raw) >= header else ()
     if raw[:4] != bytes([0, 0, 8, ndim]) or len(raw) != header + math.prod(shape):  # 8 means unsigned bytes

@@ -4,7 +4,6 @@ The thing people get wrong: numbering files by their place in a listing. Here an
 path inside the folder, so adding or removing a file never changes the noise of the others.
 """
 
-import hashlib
 import logging
 from pathlib import Path
 
@@ -13,12 +12,12 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from dbpkit.data.dataset import Dataset, datasets
+from dbpkit.data.dataset import Dataset, datasets, path_id
 from dbpkit.errors import UserError, unknown_name
 
 log = logging.getLogger(__name__)
 
-EXTENSIONS = frozenset(".png .jpg .jpeg .bmp .webp .tif .tiff .gif .ppm .pgm".split())
+EXTENSIONS = frozenset([".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"])
 """Files with these endings, in either case, are images; others are ignored."""
 
 MODES = ("L", "RGB")
@@ -59,7 +58,9 @@ def folder(path: str, size: int | None = None, mode: str = "RGB", unreadable: st
                 raise
             log.warning("skipped: %s", error)
     if not images:
-        raise UserError(f"{where}: none of the {len(files)} images in '{root}' is readable. See the warnings above.")
+        raise UserError(
+            f"{where}: none of the {len(files)} images in '{root}' is readable. See the warnings above."
+        )
     check_same_size({str(file): image for file, image in images.items()}, where)
     labels = [class_names.index(file.relative_to(root).parts[0]) for file in images]
     return Dataset(
@@ -71,15 +72,13 @@ def folder(path: str, size: int | None = None, mode: str = "RGB", unreadable: st
     )
 
 
-def path_id(relative: str) -> int:
-    """Returns the id of a file: the first 32 bits of the sha256 of its path inside the folder, with ``/``."""
-    return int.from_bytes(hashlib.sha256(relative.encode(errors="surrogateescape")).digest()[:4], "big")
-
-
 def check_image_options(where: str, size: int | None, mode: str) -> None:
     """Raises UserError unless ``size`` is None or a positive integer and ``mode`` is one of `MODES`."""
     if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
-        raise UserError(f"{where}: size must be a positive number of pixels, not {size!r}. Leave it out to keep the images' own.")
+        raise UserError(
+            f"{where}: size must be a positive number of pixels, not {size!r}. "
+            "Leave it out to keep the images' own."
+        )
     if mode not in MODES:
         raise unknown_name("image mode", str(mode), MODES)
 
@@ -97,13 +96,18 @@ def pixels(image: Image.Image, size: int | None, mode: str, where: str) -> Tenso
         UserError: if the image has more than 8 bits per channel, which a conversion would clip.
     """
     if image.mode.startswith(("I", "F")):
-        raise UserError(f"{where}: pixels of mode '{image.mode}' have more than 8 bits per channel. Convert it to 8 bits first.")
+        raise UserError(
+            f"{where}: pixels of mode '{image.mode}' have more than 8 bits per channel. "
+            "Convert it to 8 bits first."
+        )
     image = ImageOps.exif_transpose(image).convert(mode)
     if size is not None:
         scale = size / min(image.size)
         width, height = (max(size, round(side * scale)) for side in image.size)
         left, top = (width - size) // 2, (height - size) // 2
-        image = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+        image = image.resize((width, height), Image.Resampling.BICUBIC).crop(
+            (left, top, left + size, top + size)
+        )
     array = np.array(image)
     return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
 
@@ -114,22 +118,27 @@ def check_same_size(images: dict[str, Tensor], where: str) -> None:
     for name, image in images.items():
         if image.shape != reference.shape:
             raise UserError(
-                f"{where}: '{name}' is {image.shape[1]} x {image.shape[2]} pixels (height x width) where '{first}' is "
-                f"{reference.shape[1]} x {reference.shape[2]}. Set size to resize and crop all images."
+                f"{where}: '{name}' is {image.shape[1]} x {image.shape[2]} pixels (height x width) where "
+                f"'{first}' is {reference.shape[1]} x {reference.shape[2]}. "
+                "Set size to resize and crop all images."
             )
 
 
 def _listing(root: Path) -> tuple[tuple[str, ...], list[Path]]:
     """Class names, and image files in the order of their paths."""
     if not root.is_dir():
-        raise UserError(f"data 'folder': '{root}' is no folder. Set path to one that has a sub-folder per class.")
+        raise UserError(
+            f"data 'folder': '{root}' is no folder. Set path to one that has a sub-folder per class."
+        )
     visible = [entry for entry in root.iterdir() if not entry.name.startswith(".")]
     class_names = tuple(sorted(entry.name for entry in visible if entry.is_dir()))
     if not class_names:
         raise UserError(f"data 'folder': '{root}' has no sub-folders. Put the images of each class into one.")
     stray = sorted(entry.name for entry in visible if _is_image(entry))
     if stray:
-        raise UserError(f"data 'folder': image '{root / stray[0]}' lies in no class. Move it into a sub-folder or away.")
+        raise UserError(
+            f"data 'folder': image '{root / stray[0]}' lies in no class. Move it into a sub-folder or away."
+        )
     files = [
         file
         for name in class_names
@@ -157,7 +166,7 @@ def _unique_ids(root: Path, files: list[Path]) -> dict[Path, int]:
         if example_id in owners:
             raise UserError(
                 f"data 'folder': '{owners[example_id]}' and '{file}' have the same id {example_id} (a chance "
-                "collision of 32-bit hashes of their paths). Rename one of them."
+                "collision of 44-bit hashes of their paths). Rename one of them."
             )
         owners[example_id] = file
     return ids
@@ -174,5 +183,5 @@ def _read(file: Path, size: int | None, mode: str) -> Tensor:
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         raise UserError(
             f"image '{file}' cannot be read ({type(error).__name__}: {error}). "
-            "Remove or replace it, or set unreadable = \"skip\"."
+            'Remove or replace it, or set unreadable = "skip".'
         ) from error

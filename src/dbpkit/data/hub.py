@@ -4,6 +4,7 @@ The thing people get wrong: an example's id is its row in the split, so shufflin
 before saving it gives its images other noise.
 """
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,9 @@ def huggingface(
         try:
             image = column[row][image_column]
         except Exception as error:  # the library passes on whatever Pillow's decoders raise
-            raise UserError(f"{where}: the image of {name} cannot be read ({error}). Remove that row.") from error
+            raise UserError(
+                f"{where}: the image of {name} cannot be read ({error}). Remove that row."
+            ) from error
         if not hasattr(image, "convert"):
             raise UserError(
                 f"{where}: column '{image_column}' of {name} holds a {type(image).__name__}, not an image. "
@@ -64,7 +67,7 @@ def huggingface(
         images[name] = pixels(image, size, mode, f"{where}, {name}")
     check_same_size(images, where)
     return Dataset(
-        Path(path).name,
+        Path(path).name or "huggingface",
         torch.stack(list(images.values())),
         torch.tensor(labels, dtype=torch.int64),
         torch.arange(len(table)),
@@ -75,12 +78,16 @@ def huggingface(
 def _load_table(path: str, split: str, where: str) -> Any:
     """One split as a table of the library."""
     try:
-        import datasets as library
+        library: Any = importlib.import_module("datasets")
     except ImportError as error:
-        raise UserError("data 'huggingface' needs a library that is missing: pip install datasets.") from error
+        raise UserError(
+            "data 'huggingface' needs a library that is missing: pip install datasets."
+        ) from error
     folder = Path(path).expanduser()
     if path.startswith((".", "/", "~")) and not folder.is_dir():
-        raise UserError(f"{where}: there is no such folder. Correct the path, or give a Hub id such as 'owner/name'.")
+        raise UserError(
+            f"{where}: there is no such folder. Correct the path, or give a Hub id such as 'owner/name'."
+        )
     saved = (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
     try:
         if saved:
@@ -90,15 +97,17 @@ def _load_table(path: str, split: str, where: str) -> Any:
     except Exception as error:  # files, network and format: the library raises dozens of kinds
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{where}: split '{split}' cannot be loaded ({type(error).__name__}: {reason}). Give a folder written by "
-            "save_to_disk, an image folder or a Hub id, and one of its splits."
+            f"{where}: split '{split}' cannot be loaded ({type(error).__name__}: {reason}). "
+            "Give a folder written by save_to_disk, an image folder or a Hub id, and one of its splits."
         ) from error
     if isinstance(loaded, dict):
         if split not in loaded:
             raise unknown_name(f"split of {where}", split, loaded)
         return loaded[split]
     if saved and loaded.split is not None and str(loaded.split) != split:
-        raise UserError(f"{where}: the folder holds the split '{loaded.split}', not '{split}'. Set split to it.")
+        raise UserError(
+            f"{where}: the folder holds the split '{loaded.split}', not '{split}'. Set split to it."
+        )
     return loaded
 
 
@@ -111,8 +120,8 @@ def _column(table: Any, chosen: str | None, kind: str, option: str, where: str) 
     found = [name for name, feature in table.features.items() if type(feature).__name__ == kind]
     if len(found) != 1:
         raise UserError(
-            f"{where}: expected one column of kind {kind}, found {len(found)}{': ' if found else ''}{', '.join(found)}. "
-            f"Set {option} to one of {', '.join(table.column_names)}."
+            f"{where}: expected one column of kind {kind}, found {len(found)} "
+            f"({', '.join(found) or 'none'}). Set {option} to one of {', '.join(table.column_names)}."
         )
     return found[0]
 
@@ -123,9 +132,16 @@ def _labels(table: Any, column: str, where: str) -> tuple[list[int], tuple[str, 
     names = getattr(table.features[column], "names", None)
     if names is not None and all(isinstance(value, int) for value in values):
         return values, tuple(names)
-    if not (all(isinstance(value, int) for value in values) or all(isinstance(value, str) for value in values)):
-        row = next(i for i, value in enumerate(values) if not isinstance(value, type(values[0])) or value is None)
-        raise UserError(f"{where}: column '{column}' holds no class label in row {row}: {values[row]!r}. Set label_column.")
+    if not (
+        all(isinstance(value, int) for value in values) or all(isinstance(value, str) for value in values)
+    ):
+        row = next(
+            i for i, value in enumerate(values) if not isinstance(value, type(values[0])) or value is None
+        )
+        raise UserError(
+            f"{where}: column '{column}' holds no class label in row {row}: {values[row]!r}. "
+            "Set label_column to another."
+        )
     if isinstance(values[0], int):
         return values, tuple(str(k) for k in range(max(values) + 1))
     class_names = tuple(sorted(set(values)))

@@ -25,6 +25,7 @@ class Parts(NamedTuple):
 
     Attributes:
         data: the chosen examples.
+        denoiser: the diffusion model inside it.
         model: the purified classifier.
         undefended: the classifier alone.
         threat: the budget.
@@ -34,6 +35,7 @@ class Parts(NamedTuple):
     """
 
     data: Dataset
+    denoiser: Denoiser
     model: PurifiedClassifier
     undefended: Undefended
     threat: ThreatModel
@@ -64,7 +66,7 @@ def build(spec: EvaluationSpec, device: str = "cpu", memory_bytes: int = DEFAULT
     }
     full = [(a.name, make_attack(a.name, attack_options(a))) for a in spec.attacks]
     single = [(a.name, make_attack(a.name, single_draw(a))) for a in spec.attacks]
-    return Parts(data, model, Undefended(classifier), threat, full, single, hashes)
+    return Parts(data, denoiser, model, Undefended(classifier), threat, full, single, hashes)
 
 
 def make_purifier(spec: PurifierSpec, denoiser: Denoiser, memory_bytes: int = DEFAULT_MEMORY) -> Purifier:
@@ -87,8 +89,8 @@ def chosen_examples(spec: EvaluationSpec) -> Dataset:
     first, count = spec.examples.first, spec.examples.count
     if first >= len(data) or (count is not None and first + count > len(data)):
         raise UserError(
-            f"examples {first} to {first + (count or 1) - 1} were asked for, but data '{spec.data.name}' has "
-            f"{len(data)}. Lower examples.count or examples.first."
+            f"examples {first} to {first + (count or 1) - 1} were asked for, but data"
+            f" '{spec.data.name}' has {len(data)}. Lower examples.count or examples.first."
         )
     return data.select(slice(first, None if count is None else first + count))
 
@@ -100,7 +102,10 @@ def checked_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise UserError(f"device '{name}' is unknown. Use cpu, cuda or cuda:N.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device '{name}' was asked for, but this torch ({torch.__version__}) sees no CUDA device. Use --device cpu.")
+        raise UserError(
+            f"device '{name}' was asked for, but this torch ({torch.__version__}) sees no CUDA"
+            " device. Use --device cpu."
+        )
     return device
 
 
@@ -118,4 +123,6 @@ def single_draw(attack: PartSpec) -> dict[str, Any]:
 def accepted_options(name: str) -> dict[str, Any]:
     """Names and defaults of an attack's options."""
     function: Callable[..., Any] = attacks.get(name)
-    return {n: p.default for n, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    return {
+        n: p.default for n, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY
+    }

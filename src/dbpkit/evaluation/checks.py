@@ -36,14 +36,13 @@ def preflight(parts: Parts, spec: EvaluationSpec) -> list[Flag]:
     x, y = data.x().to(device), data.labels.to(device)
     noise = NoisePlan.of(spec.seed, data.ids, "select")
     check_fit(parts, x, y)
-    flags = [
+    return [
         *probabilities(parts.model.classifier(x)),
         *untracked_randomness(parts.model, x, noise),
         *suspicious_level(parts, spec),
         *derivative(parts.model, x, y, noise),
         *replay(parts.model, x, y, noise),
     ]
-    return flags
 
 
 @torch.no_grad()
@@ -52,19 +51,28 @@ def check_fit(parts: Parts, x: Tensor, y: Tensor) -> None:
     shape = tuple(x.shape[1:])
     try:
         logits = parts.model.classifier(x)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"the classifier does not accept images of shape {shape}: {_first_line(error)}. Use data of its size and channels.") from error
+    except (RuntimeError, ValueError) as error:  # a UserError is a ValueError
+        raise UserError(
+            f"the classifier does not accept images of shape {shape}: {_first_line(error)}. Use"
+            " data of its size and channels."
+        ) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
-        raise UserError(f"the classifier must return logits ({len(x)}, K) for {len(x)} images, got {_shape(logits)}.")
+        raise UserError(
+            f"the classifier must return logits ({len(x)}, K) for {len(x)} images, got {_shape(logits)}."
+        )
     if int(y.max()) >= logits.shape[1] or logits.shape[1] < len(parts.data.class_names):
-        raise UserError(f"the classifier has {logits.shape[1]} classes, but the data has {len(parts.data.class_names)}. Use a classifier trained on this data.")
+        raise UserError(
+            f"the classifier has {logits.shape[1]} classes, but the data has"
+            f" {len(parts.data.class_names)}. Use a classifier trained on this data."
+        )
     try:
         sigma = torch.ones((), device=x.device)
-        x0 = parts.model.purifier.denoiser(2 * x - 1, sigma)
-    except UserError:
-        raise
+        x0 = parts.denoiser(2 * x - 1, sigma)
     except (RuntimeError, ValueError, TypeError) as error:
-        raise UserError(f"the denoiser does not accept images of shape {shape}: {_first_line(error)}. Use data of its size and channels.") from error
+        raise UserError(
+            f"the denoiser does not accept images of shape {shape}: {_first_line(error)}. Use data"
+            " of its size and channels."
+        ) from error
     if not isinstance(x0, Tensor) or x0.shape != x.shape:
         raise UserError(f"the denoiser must return clean images {tuple(x.shape)}, got {_shape(x0)}.")
 
@@ -73,7 +81,13 @@ def check_fit(parts: Parts, x: Tensor, y: Tensor) -> None:
 def probabilities(logits: Tensor) -> list[Flag]:
     """Flags a classifier whose outputs are probabilities, which flattens the loss of every attack."""
     if bool((logits >= 0).all()) and torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0]), atol=1e-4):
-        return [Flag("probabilities", "error", "The classifier returns probabilities (rows sum to 1); return logits before the softmax.")]
+        return [
+            Flag(
+                "probabilities",
+                "error",
+                "The classifier returns probabilities (rows sum to 1); return logits before the softmax.",
+            )
+        ]
     return []
 
 
@@ -86,8 +100,9 @@ def untracked_randomness(model: PurifiedClassifier, x: Tensor, noise: NoisePlan)
             Flag(
                 "untracked_randomness",
                 "error",
-                f"Two calls with the same noise differ by {gap:.3g} in a logit: something draws noise of its own "
-                "(dropout, train mode, random augmentation), and no attacker can be told it.",
+                f"Two calls with the same noise differ by {gap:.3g} in a logit: something draws"
+                " noise of its own (dropout, train mode, random augmentation), and no attacker can"
+                " be told it.",
             )
         ]
     return []
@@ -97,21 +112,40 @@ def suspicious_level(parts: Parts, spec: EvaluationSpec) -> list[Flag]:
     """Flags a start of purification that is hardly noisier than the attack, or a grid of very few steps."""
     sampler = parts.model.purifier.sampler
     sigma, calls = float(sampler.levels[0]), len(sampler.levels) - 1
-    reach = 2 * parts.threat.eps if spec.threat.norm == "linf" else 2 * parts.threat.eps / parts.data.images[0].numel() ** 0.5
+    reach = (
+        2 * parts.threat.eps
+        if spec.threat.norm == "linf"
+        else 2 * parts.threat.eps / parts.data.images[0].numel() ** 0.5
+    )
     flags = []
     if sigma < max(2 * reach, 0.1):
         flags.append(
             Flag(
                 "suspicious_level",
                 "warning",
-                f"Purification starts at noise level {sigma:.3f} (in [-1, 1] units; t* = {spec.purifier.t_star}); the papers "
-                "use 0.34 (t* = 0.1, t = 100 of 1000). t = 10 where 100 was meant gives 0.047.",
+                f"Purification starts at noise level {sigma:.3f} (in [-1, 1] units; t* ="
+                f" {spec.purifier.t_star}); the papers use 0.34 (t* = 0.1, t = 100 of 1000). t = 10"
+                " where 100 was meant gives 0.047.",
             )
         )
     if sigma > 1.5:
-        flags.append(Flag("suspicious_level", "warning", f"Purification starts at noise level {sigma:.2f}: more noise than image. t* is a fraction of 1, not a percentage."))
+        flags.append(
+            Flag(
+                "suspicious_level",
+                "warning",
+                f"Purification starts at noise level {sigma:.2f}: more noise than image. t* is a"
+                " fraction of 1, not a percentage.",
+            )
+        )
     if calls < 5 and spec.purifier.sampler not in ("one_step", "ddim"):
-        flags.append(Flag("suspicious_grid", "warning", f"The chain has only {calls} steps from t*; `steps` counts the whole chain of 1000, the papers use 50 to 1000."))
+        flags.append(
+            Flag(
+                "suspicious_grid",
+                "warning",
+                f"The chain has only {calls} steps from t*; `steps` counts the whole chain of 1000,"
+                " the papers use 50 to 1000.",
+            )
+        )
     return flags
 
 
@@ -120,17 +154,38 @@ def derivative(model: PurifiedClassifier, x: Tensor, y: Tensor, noise: NoisePlan
     leaf = x.detach().requires_grad_()
     value = cross_entropy(model(leaf, noise=noise), y)
     if not value.requires_grad:
-        return [Flag("gradient_mismatch", "error", "The output does not depend on the input for autograd: a path is detached.")]
+        return [
+            Flag(
+                "gradient_mismatch",
+                "error",
+                "The output does not depend on the input for autograd: a path is detached.",
+            )
+        ]
     (grad,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True)
     if grad is None or not bool(torch.isfinite(grad).all()):
-        return [Flag("non_finite_gradient", "error", "The gradient of the loss is missing or not finite at a clean image.")]
+        return [
+            Flag(
+                "non_finite_gradient",
+                "error",
+                "The gradient of the loss is missing or not finite at a clean image.",
+            )
+        ]
     norm = grad.flatten(1).norm(dim=1)
     if bool((norm == 0).all()):
-        return [Flag("zero_gradient", "error", "The gradient of the loss is exactly zero at every probed image: a detached path or saturated logits.")]
+        return [
+            Flag(
+                "zero_gradient",
+                "error",
+                "The gradient of the loss is exactly zero at every probed image: a detached path or"
+                " saturated logits.",
+            )
+        ]
     direction = grad / norm.clamp_min(1e-30)[:, None, None, None]
     gaps = []
     for step in DIFFERENCE_STEPS:
-        exact, numeric = directional_derivatives(lambda z: cross_entropy(model(z, noise=noise), y), x, direction, step)
+        exact, numeric = directional_derivatives(
+            lambda z: cross_entropy(model(z, noise=noise), y), x, direction, step
+        )
         gaps.append(((exact - numeric).abs() / (numeric.abs() + 1e-3 * norm.mean() + 1e-12)).median())
     gap = float(min(gaps))
     if gap > DERIVATIVE_TOLERANCE:
@@ -138,8 +193,9 @@ def derivative(model: PurifiedClassifier, x: Tensor, y: Tensor, noise: NoisePlan
             Flag(
                 "gradient_mismatch",
                 "error",
-                f"The exact and the numeric directional derivative disagree by {gap:.0%} (median of {len(x)} images): "
-                "the gradient is not that of the function, so attacks with it prove nothing.",
+                f"The exact and the numeric directional derivative disagree by {gap:.0%} (median of"
+                f" {len(x)} images): the gradient is not that of the function, so attacks with it"
+                " prove nothing.",
             )
         ]
     return []
@@ -157,7 +213,13 @@ def replay(model: PurifiedClassifier, x: Tensor, y: Tensor, noise: NoisePlan) ->
     except UserError as error:
         return [Flag("replay_differs", "error", f"{error}")]
     except RuntimeError as error:
-        return [Flag("gradient_mismatch", "error", f"The purification cannot be differentiated: {_first_line(error)}.")]
+        return [
+            Flag(
+                "gradient_mismatch",
+                "error",
+                f"The purification cannot be differentiated: {_first_line(error)}.",
+            )
+        ]
     finally:
         purifier.memory_bytes, purifier.verify_replay = memory, False
     return []

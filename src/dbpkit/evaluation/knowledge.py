@@ -35,7 +35,9 @@ class Knowledge(NamedTuple):
         """The sites, with ``reverse`` spelled out; UserError if one is unknown."""
         for site in self.shared_sites:
             if site not in SITES:
-                raise UserError(f"knowledge '{self.name}': unknown noise site '{site}'. Available: {', '.join(SITES)}.")
+                raise UserError(
+                    f"knowledge '{self.name}': unknown noise site '{site}'. Available: {', '.join(SITES)}."
+                )
         return self.shared_sites | (REVERSE_SITES if "reverse" in self.shared_sites else frozenset())
 
     def leaves_nothing_random(self, sites: frozenset[str]) -> bool:

@@ -9,6 +9,7 @@ import logging
 import math
 import platform
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,6 +61,9 @@ class Execution(NamedTuple):
     reverse: bool = False
 
 
+DEFAULT_EXECUTION = Execution()
+
+
 class Batch(NamedTuple):
     """Examples that are attacked together: x (B, C, H, W), y (B,) and their noise on the report stream."""
 
@@ -80,7 +84,7 @@ class Unit(NamedTuple):
 def evaluate(
     spec: EvaluationSpec,
     out: str | Path,
-    execution: Execution = Execution(),
+    execution: Execution = DEFAULT_EXECUTION,
     progress: Progress = lambda *_: None,
 ) -> Summary:
     """Runs an evaluation, or goes on with the one in ``out``.
@@ -118,7 +122,12 @@ class _Runner:
     """The state of one evaluation while it runs."""
 
     def __init__(
-        self, spec: EvaluationSpec, parts: Parts, execution: Execution, run: RunDirectory, progress: Progress
+        self,
+        spec: EvaluationSpec,
+        parts: Parts,
+        execution: Execution,
+        run: RunDirectory,
+        progress: Progress,
     ) -> None:
         self.spec = spec
         self.parts = parts
@@ -138,7 +147,13 @@ class _Runner:
                 missing = any(Key(row, unit.tape, i) not in recorded for row in unit.rows for i in ids)
                 self.progress(self.done / self.total, unit.rows[0])
                 if missing:
-                    self.run.append(self._attempt(unit, index))
+                    records = self._attempt(unit, index)
+                    self.run.append(records)
+                    if not recorded and all("error" in r for r in records):
+                        raise UserError(
+                            f"row '{unit.rows[0]}' failed on every one of {len(ids)} examples: {records[0]['error']}. "
+                            "Mend the part that failed and run the same command again."
+                        )
                 self.done += unit.cost * len(ids)
         self.progress(1.0, "done")
 
@@ -148,9 +163,14 @@ class _Runner:
         index = torch.arange(min(STRIP_EXAMPLES, len(self.parts.data)))
         batch = self._batch(index)
         ids = batch.noise.example_ids.tolist()
-        records = {(r["row"], r["example"]): r for r in self.run.records() if r["tape"] == 0 and "error" not in r}
+        records = {
+            (r["row"], r["example"]): r for r in self.run.records() if r["tape"] == 0 and "error" not in r
+        }
         tensors, said = {"ids": batch.noise.example_ids, "clean": batch.x.cpu()}, {}
-        plans = {"clean": batch.noise, **{k.name: k.resolve().apply(batch.noise, 0) for k in self.spec.knowledge}}
+        plans = {
+            "clean": batch.noise,
+            **{k.name: k.resolve().apply(batch.noise, 0) for k in self.spec.knowledge},
+        }
         for row, noise in plans.items():
             if any((row, i) not in records for i in ids):
                 continue
@@ -162,7 +182,11 @@ class _Runner:
             # An unrepeated plan is draw 0, the first column of the row's predictions.
             tensors[f"{row}.x_pure"] = self.parts.model.purifier(x_adv, noise=noise).cpu()
             said[row] = [records[row, i]["predicted"][0] for i in ids]
-        about = {"class_names": self.parts.data.class_names, "labels": batch.y.tolist(), "predicted": said}
+        about = {
+            "class_names": self.parts.data.class_names,
+            "labels": batch.y.tolist(),
+            "predicted": said,
+        }
         self.run.write_strip(tensors, about)
 
     def _attempt(self, unit: Unit, index: Tensor) -> list[Record]:
@@ -177,16 +201,24 @@ class _Runner:
                 return [record for one in index.split(1) for record in self._attempt(unit, one)]
             example = int(self.parts.data.ids[index[0]])
             message = f"{type(error).__name__}: {error}"
-            return [{"row": row, "tape": unit.tape, "example": example, "error": message} for row in unit.rows]
+            return [
+                {"row": row, "tape": unit.tape, "example": example, "error": message} for row in unit.rows
+            ]
 
     def _batches(self) -> Iterator[Tensor]:
         positions = torch.arange(len(self.parts.data))
-        return iter((positions.flip(0) if self.execution.reverse else positions).split(self.execution.batch_size))
+        return iter(
+            (positions.flip(0) if self.execution.reverse else positions).split(self.execution.batch_size)
+        )
 
     def _batch(self, index: Tensor) -> Batch:
         data = self.parts.data
         device = self.execution.device
-        return Batch(data.x(index).to(device), data.labels[index].to(device), NoisePlan.of(self.spec.seed, data.ids[index]))
+        return Batch(
+            data.x(index).to(device),
+            data.labels[index].to(device),
+            NoisePlan.of(self.spec.seed, data.ids[index]),
+        )
 
     def _target(self, model: Any) -> Target:
         return Target(model, self.execution.micro_batch, fixed_shape=self.execution.deterministic)
@@ -204,12 +236,20 @@ class _Runner:
         for setting in self.spec.knowledge:
             knowledge = setting.resolve()
             known = knowledge.leaves_nothing_random(self.parts.model.sites)
-            passes = sum(_iterations(a.name, a.options) * (1 if known else _eot(a.name, a.options)) for a in self.spec.attacks)
+            passes = sum(
+                _iterations(a.name, a.options) * (1 if known else _eot(a.name, a.options))
+                for a in self.spec.attacks
+            )
             cost = 2.5 * passes + (1 if known else self.spec.draws.report)
             view = gradients.get(knowledge.gradient)(self.parts.model, **knowledge.gradient_options)
             for tape in range(knowledge.tapes):
                 units.append(
-                    Unit((knowledge.name,), tape, cost, lambda b, k=knowledge, t=tape, v=view: self._attacked(b, k, t, v))
+                    Unit(
+                        (knowledge.name,),
+                        tape,
+                        cost,
+                        partial(self._attacked, knowledge=knowledge, tape=tape, view=view),
+                    )
                 )
         return units
 
@@ -229,7 +269,9 @@ class _Runner:
         """The classifier alone under attack, and its attacked images in front of the purifier."""
         target = self._target(self.parts.undefended)
         nothing = Knowledge("undefended")
-        x_adv, details = self._worst(target, batch, self.parts.single_draw_attacks, nothing, 0, select_draws=1)
+        x_adv, details = self._worst(
+            target, batch, self.parts.single_draw_attacks, nothing, 0, select_draws=1
+        )
         predicted = target(x_adv, noise=batch.noise)[:, None]
         self._store("undefended", 0, batch, x_adv, details)
         return [
@@ -245,7 +287,9 @@ class _Runner:
         x_adv, details = self._worst(self._target(view), batch, attacks, knowledge, tape, select)
         self._store(knowledge.name, tape, batch, x_adv, details)
         report = knowledge.apply(batch.noise, tape)
-        return _records(knowledge.name, tape, batch, self._report(x_adv, report, 1 if known else None), details)
+        return _records(
+            knowledge.name, tape, batch, self._report(x_adv, report, 1 if known else None), details
+        )
 
     def _worst(
         self,
@@ -256,7 +300,7 @@ class _Runner:
         tape: int,
         select_draws: int,
     ) -> tuple[Tensor, list[Record]]:
-        """The worst attack of each example, by its accuracy on select draws; a later one must be strictly worse."""
+        """The worst attack of each example, by accuracy on select draws; a later one must be strictly worse."""
         threat = self.parts.threat
         judge = self._target(self.parts.undefended if knowledge.name == "undefended" else self.parts.model)
         worst, accuracy = batch.x, torch.full((len(batch.x),), torch.inf)
@@ -277,7 +321,10 @@ class _Runner:
             accuracy = torch.where(better, selected, accuracy)
             worst = torch.where(better.to(batch.x.device)[:, None, None, None], x_adv, worst)
             excess = (threat.distance(batch.x, outcome.x_adv) - threat.eps).tolist()
-            passes = [(now - then) / len(batch.x) for now, then in zip((target.forward_rows, target.gradient_rows), before, strict=True)]
+            passes = [
+                (now - then) / len(batch.x)
+                for now, then in zip((target.forward_rows, target.gradient_rows), before, strict=True)
+            ]
             for b in better.nonzero()[:, 0].tolist():
                 details[b] = {
                     "attack": name,
@@ -302,13 +349,18 @@ class _Runner:
             detail["images"] = file
 
 
-def _records(row: str, tape: int, batch: Batch, logits: Tensor, details: list[Record] | None = None) -> list[Record]:
+def _records(
+    row: str, tape: int, batch: Batch, logits: Tensor, details: list[Record] | None = None
+) -> list[Record]:
     """One record per example from logits (B, R, K)."""
     if not bool(torch.isfinite(logits).all()):
         raise FloatingPointError(f"the model returned logits that are not finite for row '{row}'")
     predicted = logits.argmax(dim=-1).tolist()
     ids, labels = batch.noise.example_ids.tolist(), batch.y.tolist()
-    heads = [{"row": row, "tape": tape, "example": i, "label": y, "predicted": p} for i, y, p in zip(ids, labels, predicted, strict=True)]
+    heads = [
+        {"row": row, "tape": tape, "example": i, "label": y, "predicted": p}
+        for i, y, p in zip(ids, labels, predicted, strict=True)
+    ]
     return [{**head, **detail} for head, detail in zip(heads, details or [{}] * len(heads), strict=True)]
 
 
@@ -318,8 +370,8 @@ def _enter_session(run: RunDirectory, parts: Parts, execution: Execution) -> Non
     for name, value in parts.hashes.items():
         if sessions and sessions[0][name] != value:
             raise UserError(
-                f"{run.path} was made with another {name.removesuffix('_sha256')} (sha256 {sessions[0][name][:12]}, now "
-                f"{value[:12]}). Restore it or use a new --out."
+                f"{run.path} was made with another {name.removesuffix('_sha256')} (sha256"
+                f" {sessions[0][name][:12]}, now {value[:12]}). Restore it or use a new --out."
             )
     packages = ("dbpkit", "torch", "numpy", "safetensors")
     session = {
@@ -327,7 +379,7 @@ def _enter_session(run: RunDirectory, parts: Parts, execution: Execution) -> Non
         "versions": {"python": platform.python_version(), **{p: _version(p) for p in packages}},
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
-        **{k: v for k, v in execution._asdict().items()},
+        **execution._asdict(),
     }
     if session not in sessions:
         run.write_json("env.json", [*sessions, session])

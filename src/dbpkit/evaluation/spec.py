@@ -12,6 +12,10 @@ from dbpkit.evaluation.knowledge import Knowledge, known
 from dbpkit.spec import Amount, PartSpec, Strict
 
 
+_HEADLINE = ("white_box", "dw_fwd", "dw_rev", "dw_both", "fixed")
+"""Settings a spec evaluates if it names none."""
+
+
 class PurifierSpec(Strict):
     """How images are purified; see `dbpkit.purify.Purifier`.
 
@@ -76,7 +80,13 @@ class KnowledgeSpec(Strict):
 
     def resolve(self) -> Knowledge:
         """Returns the value the runner works with."""
-        return Knowledge(self.name, self.gradient, self.gradient_options, frozenset(self.shared_sites), self.tapes)
+        return Knowledge(
+            self.name,
+            self.gradient,
+            self.gradient_options,
+            frozenset(self.shared_sites),
+            self.tapes,
+        )
 
 
 class EvaluationSpec(Strict):
@@ -104,7 +114,8 @@ class EvaluationSpec(Strict):
     threat: ThreatSpec = ThreatSpec()
     attacks: list[PartSpec] = Field(default=[PartSpec(name="pgd")], min_length=1)
     knowledge: list[KnowledgeSpec] = Field(
-        default_factory=lambda: [KnowledgeSpec.model_validate(name) for name in known if name in _HEADLINE], min_length=1
+        default_factory=lambda: [KnowledgeSpec.model_validate(name) for name in known if name in _HEADLINE],
+        min_length=1,
     )
     examples: ExamplesSpec = ExamplesSpec()
     draws: DrawsSpec = DrawsSpec()
@@ -119,6 +130,3 @@ class EvaluationSpec(Strict):
             if len(set(names)) < len(names):
                 raise ValueError(f"{what} are named {', '.join(names)}: every name may occur once")
         return self
-
-
-_HEADLINE = ("white_box", "dw_fwd", "dw_rev", "dw_both", "fixed")

@@ -67,7 +67,9 @@ def majority(predicted: Sequence[Sequence[int]], labels: Sequence[int]) -> Estim
     for ps, y in zip(predicted, labels, strict=True):
         votes = np.bincount([*ps, y])  # one vote too many for the label, taken back below
         votes[y] -= 1
-        right.append(float(votes[y] > 0 and votes[y] > max((v for k, v in enumerate(votes) if k != y), default=0)))
+        right.append(
+            float(votes[y] > 0 and votes[y] > max((v for k, v in enumerate(votes) if k != y), default=0))
+        )
     return _estimate("majority", right, _draws(predicted))
 
 
@@ -77,7 +79,9 @@ def all_draws(predicted: Sequence[Sequence[int]], labels: Sequence[int]) -> Esti
     return _estimate(f"all_draws@{_draws(predicted)}", right, _draws(predicted))
 
 
-def paired_difference(a: Sequence[float], b: Sequence[float], draws: int = 1, resamples: int = 10_000) -> Estimate:
+def paired_difference(
+    a: Sequence[float], b: Sequence[float], draws: int = 1, resamples: int = 10_000
+) -> Estimate:
     """Mean of a - b over the same examples, with a paired bootstrap over examples.
 
     Args:
@@ -98,12 +102,28 @@ def paired_difference(a: Sequence[float], b: Sequence[float], draws: int = 1, re
     if n == 0 or np.ptp(difference) == 0:
         value = float(difference[0]) if n else math.nan
         slack = 1 - wilson(1.0, n)[0] if n else math.nan
-        return Estimate("difference", value, max(-1.0, value - slack), min(1.0, value + slack), n, draws, "wilson, all pairs equal")
+        return Estimate(
+            "difference",
+            value,
+            max(-1.0, value - slack),
+            min(1.0, value + slack),
+            n,
+            draws,
+            "wilson, all pairs equal",
+        )
     plan = NoisePlan.of(0, range(resamples), "report")
     chosen = (plan.uniform("probe", 0, torch.zeros(resamples, n, dtype=torch.float64)) * n).long().numpy()
     means = difference[chosen].mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
-    return Estimate("difference", float(difference.mean()), float(low), float(high), n, draws, "paired bootstrap")
+    return Estimate(
+        "difference",
+        float(difference.mean()),
+        float(low),
+        float(high),
+        n,
+        draws,
+        "paired bootstrap",
+    )
 
 
 def _estimate(estimand: str, right: Sequence[float], draws: int) -> Estimate:

@@ -36,7 +36,15 @@ def record_flags(records: Sequence[Record], preflight: Sequence[Flag] = ()) -> l
     flags = list(preflight)
     failed = [r for r in records if "error" in r]
     if failed:
-        flags.append(Flag("failed_examples", "error", f"{len(failed)} records failed (first: {failed[0]['row']}, example {failed[0]['example']}: {failed[0]['error']}). Run the same command to try them again."))
+        flags.append(
+            Flag(
+                "failed_examples",
+                "error",
+                f"{len(failed)} records failed (first: {failed[0]['row']}, example"
+                f" {failed[0]['example']}: {failed[0]['error']}). Run the same command to try them"
+                " again.",
+            )
+        )
     by_row: dict[str, list[Record]] = {}
     for record in records:
         if "error" not in record:
@@ -54,33 +62,81 @@ def _attack_flags(row: str, records: Sequence[Record]) -> list[Flag]:
     norms = [r["grad_norm"] for r in records if r.get("grad_norm")]
     zero = sum(n[0] == 0 for n in norms)
     if zero:
-        flags.append(Flag("zero_gradient", "error" if zero > len(norms) // 20 else "warning", f"The gradient is exactly zero at the start for {zero} of {len(norms)} examples.", row))
+        flags.append(
+            Flag(
+                "zero_gradient",
+                "error" if zero > len(norms) // 20 else "warning",
+                f"The gradient is exactly zero at the start for {zero} of {len(norms)} examples.",
+                row,
+            )
+        )
     if any(v is None for n in norms for v in n):
-        flags.append(Flag("non_finite_gradient", "error", f"{sum(any(v is None for v in n) for n in norms)} of {len(norms)} examples met a gradient that is not finite.", row))
+        flags.append(
+            Flag(
+                "non_finite_gradient",
+                "error",
+                f"{sum(any(v is None for v in n) for n in norms)} of {len(norms)} examples met a"
+                " gradient that is not finite.",
+                row,
+            )
+        )
     paths = [r["loss"] for r in records if r.get("loss") and None not in r["loss"] and len(r["loss"]) > 1]
     if paths:
         first, last = (sum(p[k] for p in paths) / len(paths) for k in (0, -1))
         if last <= first:
-            flags.append(Flag("loss_not_rising", "error", f"The attack's mean loss went from {first:.3f} to {last:.3f}: it did not rise.", row))
+            flags.append(
+                Flag(
+                    "loss_not_rising",
+                    "error",
+                    f"The attack's mean loss went from {first:.3f} to {last:.3f}: it did not rise.",
+                    row,
+                )
+            )
     excess = max((r.get("excess", 0.0) for r in records), default=0.0)
     if excess > BUDGET_TOLERANCE:
-        flags.append(Flag("budget_exceeded", "warning", f"The attack left the budget by {excess:.3g} before the runner projected it back.", row))
+        flags.append(
+            Flag(
+                "budget_exceeded",
+                "warning",
+                f"The attack left the budget by {excess:.3g} before the runner projected it back.",
+                row,
+            )
+        )
     return flags
 
 
 def _comparison_flags(by_row: dict[str, list[Record]]) -> list[Flag]:
     """Flags that compare rows with each other."""
     flags = []
-    noise, transfer = accuracy(by_row.get("noise_control", [])), accuracy(by_row.get("transfer", []))
+    noise, transfer = (
+        accuracy(by_row.get("noise_control", [])),
+        accuracy(by_row.get("transfer", [])),
+    )
     for row, records in by_row.items():
         if row in BASELINE_ROWS:
             continue
         attacked = accuracy(records)
         if noise is not None and attacked is not None and 0 < noise <= attacked:
-            flags.append(Flag("no_better_than_noise", "error", f"Accuracy under the attack is {attacked:.1%}; random noise of the same size leaves {noise:.1%}.", row))
+            flags.append(
+                Flag(
+                    "no_better_than_noise",
+                    "error",
+                    f"Accuracy under the attack is {attacked:.1%}; random noise of the same size"
+                    f" leaves {noise:.1%}.",
+                    row,
+                )
+            )
     white = accuracy(by_row.get("white_box", []))
     if white is not None and transfer is not None and transfer < white:
-        flags.append(Flag("transfer_stronger", "error", f"Images that fool the undefended classifier leave {transfer:.1%}, the white box {white:.1%}: the white-box attack is not at its strength.", "white_box"))
+        flags.append(
+            Flag(
+                "transfer_stronger",
+                "error",
+                f"Images that fool the undefended classifier leave {transfer:.1%}, the white box"
+                f" {white:.1%}: the white-box attack is not at its strength.",
+                "white_box",
+            )
+        )
     return flags
 
 
@@ -88,4 +144,6 @@ def accuracy(records: Sequence[dict[str, Any]]) -> float | None:
     """Mean over records of the share of right draws; None without records."""
     if not records:
         return None
-    return sum(sum(p == r["label"] for p in r["predicted"]) / len(r["predicted"]) for r in records) / len(records)
+    return sum(sum(p == r["label"] for p in r["predicted"]) / len(r["predicted"]) for r in records) / len(
+        records
+    )

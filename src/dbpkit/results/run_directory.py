@@ -2,7 +2,8 @@
 
 ``spec.json`` resolved spec and hash; ``env.json`` versions and hashes of every session; ``records.jsonl`` one
 line per example and row, append-only; ``x_adv/`` attacked images; ``checks.json`` findings of the preflight;
-``strip.safetensors`` a few images for the report; ``summary.json`` derived. The thing people get wrong: a killed process tears the last line; it is dropped.
+``strip.safetensors`` a few images for the report; ``summary.json`` derived. The thing people get wrong: a
+killed process tears the last line; it is dropped.
 """
 
 import json
@@ -55,7 +56,10 @@ class RunDirectory:
             old = self.spec()
             if old["hash"] != spec_hash:
                 changed = ", ".join(differences(old["spec"], spec))
-                raise UserError(f"{self.path} was made with another spec: {changed}. Use a new --out or delete the directory.")
+                raise UserError(
+                    f"{self.path} was made with another spec: {changed}. Use a new --out or delete"
+                    " the directory."
+                )
             self._drop_torn_line()
             return
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
@@ -66,9 +70,13 @@ class RunDirectory:
         """Returns ``spec.json``; UserError if this is no run directory or one of another layout."""
         old = self.read_json("spec.json")
         if old is None:
-            raise UserError(f"'{self.path}' is no run directory: it has no spec.json. Give one made by 'dbpkit evaluate'.")
+            raise UserError(
+                f"'{self.path}' is no run directory: it has no spec.json. Give one made by 'dbpkit evaluate'."
+            )
         if old.get("schema") != SCHEMA:
-            raise UserError(f"'{self.path}' has layout version {old.get('schema')}; this dbpkit reads version {SCHEMA}.")
+            raise UserError(
+                f"'{self.path}' has layout version {old.get('schema')}; this dbpkit reads version {SCHEMA}."
+            )
         return old
 
     def records(self) -> list[Record]:
@@ -86,7 +94,10 @@ class RunDirectory:
             except (json.JSONDecodeError, KeyError) as error:
                 if number == len(lines) - 1:
                     continue
-                raise UserError(f"'{self.path / 'records.jsonl'}' line {number + 1} is damaged. Restore it or delete the directory.") from error
+                raise UserError(
+                    f"'{self.path / 'records.jsonl'}' line {number + 1} is damaged. Restore it or"
+                    " delete the directory."
+                ) from error
         return list(newest.values())
 
     def append(self, records: Iterable[Record]) -> None:
@@ -106,12 +117,17 @@ class RunDirectory:
         except OSError as error:
             if path.is_file():
                 os.truncate(path, before)
-            raise UserError(f"cannot write '{path}' ({error.strerror}). Free space and run the same command again; earlier records are intact.") from error
+            raise UserError(
+                f"cannot write '{path}' ({error.strerror}). Free space and run the same command"
+                " again; earlier records are intact."
+            ) from error
 
     def write_images(self, name: str, ids: Tensor, x_adv: Tensor) -> str:
         """Stores attacked images (B, C, H, W) with their ids under ``x_adv/``; returns the file's name."""
         file = f"{name}.safetensors"
-        write_tensors(self.path / "x_adv" / file, {"ids": ids, "x_adv": x_adv.detach().cpu().contiguous()}, {})
+        write_tensors(
+            self.path / "x_adv" / file, {"ids": ids, "x_adv": x_adv.detach().cpu().contiguous()}, {}
+        )
         return file
 
     def read_images(self, file: str) -> dict[int, Tensor]:

@@ -11,6 +11,8 @@ from dbpkit.results.estimates import Estimate, all_draws, majority, paired_diffe
 from dbpkit.results.flags import BASELINE_ROWS, Flag, record_flags
 from dbpkit.results.run_directory import Record, RunDirectory
 
+_PASSES = ("forward_passes", "gradient_passes")
+
 TITLES = {
     "undefended_clean": "undefended, clean",
     "undefended": "undefended, attacked",
@@ -93,7 +95,9 @@ def summarise(run: RunDirectory) -> Summary:
     for a, b in (("white_box", "dw_both"), ("white_box", "fixed"), ("clean", "white_box")):
         shared = sorted(scores.get(a, {}).keys() & scores.get(b, {}).keys())
         if shared:
-            differences[f"{a} - {b}"] = paired_difference([scores[a][i] for i in shared], [scores[b][i] for i in shared])
+            differences[f"{a} - {b}"] = paired_difference(
+                [scores[a][i] for i in shared], [scores[b][i] for i in shared]
+            )
     flags = record_flags(records, preflight)
     return Summary(spec["name"], spec, rows, differences, flags, _sentence(rows, differences))
 
@@ -103,7 +107,9 @@ def example_scores(records: Sequence[Record]) -> dict[int, float]:
     shares: dict[int, list[float]] = {}
     for r in records:
         if "error" not in r:
-            shares.setdefault(r["example"], []).append(sum(p == r["label"] for p in r["predicted"]) / len(r["predicted"]))
+            shares.setdefault(r["example"], []).append(
+                sum(p == r["label"] for p in r["predicted"]) / len(r["predicted"])
+            )
     return {example: sum(s) / len(s) for example, s in shares.items()}
 
 
@@ -119,8 +125,16 @@ def _row(name: str, records: Sequence[Record]) -> Row:
         every = all_draws(predicted, labels)
         estimates.append(every._replace(estimand=f"all_tapes@{tapes}"))
     examples = len(labels)
-    passes = [sum(r.get(k, 0.0) for r in good) / examples for k in ("forward_passes", "gradient_passes")]
-    return Row(name, TITLES.get(name, f"purified, {name}"), tapes, estimates, *passes, len(records) - len(good))
+    forward, gradient = (sum(r.get(k, 0.0) for r in good) / examples for k in _PASSES)
+    return Row(
+        name,
+        TITLES.get(name, f"purified, {name}"),
+        tapes,
+        estimates,
+        forward,
+        gradient,
+        len(records) - len(good),
+    )
 
 
 def _by_example(records: Sequence[Record]) -> tuple[list[int], list[list[int]]]:
@@ -138,9 +152,17 @@ def _sentence(rows: Sequence[Row], differences: Mapping[str, Estimate]) -> str:
     value = {r.name: r.estimates[0].value for r in rows}
     gap = differences.get("white_box - dw_both")
     if gap is None:
-        return "This run has no pair of white box and DW_Both, so it cannot tell randomness from purification."
+        return (
+            "This run has no pair of white box and DW_Both, so it cannot tell randomness from purification."
+        )
     share = f"{100 * gap.value:.0f} points (95 % interval {100 * gap.low:.0f} to {100 * gap.high:.0f})"
-    head = f"An attacker who must guess the noise leaves {value['white_box']:.0%} right, one who knows it leaves {value['dw_both']:.0%}"
+    head = (
+        f"An attacker who must guess the noise leaves {value['white_box']:.0%} right, one who knows"
+        f" it leaves {value['dw_both']:.0%}"
+    )
     if gap.low > 0:
-        return f"{head}: {share} of the white-box robustness come from randomness the attacker cannot foresee, not from removing the perturbation."
+        return (
+            f"{head}: {share} of the white-box robustness come from randomness the attacker cannot"
+            " foresee, not from removing the perturbation."
+        )
     return f"{head}: the difference, {share}, does not show that randomness adds robustness in this run."

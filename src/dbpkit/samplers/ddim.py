@@ -53,5 +53,8 @@ def ddim(
 
 
 samplers.register("ddim")(
-    Method(ddim, sites=lambda options: frozenset({"forward", "reverse"} if options.get("eta", 0) else {"forward"}))
+    Method(
+        ddim,
+        sites=lambda options: frozenset({"forward", "reverse"} if options.get("eta", 0) else {"forward"}),
+    )
 )

@@ -43,7 +43,15 @@ def ddpm(
     """
     if variance not in ("large", "small"):
         raise UserError(f"ddpm variance '{variance}' is unknown. Available: large, small.")
-    return ancestral(denoiser, diffuse(x, levels[0], noise), levels, noise=noise, step=step, variance=variance, clip=clip)
+    return ancestral(
+        denoiser,
+        diffuse(x, levels[0], noise),
+        levels,
+        noise=noise,
+        step=step,
+        variance=variance,
+        clip=clip,
+    )
 
 
 def ancestral(
@@ -59,7 +67,9 @@ def ancestral(
     """The reverse chain alone, from a state ``x`` at ``levels[0]``; arguments as `ddpm`."""
     for i, (sigma, sigma_next) in enumerate(zip(levels[:-1].tolist(), levels[1:].tolist(), strict=True)):
 
-        def ancestral_step(x: Tensor, i: int = i, sigma: float = sigma, sigma_next: float = sigma_next) -> Tensor:
+        def ancestral_step(
+            x: Tensor, i: int = i, sigma: float = sigma, sigma_next: float = sigma_next
+        ) -> Tensor:
             x0 = clipped(denoiser(x, x.new_tensor(sigma)), clip)
             if sigma_next == 0:
                 return x0

@@ -48,7 +48,11 @@ def heun(
         gamma = min(churn / steps, math.sqrt(2) - 1) if churn_min <= sigma <= churn_max else 0.0
 
         def heun_step(
-            x: Tensor, i: int = i, sigma: float = sigma, sigma_next: float = sigma_next, gamma: float = gamma
+            x: Tensor,
+            i: int = i,
+            sigma: float = sigma,
+            sigma_next: float = sigma_next,
+            gamma: float = gamma,
         ) -> Tensor:
             sigma_hat = sigma * (1 + gamma)
             if gamma > 0:
@@ -65,7 +69,11 @@ def heun(
 
 
 def heun_levels(
-    t_star: float, steps: int, sigma_max: float | None = None, sigma_min: float = 0.002, rho: float = 7.0
+    t_star: float,
+    steps: int,
+    sigma_max: float | None = None,
+    sigma_min: float = 0.002,
+    rho: float = 7.0,
 ) -> Tensor:
     """The EDM grid from ``sigma_max`` (0.5 in the paper), or from the noise level of VP time ``t_star``."""
     top = float(vp_sigma(torch.tensor(t_star, dtype=torch.float64))) if sigma_max is None else sigma_max
@@ -73,5 +81,9 @@ def heun_levels(
 
 
 samplers.register("heun")(
-    Method(heun, levels=heun_levels, sites=lambda o: frozenset({"forward", "churn"} if o.get("churn", 0) else {"forward"}))
+    Method(
+        heun,
+        levels=heun_levels,
+        sites=lambda o: frozenset({"forward", "churn"} if o.get("churn", 0) else {"forward"}),
+    )
 )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dbpkit.errors import UserError
 from dbpkit.noise import NoisePlan
-from dbpkit.registry import Registry
+from dbpkit.registry import Registry, call_with_options
 from dbpkit.schedule import discrete_levels
 from dbpkit.types import Sampler
 
@@ -38,10 +38,8 @@ class Method:
         default=lambda _: frozenset({"forward", "reverse"})
     )
 
-    @property
-    def __doc__(self) -> str:
-        """The algorithm's own docstring."""
-        return self.sample.__doc__ or ""
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "__doc__", self.sample.__doc__)  # `dbpkit list` shows the algorithm's
 
 
 class BoundSampler(NamedTuple):
@@ -80,24 +78,31 @@ def make_sampler(
         UserError: if a name or an option is unknown, or the levels do not decrease to 0.
     """
     found: Any = samplers.get(name)
-    method = found if isinstance(found, Method) else Method(found, sites=lambda _: REVERSE_SITES | {"forward"})
+    method = (
+        found if isinstance(found, Method) else Method(found, sites=lambda _: REVERSE_SITES | {"forward"})
+    )
     options = dict(options or {})
-    known = [p for p in inspect.signature(method.sample).parameters][3:]
+    known = list(inspect.signature(method.sample).parameters)[3:]
     known = [p for p in known if p not in ("noise", "step")]
     for option in options:
         if option not in known:
-            raise UserError(f"sampler '{name}' has no option '{option}'. Available: {', '.join(known) or 'none'}.")
-    try:
-        levels = method.levels(t_star, steps, **(grid or {}))
-    except TypeError as error:
-        raise UserError(f"the grid of sampler '{name}' does not accept these options: {error}.") from error
+            raise UserError(
+                f"sampler '{name}' has no option '{option}'. Available: {', '.join(known) or 'none'}."
+            )
+    settings = {"t_star": t_star, "steps": steps, **(grid or {})}
+    levels = call_with_options(method.levels, settings, f"the grid of sampler '{name}'")
     check_levels(levels, name)
     return BoundSampler(partial(method.sample, **options), levels, method.clamps, method.sites(options))
 
 
 def check_levels(levels: Tensor, name: str) -> None:
     """Raises UserError unless ``levels`` (S + 1,) decrease strictly to 0."""
-    if levels.ndim != 1 or len(levels) < 2 or bool((levels[1:] >= levels[:-1]).any()) or float(levels[-1]) != 0:
+    if (
+        levels.ndim != 1
+        or len(levels) < 2
+        or bool((levels[1:] >= levels[:-1]).any())
+        or float(levels[-1]) != 0
+    ):
         raise UserError(f"sampler '{name}': noise levels must decrease strictly to 0, got {levels.tolist()}.")
 
 

@@ -9,7 +9,13 @@ from dbpkit.types import Denoiser, StepHook
 
 
 def one_step(
-    denoiser: Denoiser, x: Tensor, levels: Tensor, *, noise: NoisePlan, step: StepHook, clip: bool = True
+    denoiser: Denoiser,
+    x: Tensor,
+    levels: Tensor,
+    *,
+    noise: NoisePlan,
+    step: StepHook,
+    clip: bool = True,
 ) -> Tensor:
     """One call of the denoiser at t*, as in denoised smoothing.
 

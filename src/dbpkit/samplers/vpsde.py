@@ -1,6 +1,8 @@
 """The reverse variance-preserving SDE by Euler-Maruyama, with an optional Langevin corrector."""
 
 import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,11 +54,17 @@ def vpsde(
             x0 = denoiser(state / signal, state.new_tensor(sigma))
             return (signal * x0 - state) / (signal * sigma) ** 2
 
-        def predict(state: Tensor, i: int = i, score=score) -> Tensor:  # noqa: ANN001
+        def predict(state: Tensor, i: int = i, score: Callable[[Tensor], Tensor] = score) -> Tensor:
             beta = beta_min + times[i] * (beta_max - beta_min)
             dt = times[i] - times[i + 1]
             for j in range(corrector_steps):
-                state = _correct(state, score(state), noise.normal("corrector", i * corrector_steps + j, state), beta, snr)
+                state = _correct(
+                    state,
+                    score(state),
+                    noise.normal("corrector", i * corrector_steps + j, state),
+                    beta,
+                    snr,
+                )
             mean = state + (0.5 * beta * state + beta * score(state)) * dt
             if i + 1 == len(times) - 1:
                 return mean
@@ -73,7 +81,8 @@ def _correct(state: Tensor, score: Tensor, z: Tensor, beta: float, snr: float) -
     return state + size * score + torch.sqrt(2 * size) * z
 
 
-def _sites(options) -> frozenset[str]:  # noqa: ANN001
+def _sites(options: Mapping[str, Any]) -> frozenset[str]:
+    """Noise sites, with the corrector's if it runs."""
     corrector = {"corrector"} if options.get("corrector_steps", 0) else set()
     return frozenset({"forward", "reverse"} | corrector)
 

@@ -20,9 +20,17 @@ from dbpkit.data import Dataset, load_dataset
 from dbpkit.errors import UserError
 from dbpkit.noise import NoisePlan, permutation, seeded_initialisation
 from dbpkit.spec import differences, spec_hash
+from dbpkit.training.card import model_card
 from dbpkit.training.objectives import Batch, Objective, make_objective
 from dbpkit.training.spec import OptimiserSpec, TrainingSpec
-from dbpkit.weights import Architecture, fill, read_tensors, save_weights, write_atomically, write_tensors
+from dbpkit.weights import (
+    Architecture,
+    fill,
+    read_tensors,
+    save_weights,
+    write_atomically,
+    write_tensors,
+)
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +73,7 @@ def train(spec: TrainingSpec, out: str | Path, progress: Progress = lambda *_: N
     optimiser = _optimiser(model, spec.optimiser)
     done = _restore(out, model, average, optimiser)
     _run(spec, objective, data, model, average, optimiser, done, out, progress)
-    return _finish(spec, objective, average.eval(), architecture, out)
+    return _finish(spec, objective, average.eval(), architecture, data.sha256, out)
 
 
 def learning_rate(update: int, spec: OptimiserSpec) -> float:
@@ -109,8 +117,8 @@ def _run(
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):
             raise UserError(
-                f"the training loss is {losses[-1]} at update {update}. Lower optimiser.lr or set grad_clip; "
-                f"the last checkpoint in '{out}' is intact."
+                f"the training loss is {losses[-1]} at update {update}. Lower optimiser.lr or set"
+                f" grad_clip; the last checkpoint in '{out}' is intact."
             )
         optimiser.zero_grad()
         loss.backward()
@@ -143,8 +151,16 @@ def _batches(data: Dataset, spec: TrainingSpec, done: int) -> Iterator[tuple[int
 
 def _optimiser(model: nn.Module, spec: OptimiserSpec) -> torch.optim.Optimizer:
     if spec.method == "sgd":
-        return torch.optim.SGD(model.parameters(), lr=spec.lr, momentum=0.9, nesterov=True, weight_decay=spec.weight_decay)
-    return torch.optim.AdamW(model.parameters(), lr=spec.lr, betas=(0.9, 0.99), weight_decay=spec.weight_decay)
+        return torch.optim.SGD(
+            model.parameters(),
+            lr=spec.lr,
+            momentum=0.9,
+            nesterov=True,
+            weight_decay=spec.weight_decay,
+        )
+    return torch.optim.AdamW(
+        model.parameters(), lr=spec.lr, betas=(0.9, 0.99), weight_decay=spec.weight_decay
+    )
 
 
 @torch.no_grad()
@@ -163,11 +179,23 @@ def _architecture(spec: TrainingSpec, objective: Objective, data: Dataset) -> Ar
         options.setdefault("classes", len(data.class_names))
         class_names = data.class_names
         if options["classes"] != len(class_names):
-            raise UserError(f"network.options.classes is {options['classes']}, but '{data.name}' has {len(class_names)} classes.")
+            raise UserError(
+                f"network.options.classes is {options['classes']}, but '{data.name}' has"
+                f" {len(class_names)} classes."
+            )
     if options["image_channels"] != data.shape[0]:
-        raise UserError(f"network.options.image_channels is {options['image_channels']}, but '{data.name}' has {data.shape[0]}.")
+        raise UserError(
+            f"network.options.image_channels is {options['image_channels']}, but '{data.name}' has"
+            f" {data.shape[0]}."
+        )
     return Architecture(
-        objective.kind, spec.network.name, options, spec.denoiser, dict(spec.denoiser_options), data.shape, class_names
+        objective.kind,
+        spec.network.name,
+        options,
+        spec.denoiser,
+        dict(spec.denoiser_options),
+        data.shape,
+        class_names,
     )
 
 
@@ -178,13 +206,17 @@ def _claim(out: Path, spec: TrainingSpec) -> None:
         old = json.loads(path.read_text())
         if old["hash"] != spec_hash(spec):
             changed = ", ".join(differences(old["spec"], spec.model_dump(mode="json")))
-            raise UserError(f"{out} was made with another spec: {changed}. Use a new --out or delete the directory.")
+            raise UserError(
+                f"{out} was made with another spec: {changed}. Use a new --out or delete the directory."
+            )
         return
     content = {"hash": spec_hash(spec), "spec": spec.model_dump(mode="json")}
     write_atomically(path, json.dumps(content, indent=1).encode())
 
 
-def _checkpoint(out: Path, model: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer, done: int) -> None:
+def _checkpoint(
+    out: Path, model: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer, done: int
+) -> None:
     """Replaces the checkpoint by the present state, in one atomic step."""
     tensors: dict[str, Tensor] = {f"model.{n}": t for n, t in model.state_dict().items()}
     tensors |= {f"average.{n}": t for n, t in average.state_dict().items()}
@@ -202,7 +234,11 @@ def _restore(out: Path, model: nn.Module, average: nn.Module, optimiser: torch.o
         return 0
     tensors, metadata = read_tensors(path)
     for name, module in (("model", model), ("average", average)):
-        fill(module, {k.removeprefix(f"{name}."): t for k, t in tensors.items() if k.startswith(f"{name}.")}, str(path))
+        fill(
+            module,
+            {k.removeprefix(f"{name}."): t for k, t in tensors.items() if k.startswith(f"{name}.")},
+            str(path),
+        )
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if key.startswith("optimiser."):
@@ -221,7 +257,14 @@ def _log_losses(out: Path, done: int, losses: list[float], seconds: float) -> No
 
 
 @torch.no_grad()
-def _finish(spec: TrainingSpec, objective: Objective, model: nn.Module, architecture: Architecture, out: Path) -> Trained:
+def _finish(
+    spec: TrainingSpec,
+    objective: Objective,
+    model: nn.Module,
+    architecture: Architecture,
+    data_sha256: str,
+    out: Path,
+) -> Trained:
     """Stores the averaged weights as they will be read, and evaluates exactly those."""
     weights = out / "weights.safetensors"
     sha256 = save_weights(weights, model, architecture, getattr(torch, spec.store))
@@ -229,6 +272,11 @@ def _finish(spec: TrainingSpec, objective: Objective, model: nn.Module, architec
     fill(model, stored, str(weights))
     test = load_dataset(spec.test_data.name, spec.test_data.options)
     figures = objective.evaluate(model, test, spec.seed)
-    figures |= {"sha256": sha256, "test_data_sha256": test.sha256, "parameters": sum(p.numel() for p in model.parameters())}
+    figures |= {
+        "sha256": sha256,
+        "test_data_sha256": test.sha256,
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
     write_atomically(out / "figures.json", json.dumps(figures, indent=1).encode())
+    write_atomically(out / "card.md", model_card(spec, figures, data_sha256).encode())
     return Trained(weights, sha256, figures)

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dbpkit.data import Dataset
-from dbpkit.errors import UserError
 from dbpkit.noise import NoisePlan
-from dbpkit.registry import Registry
+from dbpkit.registry import Registry, call_with_options
 from dbpkit.schedule import discrete_sigmas
 
 objectives: Registry = Registry("objective")
@@ -124,16 +123,16 @@ class Denoising:
                 x0 = 2 * data.x(index) - 1
                 noisy = x0 + sigma * plan.rows(index).normal("forward", t, x0)
                 total += float((model(noisy, sigma) - x0).square().sum())
-            errors[str(t)] = {"sigma": float(sigma), "rms_error": (total / data.images.numel()) ** 0.5}
+            errors[str(t)] = {
+                "sigma": float(sigma),
+                "rms_error": (total / data.images.numel()) ** 0.5,
+            }
         return {"test_images": len(data), "denoising": errors}
 
 
 def make_objective(name: str, options: dict[str, Any]) -> Objective:
     """Builds an objective by name; UserError if an option is unknown."""
-    try:
-        return objectives.get(name)(**options)
-    except TypeError as error:
-        raise UserError(f"objective '{name}' does not accept these options: {error}.") from error
+    return call_with_options(objectives.get(name), options, f"objective '{name}'")
 
 
 def sigma_at(t: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ class OptimiserSpec(Strict):
         updates: number of optimiser steps.
         batch_size: examples per update.
         method: ``"adamw"`` or ``"sgd"`` (Nesterov momentum 0.9).
-        lr: peak learning rate; it rises linearly for ``warmup`` of the updates, then falls as a half cosine to 0.
+        lr: peak learning rate; it rises linearly for ``warmup`` of the updates, then falls as half a cosine.
         warmup: fraction of the updates, in [0, 1].
         weight_decay: decoupled for adamw, L2 for sgd.
         ema_decay: decay of the averaged weights, which are the ones saved and evaluated.

@@ -1,0 +1,335 @@
+"""The command line: parse, make a spec, call one function, print.
+
+Every user's mistake is one sentence on standard error and exit code 2; ``--json`` prints the result alone,
+for programs, on standard output.
+"""
+
+import contextlib
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from dbpkit.attacks import attacks, losses
+from dbpkit.data import datasets
+from dbpkit.errors import UserError, unknown_name
+from dbpkit.evaluation.check import quick_check, verdict
+from dbpkit.evaluation.knowledge import known
+from dbpkit.evaluation.run import Execution, evaluate
+from dbpkit.evaluation.spec import EvaluationSpec, PurifierSpec
+from dbpkit.images import purify_files
+from dbpkit.models import asset, classifier_sources, denoiser_sources
+from dbpkit.networks import networks
+from dbpkit.purify import gradients
+from dbpkit.registry import import_module
+from dbpkit.report import console_flags, console_table, write_report
+from dbpkit.results.compare import compare as compare_runs
+from dbpkit.results.run_directory import RunDirectory
+from dbpkit.results.summary import Summary, summarise
+from dbpkit.samplers import samplers
+from dbpkit.spec import as_toml, read_spec
+from dbpkit.threat import threats
+from dbpkit.training.loop import train as train_network
+from dbpkit.training.objectives import objectives
+from dbpkit.training.spec import TrainingSpec
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help=__doc__.split("\n")[0],
+)
+out_console = Console()
+err_console = Console(stderr=True)
+
+REGISTRIES: dict[str, Any] = {
+    "attacks": attacks,
+    "classifiers": classifier_sources,
+    "data": datasets,
+    "denoisers": denoiser_sources,
+    "gradients": gradients,
+    "losses": losses,
+    "networks": networks,
+    "objectives": objectives,
+    "samplers": samplers,
+    "threats": threats,
+}
+
+Out = Annotated[Path, typer.Option("--out", help="Run directory; the same command continues it.")]
+Set = Annotated[
+    list[str],
+    typer.Option("--set", help="Override a leaf of the spec, such as purifier.steps=200."),
+]
+Plugin = Annotated[
+    list[str], typer.Option("--plugin", help="Import a module of your own that registers parts.")
+]
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", help="Print the result as JSON, and nothing else, on standard output."),
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Examples attacked together.")]
+MicroBatch = Annotated[
+    int, typer.Option(min=1, help="Rows in one call of the model; lower it if memory runs out.")
+]
+Deterministic = Annotated[
+    bool,
+    typer.Option(
+        "--deterministic",
+        help="Bit-equal records whatever the batch size: every call has --micro-batch rows.",
+    ),
+]
+Reverse = Annotated[
+    bool, typer.Option("--reverse", help="Take the last example first; results do not change.")
+]
+SpecFile = Annotated[Path, typer.Argument(help="TOML spec.")]
+
+
+@app.command()
+def demo(out: Out = Path("runs/demo"), device: Device = "cpu", as_json: AsJson = False) -> None:
+    """Evaluate the embedded CIFAR-10 models and write a report page."""
+    spec = read_spec(asset("demo.toml"), EvaluationSpec)
+    _evaluate(spec, out, Execution(device), as_json)
+
+
+@app.command("evaluate")
+def evaluate_command(
+    spec: SpecFile,
+    out: Out,
+    overrides: Set = [],
+    plugin: Plugin = [],
+    device: Device = "cpu",
+    batch_size: BatchSize = 16,
+    micro_batch: MicroBatch = 32,
+    deterministic: Deterministic = False,
+    reverse: Reverse = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how robust a purified classifier is; run the same command again to continue."""
+    _plugins(plugin)
+    execution = Execution(device, batch_size, micro_batch, deterministic, reverse=reverse)
+    _evaluate(read_spec(spec, EvaluationSpec, overrides), out, execution, as_json)
+
+
+@app.command()
+def check(
+    spec: SpecFile,
+    examples: Annotated[int, typer.Option(min=1, help="Examples to look at.")] = 8,
+    overrides: Set = [],
+    plugin: Plugin = [],
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Check your own models and settings before a long run; exit code 1 if something must be mended."""
+    _plugins(plugin)
+    with _progress(as_json) as progress:
+        flags = quick_check(read_spec(spec, EvaluationSpec, overrides), examples, Execution(device), progress)
+    if as_json:
+        _print_json({"verdict": verdict(flags), "flags": [f._asdict() for f in flags]})
+    else:
+        out_console.print(console_flags(flags))
+        out_console.print(verdict(flags))
+    raise typer.Exit(int(any(f.severity == "error" for f in flags)))
+
+
+@app.command()
+def purify(
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the purified images, written as PNG.")],
+    denoiser: Annotated[str, typer.Option(help="Denoiser name, weights file or import path.")] = "embedded",
+    sampler: Annotated[str, typer.Option(help="Sampler name or import path.")] = "ddpm",
+    t_star: Annotated[float, typer.Option(help="Diffusion time where purification starts, in (0, 1).")] = 0.1,
+    steps: Annotated[int, typer.Option(help="Steps of the whole chain.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    plugin: Plugin = [],
+    as_json: AsJson = False,
+) -> None:
+    """Purify image files."""
+    _plugins(plugin)
+    spec = PurifierSpec(sampler=sampler, t_star=t_star, steps=steps)
+    with _progress(as_json) as progress:
+        written = purify_files(images, out, spec, denoiser, seed, progress)
+    (
+        _print_json([str(p) for p in written])
+        if as_json
+        else out_console.print(f"{len(written)} purified images in {out}")
+    )
+
+
+@app.command()
+def train(
+    spec: SpecFile, out: Out, overrides: Set = [], plugin: Plugin = [], as_json: AsJson = False
+) -> None:
+    """Train a classifier or a denoiser; run the same command again to continue."""
+    _plugins(plugin)
+    with _progress(as_json) as progress:
+        trained = train_network(
+            read_spec(spec, TrainingSpec, overrides),
+            out,
+            lambda done, of, loss: progress(done / of, f"loss {loss:.4f}"),
+        )
+    if as_json:
+        _print_json({"weights": str(trained.weights), **trained.figures})
+    else:
+        out_console.print_json(json.dumps(trained.figures))
+        out_console.print(f"Weights: {trained.weights}\nModel card: {trained.weights.with_name('card.md')}")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="HTML file; report.html in the first run if not given."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write one self-contained HTML page about one or more runs."""
+    path = write_report(runs, out)
+    (_print_json({"report": str(path)}) if as_json else out_console.print(f"Report: {path}", soft_wrap=True))
+
+
+@app.command()
+def compare(
+    run_a: Annotated[Path, typer.Argument(help="A run directory.")],
+    run_b: Annotated[Path, typer.Argument(help="Another, on the same examples.")],
+    as_json: AsJson = False,
+) -> None:
+    """Print the paired differences A - B of two runs over the same examples."""
+    differences = compare_runs(RunDirectory(run_a), RunDirectory(run_b))
+    if as_json:
+        _print_json({row: e._asdict() for row, e in differences.items()})
+        return
+    for row, e in differences.items():
+        out_console.print(
+            f"{row:18} {e.value:+7.1%}   95 % interval {e.low:+.1%} to {e.high:+.1%}   n ="
+            f" {e.examples} ({e.method})"
+        )
+
+
+@app.command()
+def show(
+    path: Annotated[Path, typer.Argument(help="TOML spec or run directory.")],
+    overrides: Set = [],
+    plugin: Plugin = [],
+    as_json: AsJson = False,
+) -> None:
+    """Print a spec with every default filled in, or the table of a run."""
+    _plugins(plugin)
+    if path.is_dir():
+        _print_summary(summarise(RunDirectory(path)), as_json)
+        return
+    spec = read_spec(path, EvaluationSpec, overrides).model_dump(mode="json")
+    (
+        _print_json(spec)
+        if as_json
+        else out_console.print(as_toml(spec), markup=False, highlight=False, soft_wrap=True)
+    )
+
+
+@app.command("list")
+def list_command(
+    what: Annotated[
+        str,
+        typer.Argument(help=f"One of {', '.join([*REGISTRIES, 'knowledge'])}; all if not given."),
+    ] = "",
+    plugin: Plugin = [],
+    as_json: AsJson = False,
+) -> None:
+    """List the parts a spec can name."""
+    _plugins(plugin)
+    listed = {kind: registry.describe() for kind, registry in REGISTRIES.items()}
+    listed["knowledge"] = {
+        name: ", ".join(sorted(k.shared_sites)) or f"gradient {k.gradient}" for name, k in known.items()
+    }
+    if what and what not in listed:
+        raise unknown_name("kind of part", what, listed)
+    chosen = {what: listed[what]} if what else listed
+    if as_json:
+        _print_json(chosen)
+        return
+    for kind, parts in chosen.items():
+        out_console.print(f"[bold]{kind}[/bold]")
+        for name, text in parts.items():
+            out_console.print(f"  {name:16} {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Runs the command line with errors as sentences."""
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=err_console, show_path=False)],
+    )
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        err_console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err_console.print("stopped; run the same command again to continue where it left off.")
+        sys.exit(130)
+
+
+def _evaluate(spec: EvaluationSpec, out: Path, execution: Execution, as_json: bool) -> None:
+    """Runs an evaluation, writes its report, prints its summary."""
+    with _progress(as_json) as progress:
+        summary = evaluate(spec, out, execution, progress)
+    path = write_report([out])
+    _print_summary(summary, as_json)
+    if not as_json:
+        out_console.print(f"\nReport: {path.resolve()}", soft_wrap=True)
+
+
+def _print_summary(summary: Summary, as_json: bool) -> None:
+    if as_json:
+        _print_json(summary.as_json())
+        return
+    out_console.print(console_table(summary))
+    out_console.print(console_flags(summary.flags))
+    out_console.print(summary.sentence, highlight=False)
+
+
+def _print_json(content: Any) -> None:
+    sys.stdout.write(json.dumps(content, indent=1) + "\n")
+
+
+def _plugins(names: list[str]) -> None:
+    for name in names:
+        import_module(name)
+
+
+@contextlib.contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[float, str], None]]:
+    """A bar on standard error with the time left; nothing at all if quiet."""
+    if quiet:
+        yield lambda *_: None
+        return
+    columns = (
+        TextColumn("{task.description:28}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err_console, refresh_per_second=2, speed_estimate_period=600) as bar:
+        task = bar.add_task("starting", total=1.0)
+        yield lambda share, what: bar.update(task, completed=share, description=what)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,297 @@
+"""The report page: one HTML file that needs nothing else, for one run or several.
+
+The thing people get wrong: names of runs, rows and classes come from users; the template escapes all of them.
+"""
+
+import base64
+import hashlib
+import string
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from dbpkit.errors import UserError
+from dbpkit.report.figures import GAIN, Chart, accuracy_chart
+from dbpkit.report.strip import Strip, read_strip
+from dbpkit.report.tables import (
+    Cell,
+    DifferenceRow,
+    TableRow,
+    difference_row,
+    difference_rows,
+    interval_methods,
+    row_title,
+    table_rows,
+)
+from dbpkit.results.compare import compare
+from dbpkit.results.flags import BASELINE_ROWS, Flag
+from dbpkit.results.run_directory import Record, RunDirectory
+from dbpkit.results.summary import Summary, summarise
+from dbpkit.spec import as_toml
+from dbpkit.weights import write_atomically
+
+PREFLIGHT_CHECKS = {
+    "probabilities": "the classifier returns logits, not probabilities",
+    "untracked_randomness": "the same image and noise give the same output twice",
+    "suspicious_level": "purification starts at a noise level the papers use",
+    "suspicious_grid": "the sampler takes enough steps",
+    "gradient_mismatch": "the exact gradient agrees with a numeric derivative",
+    "replay_differs": "a replayed step computes what it computed before",
+}
+"""What the checks before a run look at; `docs/flags.md` has a section for each."""
+
+RECORD_CHECKS = {
+    "failed_examples": "every example has a result",
+    "zero_gradient": "no gradient is exactly zero at the start",
+    "non_finite_gradient": "every gradient is finite",
+    "loss_not_rising": "the attack raises its own loss",
+    "budget_exceeded": "the attack keeps to its budget by itself",
+    "no_better_than_noise": "the attack beats random noise of the same size",
+    "transfer_stronger": "the white box beats images made against the classifier alone",
+}
+"""What the checks of the records look at."""
+
+
+class Incomplete(NamedTuple):
+    """Rows that are equally far from all their examples.
+
+    Attributes:
+        recorded: ``"4 of 6 examples"``.
+        failed: how many of the others failed.
+        titles: the rows.
+    """
+
+    recorded: str
+    failed: int
+    titles: list[str]
+
+
+class RunView(NamedTuple):
+    """One run, ready to be shown.
+
+    Attributes:
+        letter: ``"A"``, ``"B"``, ... or empty for a single run.
+        path: run directory as it was given.
+        facts: what was evaluated, in a few words each.
+        summary: its numbers, flags and sentence.
+        rows: lines of the headline table.
+        methods: how the intervals were made.
+        differences: lines of the table of paired differences.
+        incomplete: rows that have not all their examples, by how many they have.
+        row_count: rows that were asked for.
+        flags: flags with the title of their row, errors first.
+        silent: checks that ran and found nothing, with what they look at.
+        preflight_ran: whether the checks before the run have run.
+        strip: pictures, or None before there are any.
+        settings: the resolved spec as TOML.
+        provenance: name and the value of every session.
+        hash: sha256 of the spec.
+        records: recorded results.
+    """
+
+    letter: str
+    path: str
+    facts: list[str]
+    summary: Summary
+    rows: list[TableRow]
+    methods: str
+    differences: list[DifferenceRow]
+    incomplete: list[Incomplete]
+    row_count: int
+    flags: list[tuple[Flag, str]]
+    silent: dict[str, str]
+    preflight_ran: bool
+    strip: Strip | None
+    settings: str
+    provenance: list[tuple[str, list[str]]]
+    hash: str
+    records: int
+
+
+class Comparison(NamedTuple):
+    """Several runs beside each other.
+
+    Attributes:
+        rows: title of every setting and its accuracy in every run, None where a run has no such row.
+        against: letter of another run, and its paired differences with the first or why there are none.
+    """
+
+    rows: list[tuple[str, list[Cell | None]]]
+    against: list[tuple[str, list[DifferenceRow], str]]
+
+
+def write_report(runs: Sequence[str | Path], out: Path | None = None) -> Path:
+    """Writes one page about one run or several, finished or not.
+
+    Args:
+        runs: run directories; the first is the one the others are compared with.
+        out: the HTML file; ``report.html`` in the first run if not given.
+
+    Returns:
+        The path of the HTML file.
+
+    Raises:
+        UserError: if a directory is no run, a file in it is damaged, or the page cannot be written.
+    """
+    if not runs:
+        raise UserError("a report needs at least one run directory, none was given.")
+    directories = [RunDirectory(run) for run in runs]
+    letters = [""] if len(runs) == 1 else [_letter(number) for number in range(len(runs))]
+    views = [_view(run, letter) for run, letter in zip(directories, letters, strict=True)]
+    title = views[0].summary.name if len(views) == 1 else f"Comparison of {len(views)} runs"
+    page = _template().render(
+        title=title,
+        runs=views,
+        comparison=_comparison(directories, views) if len(views) > 1 else None,
+        chart=_chart(views),
+        gain=GAIN,
+    )
+    path = Path(out) if out is not None else directories[0].path / "report.html"
+    write_atomically(path, page.encode())
+    return path
+
+
+def _template() -> Any:
+    environment = Environment(
+        loader=PackageLoader("dbpkit", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["sha256"] = _script_hash
+    return environment.get_template("template.html")
+
+
+def _script_hash(script: str) -> str:
+    """The hash by which the page's policy admits its own script and no other."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+
+
+def _letter(number: int) -> str:
+    return string.ascii_uppercase[number] if number < 26 else str(number + 1)
+
+
+def _view(run: RunDirectory, letter: str) -> RunView:
+    """Reads one run."""
+    summary, records = summarise(run), run.records()
+    preflight_ran = run.read_json("checks.json") is not None
+    raised = {flag.name for flag in summary.flags}
+    checks = {**(PREFLIGHT_CHECKS if preflight_ran else {}), **(RECORD_CHECKS if records else {})}
+    asked = _tapes(summary.spec)
+    return RunView(
+        letter=letter,
+        path=str(run.path),
+        facts=_facts(summary),
+        summary=summary,
+        rows=table_rows(summary),
+        methods=interval_methods(summary),
+        differences=difference_rows(summary),
+        incomplete=_incomplete(asked, _examples_asked(run, summary, records), records),
+        row_count=len(asked),
+        flags=[
+            (flag, row_title(flag.row) if flag.row else "")
+            for flag in sorted(summary.flags, key=lambda f: f.severity != "error")
+        ],
+        silent={name: what for name, what in checks.items() if name not in raised},
+        preflight_ran=preflight_ran,
+        strip=read_strip(run, summary.spec, records),
+        settings=as_toml(summary.spec),
+        provenance=_provenance(run.read_json("env.json") or []),
+        hash=run.spec()["hash"],
+        records=len(records),
+    )
+
+
+def _facts(summary: Summary) -> list[str]:
+    """What was evaluated, in a few words each."""
+    spec = summary.spec
+    purifier, threat = spec["purifier"], spec["threat"]
+    norm = {"linf": "L∞", "l2": "L2"}.get(threat["norm"], threat["norm"])
+    attacks = [
+        attack["name"] + "".join(f", {key} {value}" for key, value in attack["options"].items())
+        for attack in spec["attacks"]
+    ]
+    return [
+        f"data {spec['data']['name']}",
+        f"purifier {purifier['sampler']}, t* = {purifier['t_star']:g}, {purifier['steps']} steps",
+        f"budget {norm} {threat['eps']}",
+        f"attack {' + '.join(attacks)}",
+    ]
+
+
+def _tapes(spec: Mapping[str, Any]) -> dict[str, int]:
+    """Every row that was asked for, with its tapes."""
+    return {**dict.fromkeys(BASELINE_ROWS, 1), **{k["name"]: k["tapes"] for k in spec["knowledge"]}}
+
+
+def _examples_asked(run: RunDirectory, summary: Summary, records: Sequence[Record]) -> int | None:
+    """How many examples were asked for; None if all of the data were and the run has not met them all yet."""
+    count = summary.spec["examples"]["count"]
+    if count is None and run.read_json("summary.json") is not None:  # written when the loop has ended
+        return len({r["example"] for r in records})
+    return count
+
+
+def _incomplete(tapes: Mapping[str, int], asked: int | None, records: Sequence[Record]) -> list[Incomplete]:
+    """Rows in which an example that was asked for has no result on one of its tapes."""
+    done: dict[str, dict[int, int]] = {row: {} for row in tapes}
+    failed: dict[str, set[int]] = {row: set() for row in tapes}
+    for r in records:
+        if "error" in r:
+            failed[r["row"]].add(r["example"])
+        else:
+            done[r["row"]][r["example"]] = done[r["row"]].get(r["example"], 0) + 1
+    groups: dict[tuple[int, int], list[str]] = {}
+    for row, wanted in tapes.items():
+        recorded = sum(count >= wanted for count in done[row].values())
+        if asked is None or recorded < asked:
+            groups.setdefault((recorded, len(failed[row])), []).append(row_title(row))
+    total = "of all examples of the data" if asked is None else f"of {asked} examples"
+    return [
+        Incomplete(f"{recorded} {total}", failures, rows) for (recorded, failures), rows in groups.items()
+    ]
+
+
+def _provenance(sessions: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Every entry of the sessions, one column per session."""
+    flat = [_flat(session) for session in sessions]
+    names = dict.fromkeys(name for session in flat for name in session)
+    return [(name, [session.get(name, "") for session in flat]) for name in names]
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """``{"versions": {"torch": "2"}}`` as ``{"versions.torch": "2"}``."""
+    entries: dict[str, str] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            entries |= _flat(value, f"{prefix}{key}.")
+        else:
+            shown = ("yes" if value else "no") if isinstance(value, bool) else str(value)
+            entries[f"{prefix}{key}"] = shown
+    return entries
+
+
+def _chart(views: Sequence[RunView]) -> Chart | None:
+    """The chart of all runs, or None if nothing is recorded."""
+    if not any(view.rows for view in views):
+        return None
+    return accuracy_chart([(view.letter, view.rows) for view in views])
+
+
+def _comparison(directories: Sequence[RunDirectory], views: Sequence[RunView]) -> Comparison:
+    """The runs beside each other, and each against the first."""
+    titles = {row.name: row.title for view in views for row in view.rows}
+    cells = [{row.name: row.accuracy for row in view.rows} for view in views]
+    rows = [(title, [by_name.get(name) for by_name in cells]) for name, title in titles.items()]
+    against = []
+    for run, view in zip(directories[1:], views[1:], strict=True):
+        try:
+            differences = compare(directories[0], run)
+        except UserError as error:  # runs on other data can still be shown beside each other
+            against.append((view.letter, [], str(error)))
+        else:
+            against.append((view.letter, [difference_row(name, e) for name, e in differences.items()], ""))
+    return Comparison(rows, against)

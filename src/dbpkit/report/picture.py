@@ -1,0 +1,96 @@
+"""The strip of pictures as one PNG, for a README: clean, attacked and purified images under each other."""
+
+import io
+from pathlib import Path
+
+import matplotlib as mpl
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from dbpkit.errors import UserError, unknown_name
+from dbpkit.report.figures import as_picture
+from dbpkit.report.strip import EXAMPLES, class_name
+from dbpkit.results.run_directory import RunDirectory
+from dbpkit.weights import write_atomically
+
+SIDE = 112
+GAP = 10
+LABEL = 24
+MARGIN = 96
+"""Layout in pixels: side of a picture, gap, height of a line of text, width of the names at the left."""
+
+INK, MUTED, GOOD, BAD = "#1b1f24", "#5a636e", "#0072B2", "#B54708"
+
+
+def write_strip_png(run: str | Path, path: str | Path, row: str = "white_box") -> Path:
+    """Writes the pictures of one attacker as a PNG.
+
+    Args:
+        run: a run directory that has reached its end.
+        path: the PNG file.
+        row: attacker whose images are shown.
+
+    Returns:
+        The path of the PNG file.
+
+    Raises:
+        UserError: if the run has no pictures yet, or none of this attacker.
+    """
+    directory = RunDirectory(run)
+    directory.spec()
+    tensors, about = directory.read_strip()
+    if not tensors:
+        raise UserError(
+            f"'{directory.path}' has no pictures yet: its evaluation has not reached its end."
+            " Run the same command again to continue it."
+        )
+    shown = [name for name in about["predicted"] if f"{name}.x_adv" in tensors]
+    if row not in shown:
+        raise unknown_name("row of pictures", row, shown)
+    labels = [class_name(about, y) for y in about["labels"]]
+    predicted = [class_name(about, k) for k in about["predicted"][row]]
+    judged = [_judged(said, label) for said, label in zip(predicted, labels, strict=True)]
+    lines = [
+        ("clean", tensors["clean"], [(label, INK) for label in labels]),
+        ("attacked", tensors[f"{row}.x_adv"], []),
+        ("purified", tensors[f"{row}.x_pure"], judged),
+    ]
+    buffer = io.BytesIO()
+    _strip(lines, min(EXAMPLES, len(labels))).save(buffer, format="PNG", optimize=True)
+    write_atomically(Path(path), buffer.getvalue())
+    return Path(path)
+
+
+def _judged(predicted: str, label: str) -> tuple[str, str]:
+    """A prediction as text, with a mark besides the colour."""
+    return (f"✓ {predicted}", GOOD) if predicted == label else (f"✗ {predicted}", BAD)
+
+
+def _strip(lines: list[tuple[str, Tensor, list[tuple[str, str]]]], count: int) -> Image.Image:
+    """Puts pictures and texts on white."""
+    height = sum(SIDE + (LABEL if texts else GAP) for _, _, texts in lines) + 2 * GAP
+    canvas = Image.new("RGB", (MARGIN + count * (SIDE + GAP) + GAP, height), "white")
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", 14)
+    y = GAP
+    for name, images, texts in lines:
+        draw.text((GAP, y + SIDE / 2), name, MUTED, font, anchor="lm")
+        for k in range(count):
+            x = MARGIN + k * (SIDE + GAP)
+            picture = as_picture(images[k]).convert("RGB")
+            canvas.paste(picture.resize((SIDE, SIDE), Image.Resampling.NEAREST), (x, y))
+            if texts:
+                text, colour = texts[k]
+                place = (x + SIDE / 2, y + SIDE + LABEL / 2)
+                draw.text(place, _fitting(text, font), colour, font, anchor="mm")
+        y += SIDE + (LABEL if texts else GAP)
+    return canvas
+
+
+def _fitting(text: str, font: ImageFont.FreeTypeFont) -> str:
+    """The text, cut where it is wider than a picture."""
+    if font.getlength(text) <= SIDE:
+        return text
+    while font.getlength(text + "…") > SIDE:
+        text = text[:-1]
+    return text + "…"

@@ -1,0 +1,50 @@
+"""The model card of a finished training run: what it is, how it was made, how good it is.
+
+The thing people get wrong: a card written by hand. This one is a function of the spec and the measured figures.
+"""
+
+from typing import Any
+
+from dbpkit.spec import as_toml
+from dbpkit.training.spec import TrainingSpec
+
+
+def model_card(spec: TrainingSpec, figures: dict[str, Any], data_sha256: str) -> str:
+    """Returns the card as Markdown.
+
+    Args:
+        spec: the training run.
+        figures: what `Objective.evaluate` measured, with ``sha256``, ``parameters`` and ``test_data_sha256``.
+        data_sha256: hash of the training examples.
+    """
+    kind = "Denoiser" if "denoising" in figures else "Classifier"
+    lines = [
+        f"# {kind}: {spec.network.name} on {spec.data.name}",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| weights sha256 | `{figures['sha256']}` |",
+        f"| parameters | {figures['parameters']:,} stored as {spec.store} |",
+        f"| training data sha256 | `{data_sha256}` |",
+        f"| test data sha256 | `{figures['test_data_sha256']}` |",
+        f"| seed | {spec.seed} |",
+        f"| updates x batch size | {spec.optimiser.updates:,} x {spec.optimiser.batch_size} |",
+    ]
+    if "accuracy" in figures:
+        lines.append(f"| accuracy on {figures['test_images']:,} test images | {figures['accuracy']:.2%} |")
+    lines += [
+        "",
+        "Made by `dbpkit train SPEC --out RUN` with the spec below; the figures are of the stored weights.",
+    ]
+    if "denoising" in figures:
+        lines += [
+            "",
+            f"Root mean square error of the clean estimate on {figures['test_images']:,} test images, [-1, 1] units:",
+            "",
+            "| t of 1000 | noise level sigma | error |",
+            "|---|---|---|",
+        ]
+        lines += [
+            f"| {t} | {e['sigma']:.4f} | {e['rms_error']:.4f} |" for t, e in figures["denoising"].items()
+        ]
+    return "\n".join([*lines, "", "```toml", as_toml(spec.model_dump(mode="json")).strip(), "```", ""])

@@ -1,0 +1,19 @@
+"""What every test file shares: the folder of real data.
+
+The thing people get wrong: jaxtyping's import hook with beartype cannot be used on this package. Its
+protocols are not ``runtime_checkable``, and beartype refuses every function annotated with one.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of the original data files; skips the test where ``DBPKIT_DATA`` does not name one."""
+    root = os.environ.get("DBPKIT_DATA")
+    if not root:
+        pytest.skip("DBPKIT_DATA is not set")
+    return Path(root)

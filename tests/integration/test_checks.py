@@ -1,0 +1,116 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from dbpkit import evaluate
+from dbpkit.evaluation.build import build
+from dbpkit.evaluation.check import quick_check, verdict
+from dbpkit.evaluation.checks import preflight
+from dbpkit.evaluation.spec import EvaluationSpec
+from dbpkit.results.flags import Flag, record_flags
+from tests import parts
+
+Tiny = Callable[..., EvaluationSpec]
+
+
+def names(spec: EvaluationSpec) -> set[str]:
+    return {flag.name for flag in preflight(build(spec), spec)}
+
+
+def test_preflight_sound_set_up_raises_nothing(tiny: Tiny) -> None:
+    assert names(tiny()) == set()
+
+
+def test_quick_check_sound_set_up_finds_nothing_and_says_so(tiny: Tiny) -> None:
+    flags = quick_check(tiny(), examples=6)
+    assert flags == []
+    assert verdict(flags) == "Nothing suspicious was found on these examples."
+
+
+@pytest.mark.parametrize(
+    ("classifier", "flag"),
+    [
+        ("Softmaxed", "probabilities"),
+        ("Detached", "gradient_mismatch"),
+        ("Dropped", "untracked_randomness"),
+        ("Saturated", "zero_gradient"),
+    ],
+)
+def test_preflight_broken_classifier_is_flagged(classifier: str, flag: str, tiny: Tiny) -> None:
+    assert flag in names(tiny(classifier=f"tests.parts:{classifier}"))
+
+
+def test_preflight_network_that_changes_is_flagged_twice(tiny: Tiny) -> None:
+    assert names(tiny(denoiser="tests.parts:RandomDenoiser")) >= {"untracked_randomness", "replay_differs"}
+
+
+@pytest.mark.parametrize(
+    ("purifier", "flag"),
+    [
+        ({"sampler": "ddpm", "t_star": 0.01, "steps": 1000}, "suspicious_level"),
+        ({"sampler": "ddpm", "t_star": 0.9, "steps": 1000}, "suspicious_level"),
+        ({"sampler": "ddpm", "t_star": 0.1, "steps": 20}, "suspicious_grid"),
+    ],
+)
+def test_preflight_suspicious_settings_are_flagged(purifier: dict, flag: str, tiny: Tiny) -> None:
+    assert flag in names(tiny(purifier=purifier))
+
+
+def test_preflight_nan_gradient_is_flagged(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Rooted(parts.ChannelMean):
+        def forward(self, x: Tensor) -> Tensor:
+            logits = super().forward(x)
+            return logits + 0 * torch.sqrt((x * 0).sum(dim=(2, 3)))  # d sqrt(0) is infinite, times 0 is NaN
+
+    monkeypatch.setattr(parts, "Rooted", Rooted, raising=False)
+    assert "non_finite_gradient" in names(tiny(classifier="tests.parts:Rooted"))
+
+
+def test_evaluate_attack_that_does_nothing_is_flagged(tiny: Tiny, tmp_path: Path) -> None:
+    spec = tiny(attacks=["tests.parts:lazy_attack"], knowledge=["white_box"])
+    flags = {(f.name, f.row) for f in evaluate(spec, tmp_path / "run").flags}
+    assert ("loss_not_rising", "white_box") in flags
+    assert ("no_better_than_noise", "white_box") in flags
+
+
+def record(row: str, predicted: list[int], **more: object) -> dict:
+    return {"row": row, "tape": 0, "example": 0, "label": 1, "predicted": predicted, **more}
+
+
+GOOD = {"grad_norm": [1.0, 1.0], "loss": [0.1, 2.0], "excess": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("records", "flag"),
+    [
+        ([record("white_box", [1], **{**GOOD, "grad_norm": [0.0, 1.0]})], "zero_gradient"),
+        ([record("white_box", [1], **{**GOOD, "grad_norm": [1.0, None]})], "non_finite_gradient"),
+        ([record("white_box", [1], **{**GOOD, "loss": [2.0, 1.9]})], "loss_not_rising"),
+        ([record("white_box", [1], **{**GOOD, "excess": 0.1})], "budget_exceeded"),
+        ([record("white_box", [1, 1], **GOOD), record("noise_control", [1, 0])], "no_better_than_noise"),
+        ([record("white_box", [1, 1], **GOOD), record("transfer", [1, 0])], "transfer_stronger"),
+        ([{"row": "clean", "tape": 0, "example": 3, "error": "RuntimeError: x"}], "failed_examples"),
+    ],
+)
+def test_record_flags_each_defect_is_named_once(records: list[dict], flag: str) -> None:
+    assert [f.name for f in record_flags(records)] == [flag]
+
+
+def test_record_flags_healthy_records_are_silent_and_preflight_is_kept() -> None:
+    healthy = [record("white_box", [0], **GOOD), record("noise_control", [1]), record("transfer", [1])]
+    assert record_flags(healthy) == []
+    early = Flag("probabilities", "error", "x")
+    assert record_flags(healthy, [early]) == [early]
+
+
+def test_every_flag_has_a_section_in_the_docs() -> None:
+    import re
+
+    root = Path(__file__).parents[2]
+    source = "".join((root / f"src/dbpkit/{p}.py").read_text() for p in ("evaluation/checks", "results/flags"))
+    used = set(re.findall(r'Flag\(\s*"([a-z_]+)"', source))
+    documented = set(re.findall(r"^## ([a-z_]+)$", (root / "docs/flags.md").read_text(), flags=re.M))
+    assert used == documented

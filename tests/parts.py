@@ -1,0 +1,145 @@
+"""Small parts for end-to-end tests: named in specs by import path, fast, with known behaviour.
+
+The thing people get wrong: parts for tests that draw random numbers of their own. These are functions.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from dbpkit.data import Dataset
+from dbpkit.noise import NoisePlan
+from dbpkit.samplers import samplers
+from tests.oracles import GaussianDenoiser
+
+SIDE = 8
+COUNT = 12
+
+
+def data(count: int = COUNT, classes: int = 3, channels: int = 3) -> Dataset:
+    """Images of three classes: class k is brighter in channel k, plus a little texture."""
+    labels = torch.arange(count) % classes
+    texture = NoisePlan.of(7, range(count)).uniform("probe", 0, torch.zeros(count, channels, SIDE, SIDE))
+    images = 0.4 + 0.1 * texture
+    images[torch.arange(count), labels % channels] += 0.06
+    return Dataset("tiny", images, labels, torch.arange(100, 100 + count), tuple("abcdefgh"[:classes]))
+
+
+class ChannelMean(nn.Module):
+    """Logits are scaled channel means: linear, so every optimum is known."""
+
+    def __init__(self, scale: float = 40.0) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns (B, 3) logits."""
+        return self.scale * x.mean(dim=(2, 3))
+
+
+class Softmaxed(ChannelMean):
+    """Probabilities instead of logits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns (B, 3) probabilities."""
+        return super().forward(x).softmax(dim=1)
+
+
+class Detached(ChannelMean):
+    """The same logits with a path that hides most of the gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns (B, 3) logits whose gradient is a hundredth of the true one."""
+        logits = super().forward(x)
+        return logits.detach() + 0.01 * (logits - logits.detach())
+
+
+class Dropped(ChannelMean):
+    """Draws noise of its own at every call, which no noise plan controls."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns (B, 3) logits that differ from call to call."""
+        Dropped.calls += 1
+        return super().forward(x) + 0.1 * (Dropped.calls % 7)
+
+
+class Saturated(ChannelMean):
+    """Logits so large that the loss of a right image is exactly flat in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns (B, 3) logits rounded to whole thousands."""
+        return 1e4 * torch.round(super().forward(x))
+
+
+class Broken(ChannelMean):
+    """Fails on one example."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Raises where any image has a pixel above 0.9 in its corner."""
+        if bool((x[:, :, 0, 0] > 0.9).any()):
+            raise RuntimeError("corner is too bright")
+        return super().forward(x)
+
+
+class RandomDenoiser(nn.Module):
+    """A denoiser that changes from call to call, as one in train mode with dropout would."""
+
+    calls = 0
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Returns a shrunken image with a call-dependent offset."""
+        RandomDenoiser.calls += 1
+        return 0.9 * x + 0.001 * (RandomDenoiser.calls % 5) + 0 * sigma
+
+
+def gaussian_denoiser(variance: float = 0.05) -> GaussianDenoiser:
+    """The exact denoiser of Gaussian data around grey."""
+    return GaussianDenoiser(-0.1, variance)
+
+
+def one_channel_denoiser() -> nn.Module:
+    """A network that only takes grey images."""
+    conv = nn.Conv2d(1, 1, 1)
+
+    class Grey(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = conv
+
+        def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+            return self.conv(x) + 0 * sigma
+
+    return Grey()
+
+
+def two_classes() -> nn.Module:
+    """A classifier with too few classes."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+
+
+def grey_attack(target, x, y, *, threat, noise, shift: float = 1.0):  # noqa: ANN001, ANN201
+    """An attack of the user's own: leaves the budget on purpose and lets the runner project."""
+    from dbpkit.attacks import AttackOutcome
+
+    grad, loss = target.gradient(x, y, noise=noise, eot=1)
+    norm = grad.flatten(1).norm(dim=1)
+    return AttackOutcome(x + shift * grad.sign(), loss[:, None], norm[:, None])
+
+
+def lazy_attack(target, x, y, *, threat, noise):  # noqa: ANN001, ANN201
+    """An attack that does nothing."""
+    from dbpkit.attacks import AttackOutcome
+
+    grad, loss = target.gradient(x, y, noise=noise, eot=1)
+    norm = grad.flatten(1).norm(dim=1)
+    return AttackOutcome(x.clone(), torch.stack([loss, loss], 1), torch.stack([norm, norm], 1))
+
+
+if "tests_half" not in samplers:
+
+    @samplers.register("tests_half")
+    def tests_half(denoiser, x, levels, *, noise, step):  # noqa: ANN001, ANN201
+        """A sampler of the user's own: a plain function."""
+        x = x + float(levels[0]) * noise.normal("forward", 0, x)
+        return step(lambda z: denoiser(z, z.new_tensor(float(levels[0]))), x)

@@ -1,0 +1,180 @@
+"""What a data set promises, and the errors of finding and loading one."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from dbpkit.data import Dataset, data_root, datasets, load_dataset
+from dbpkit.data.dataset import check_md5, existing
+from dbpkit.errors import UserError
+
+
+def make(images: Tensor | None = None, labels: Tensor | None = None, ids: Tensor | None = None) -> Dataset:
+    """Three grey 2 x 2 images of two classes, with one part replaced."""
+    return Dataset(
+        "tiny",
+        torch.full((3, 1, 2, 2), 0.5) if images is None else images,
+        torch.tensor([0, 1, 1]) if labels is None else labels,
+        torch.tensor([4, 7, 9]) if ids is None else ids,
+        ("cat", "dog"),
+    )
+
+
+def test_x_uint8_divides_by_255() -> None:
+    data = make(images=torch.tensor([0, 51, 255], dtype=torch.uint8)[:, None, None, None].expand(3, 1, 2, 2))
+    assert data.x()[:, 0, 0, 0].tolist() == pytest.approx([0.0, 0.2, 1.0], abs=1e-7)  # 51 / 255 = 0.2
+    assert data.x().dtype == torch.float32
+
+
+def test_x_index_returns_those_positions() -> None:
+    images = torch.tensor([0.0, 0.25, 1.0])[:, None, None, None].expand(3, 1, 2, 2)
+    assert make(images=images).x(torch.tensor([2, 0]))[:, 0, 0, 0].tolist() == [1.0, 0.0]
+
+
+def test_select_reordered_keeps_ids_with_their_images() -> None:
+    images = torch.tensor([0.0, 0.25, 1.0])[:, None, None, None].expand(3, 1, 2, 2)
+    chosen = make(images=images).select(torch.tensor([2, 0]))
+    assert chosen.ids.tolist() == [9, 4]
+    assert chosen.labels.tolist() == [1, 0]
+    assert chosen.images[:, 0, 0, 0].tolist() == [1.0, 0.0]
+
+
+def test_shape_of_images_is_channels_height_width() -> None:
+    assert make(images=torch.zeros(3, 1, 2, 5)).shape == (1, 2, 5)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"labels": torch.tensor([1, 1, 1])},
+        {"ids": torch.tensor([4, 7, 8])},
+        {"images": torch.full((3, 1, 2, 2), 0.25)},
+    ],
+)
+def test_sha256_any_part_changed_differs(changed: dict[str, Tensor]) -> None:
+    assert make().sha256 == make().sha256
+    assert make(**changed).sha256 != make().sha256
+
+
+def test_dataset_three_axes_is_refused() -> None:
+    with pytest.raises(UserError, match=r"data 'tiny': expected images \(N, C, H, W\).*got \(3, 2, 2\)"):
+        make(images=torch.zeros(3, 2, 2))
+
+
+def test_dataset_fewer_labels_is_refused() -> None:
+    with pytest.raises(UserError, match=r"N labels and ids, got \(3, 1, 2, 2\), \(2,\), \(3,\)"):
+        make(labels=torch.tensor([0, 1]))
+
+
+def test_dataset_repeated_ids_are_refused() -> None:
+    with pytest.raises(UserError, match="data 'tiny': example ids must be unique"):
+        make(ids=torch.tensor([4, 7, 4]))
+
+
+@pytest.mark.parametrize("wrong", [-1, 2])
+def test_dataset_label_outside_classes_is_refused(wrong: int) -> None:
+    with pytest.raises(
+        UserError, match=rf"labels must lie in \[0, 2\), they span {min(wrong, 0)} to {max(wrong, 1)}"
+    ):
+        make(labels=torch.tensor([0, 1, wrong]))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_dataset_pixel_not_finite_names_the_example(value: float) -> None:
+    images = torch.full((3, 1, 2, 2), 0.5)
+    images[1, 0, 1, 1] = value
+    with pytest.raises(UserError, match=r"data 'tiny': pixels must be finite.*example 7 .*is not finite"):
+        make(images=images)
+
+
+@pytest.mark.parametrize("value", [-0.001, 1.001, 255.0])
+def test_dataset_pixel_out_of_range_names_the_example(value: float) -> None:
+    images = torch.full((3, 1, 2, 2), 0.5)
+    images[2, 0, 0, 0] = value
+    with pytest.raises(
+        UserError, match=rf"example 9 spans {min(value, 0.5):g} to {max(value, 0.5):g}\. Divide 8-bit"
+    ):
+        make(images=images)
+
+
+def test_data_root_unset_asks_for_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DBPKIT_DATA", raising=False)
+    with pytest.raises(UserError, match="no data folder: set DBPKIT_DATA"):
+        data_root()
+
+
+def test_data_root_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data folder '.*/nowhere' does not exist"):
+        data_root(tmp_path / "nowhere")
+
+
+def test_data_root_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(UserError, match="does not exist"):
+        data_root(tmp_path / "file")
+
+
+def test_data_root_argument_wins_over_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DBPKIT_DATA", "/nowhere")
+    assert data_root(str(tmp_path)) == tmp_path
+
+
+def test_data_root_variable_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DBPKIT_DATA", str(tmp_path))
+    assert data_root() == tmp_path
+
+
+def test_existing_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"CIFAR: file '.*/test_batch' is missing\. Download"):
+        existing(tmp_path / "test_batch", "CIFAR")
+
+
+def test_check_md5_wrong_sum_names_both() -> None:
+    found = hashlib.md5(b"abc", usedforsecurity=False).hexdigest()
+    check_md5(b"abc", found, Path("a"))
+    with pytest.raises(
+        UserError, match=rf"'a' is not the published file: MD5 {found} where 0000 was expected \(3 bytes"
+    ):
+        check_md5(b"abc", "0000", Path("a"))
+
+
+def test_load_dataset_misspelt_name_suggests_nearest() -> None:
+    with pytest.raises(UserError, match=r"unknown data set 'cifar01'\. Did you mean 'cifar10"):
+        load_dataset("cifar01")
+
+
+@pytest.mark.parametrize("name", list(datasets))
+def test_load_dataset_unknown_option_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=rf"data '{name}' has no option 'colour'. Available: "):
+        load_dataset(name, {"colour": "red"})
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashion_mnist", "digits"])
+def test_load_dataset_unknown_split_lists_the_splits(name: str, tmp_path: Path) -> None:
+    options = {"split": "tets"} if name == "digits" else {"split": "tets", "root": str(tmp_path)}
+    with pytest.raises(UserError, match=r"unknown split.*'tets'.*Available: test, train"):
+        load_dataset(name, options)
+
+
+@pytest.mark.parametrize("name", list(datasets))
+def test_datasets_every_name_is_described(name: str) -> None:
+    assert len(datasets.describe()[name]) > 20
+
+
+def test_load_dataset_import_path_calls_the_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_data_for_test.py").write_text(
+        "import torch\nfrom dbpkit.data import Dataset\n"
+        "def load(n):\n"
+        "    ids = torch.arange(n)\n"
+        "    return Dataset('own', torch.zeros(n, 1, 2, 2), torch.zeros_like(ids), ids, ('only',))\n"
+        "def wrong():\n"
+        "    return [1]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert len(load_dataset("own_data_for_test:load", {"n": 4})) == 4
+    with pytest.raises(UserError, match=r"must return a dbpkit\.Dataset, not list"):
+        load_dataset("own_data_for_test:wrong")

@@ -1,0 +1,369 @@
+"""Networks trained elsewhere: the adapter against diffusers' own arithmetic and against closed forms."""
+
+import json
+import math
+import pickle  # noqa: TID251 - to make a file that must be refused
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dbpkit.denoiser import VPDenoiser, from_pretrained
+from dbpkit.errors import UserError
+from dbpkit.noise import NoisePlan, seeded_initialisation
+from dbpkit.pretrained import load_unet
+from dbpkit.schedule import discrete_sigmas
+
+PREDICTIONS = {"epsilon": "noise", "v_prediction": "v", "sample": "x0"}
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a tiny random network, as save_pretrained writes it."""
+    diffusers = pytest.importorskip("diffusers")
+    with seeded_initialisation(0):
+        network = diffusers.UNet2DModel(
+            sample_size=8,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            attention_head_dim=8,
+            norm_num_groups=4,
+        )
+    folder = tmp_path_factory.mktemp("pretrained") / "network"
+    network.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(saved: Path, tmp_path: Path) -> Path:
+    """A copy of the directory that a test may damage."""
+    return Path(shutil.copytree(saved, tmp_path / "network"))
+
+
+def scheduler(**options: Any) -> Any:
+    """Diffusers' DDPM scheduler, which reconstructs x0 in its own way."""
+    return pytest.importorskip("diffusers").DDPMScheduler(clip_sample=False, **options)
+
+
+def change_json(path: Path, **values: object) -> None:
+    """Sets keys of a JSON file."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def drawn(shape: tuple[int, ...], draw: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Standard normals."""
+    return NoisePlan.of(5, range(shape[0]), draw=draw).normal("probe", 0, torch.zeros(shape, dtype=dtype))
+
+
+@pytest.mark.parametrize("kind", PREDICTIONS)
+@pytest.mark.parametrize("i", [0, 1, 100, 500, 999])
+def test_from_pretrained_x0_equals_diffusers_own(copy: Path, kind: str, i: int) -> None:
+    reference = scheduler(prediction_type=kind)
+    reference.save_pretrained(copy / "scheduler")
+    denoiser = from_pretrained(str(copy))
+    sigma = discrete_sigmas()[i].float()
+    x = drawn((2, 3, 8, 8), 0).clamp(-1, 1) + sigma * drawn((2, 3, 8, 8), 1)
+    state = x / (1 + sigma**2).sqrt()
+    out = denoiser.network(state, torch.full((2,), i)).sample
+    stepped = reference.step(out, i, state, generator=torch.Generator().manual_seed(0))
+    expected = stepped.pred_original_sample
+    # Both are float32. With the noise prediction x0 = x - sigma * z cancels terms as large as x
+    # (554 at i = 999), so there the rounding is relative to x; v and x0 are predicted at their own size.
+    largest = float(x.abs().max()) if kind == "epsilon" else 0.0
+    assert (denoiser(x, sigma) - expected).abs().max() <= max(1e-5, 1e-6 * largest)
+
+
+@pytest.mark.parametrize(("kind", "prediction"), PREDICTIONS.items())
+def test_load_unet_scheduler_beside_it_gives_the_prediction(copy: Path, kind: str, prediction: str) -> None:
+    scheduler(prediction_type=kind).save_pretrained(copy)
+    assert (copy / "scheduler_config.json").is_file()
+    assert load_unet(str(copy)).prediction == prediction
+
+
+def test_load_unet_pipeline_directory_finds_network_and_scheduler(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path / "unet")
+    scheduler(prediction_type="v_prediction").save_pretrained(tmp_path / "scheduler")
+    (tmp_path / "model_index.json").write_text("{}")
+    assert load_unet(str(tmp_path)).prediction == "v"
+    assert load_unet(str(tmp_path), "unet").prediction == "v"
+    assert load_unet(str(tmp_path / "unet")).prediction == "v"
+
+
+def test_load_unet_named_subfolder_is_used(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path / "ema")
+    assert load_unet(str(tmp_path), "ema").prediction == "noise"
+
+
+def test_load_unet_without_scheduler_predicts_noise(saved: Path) -> None:
+    assert load_unet(str(saved)).prediction == "noise"
+
+
+def test_from_pretrained_prediction_given_wins(saved: Path) -> None:
+    assert from_pretrained(str(saved), prediction="v").prediction == "v"
+
+
+def test_load_unet_network_is_frozen_float32_in_eval_mode(copy: Path) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    diffusers.UNet2DModel.from_pretrained(copy, low_cpu_mem_usage=False).half().save_pretrained(copy)
+    network = load_unet(str(copy)).network
+    assert not network.training
+    assert not any(p.requires_grad for p in network.parameters())
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+
+
+def test_load_unet_leaves_the_global_generator(saved: Path) -> None:
+    before = torch.get_rng_state()
+    load_unet(str(saved))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_load_unet_relative_path_is_local(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copy.parent.parent)
+    assert load_unet(f"{copy.parent.name}/network").prediction == "noise"
+
+
+@pytest.mark.parametrize(
+    ("options", "came"),
+    [
+        ({"beta_schedule": "squaredcos_cap_v2"}, "beta_schedule squaredcos_cap_v2"),
+        ({"beta_schedule": "scaled_linear"}, "beta_schedule scaled_linear"),
+        ({"beta_end": 0.012}, "beta_end 0.012"),
+        ({"beta_start": 8.5e-4}, "beta_start 0.00085"),
+        ({"num_train_timesteps": 4000}, "num_train_timesteps 4000"),
+        ({"trained_betas": [0.1, 0.2]}, r"trained_betas \[0\.1, 0\.2\]"),
+        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr True"),
+    ],
+)
+def test_load_unet_other_schedule_is_named(copy: Path, options: dict[str, Any], came: str) -> None:
+    scheduler(**options).save_pretrained(copy / "scheduler")
+    with pytest.raises(
+        UserError, match=rf"describes another noise schedule \(DDPMScheduler: .*{came}.*Only the linear"
+    ):
+        load_unet(str(copy))
+
+
+def test_load_unet_scheduler_without_betas_is_named(copy: Path) -> None:
+    (copy / "scheduler_config.json").write_text(
+        json.dumps({"_class_name": "ScoreSdeVeScheduler", "sigma_max": 1348.0})
+    )
+    with pytest.raises(
+        UserError, match=r"another noise schedule \(ScoreSdeVeScheduler: .*beta_schedule None"
+    ):
+        load_unet(str(copy))
+
+
+def test_load_unet_unknown_prediction_type_is_refused(copy: Path) -> None:
+    scheduler().save_pretrained(copy)
+    change_json(copy / "scheduler_config.json", prediction_type="flow")
+    with pytest.raises(
+        UserError, match=r"has prediction_type 'flow'. Available: epsilon, sample, v_prediction"
+    ):
+        load_unet(str(copy))
+
+
+@pytest.mark.parametrize("content", ["{", "[1]"])
+@pytest.mark.parametrize("name", ["config.json", "scheduler_config.json"])
+def test_load_unet_unreadable_json_is_named(copy: Path, name: str, content: str) -> None:
+    (copy / name).write_text(content)
+    with pytest.raises(
+        UserError, match=f"'.*/{name}' (is no readable JSON|must hold a JSON object, not a list)"
+    ):
+        load_unet(str(copy))
+
+
+@pytest.mark.parametrize("path", ["/nowhere/network", "./nowhere", "~/no/where", "nowhere"])
+def test_load_unet_missing_directory_is_refused_without_network(path: str) -> None:
+    pytest.importorskip("diffusers")
+    with pytest.raises(
+        UserError, match=f"network '{path}' is no directory. Correct the path, or give a Hub id"
+    ):
+        load_unet(path)
+
+
+def test_load_unet_empty_directory_lists_what_is_missing(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    with pytest.raises(UserError, match=r"/config\.json' and '.*/unet/config\.json' are missing"):
+        load_unet(str(tmp_path))
+    with pytest.raises(UserError, match=r"no diffusers network: '.*/ema/config\.json' is missing"):
+        load_unet(str(tmp_path), "ema")
+
+
+def test_load_unet_without_weights_is_refused(copy: Path) -> None:
+    (copy / WEIGHTS).unlink()
+    with pytest.raises(UserError, match=f"holds no weights; expected '{WEIGHTS}'"):
+        load_unet(str(copy))
+
+
+class _Malicious:
+    """Creates a folder when it is unpickled."""
+
+    def __init__(self, victim: Path) -> None:
+        self.victim = victim
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.mkdir, (self.victim,)
+
+
+def test_load_unet_pickle_only_is_refused_before_it_runs(copy: Path) -> None:
+    (copy / WEIGHTS).unlink()
+    (copy / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps(_Malicious(copy / "victim")))
+    with pytest.raises(UserError, match=r"only the pickle 'diffusion_pytorch_model\.bin', which is refused"):
+        load_unet(str(copy))
+    assert not (copy / "victim").exists()
+
+
+def test_load_unet_truncated_weights_are_one_sentence(copy: Path) -> None:
+    path = copy / WEIGHTS
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"network '.*' cannot be loaded .*damaged") as raised:
+        load_unet(str(copy))
+    assert "\n" not in str(raised.value)
+
+
+def test_load_unet_weights_of_other_width_are_one_sentence(copy: Path) -> None:
+    change_json(copy / "config.json", block_out_channels=[8, 32])
+    with pytest.raises(UserError, match=r"network '.*' cannot be loaded .*do not belong together") as raised:
+        load_unet(str(copy))
+    assert "\n" not in str(raised.value)
+
+
+def test_load_unet_tensors_missing_are_never_left_random(copy: Path) -> None:
+    tensors = load_file(copy / WEIGHTS)
+    del tensors["conv_out.bias"]
+    save_file(tensors, copy / WEIGHTS, {"format": "pt"})
+    with pytest.raises(UserError, match=r"1 tensors are missing .* 0 are unknown \(first 'conv_out\.bias'\)"):
+        load_unet(str(copy))
+
+
+def test_load_unet_tensors_left_over_are_refused(copy: Path) -> None:
+    change_json(copy / "config.json", add_attention=False)
+    with pytest.raises(
+        UserError, match=r"0 tensors are missing .* [1-9]\d* are unknown \(first '.*attentions"
+    ):
+        load_unet(str(copy))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"_class_name": "UNet2DConditionModel"}, "holds a UNet2DConditionModel, not a UNet2DModel"),
+        ({"num_class_embeds": 10}, "is a class-conditional network"),
+        ({"class_embed_type": "timestep"}, "is a class-conditional network"),
+        ({"time_embedding_type": "fourier"}, "expects continuous noise levels"),
+    ],
+)
+def test_load_unet_other_kind_of_network_is_refused(
+    copy: Path, changes: dict[str, object], message: str
+) -> None:
+    change_json(copy / "config.json", **changes)
+    with pytest.raises(UserError, match=message):
+        load_unet(str(copy))
+
+
+def test_load_unet_hub_unreachable_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("diffusers")
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(
+        UserError, match="network 'nobody/nothing' is no local directory and cannot be fetched"
+    ) as raised:
+        load_unet("nobody/nothing")
+    assert "\n" not in str(raised.value)
+
+
+def test_load_unet_without_diffusers_says_how_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(UserError, match="pip install diffusers"):
+        load_unet(str(tmp_path))
+
+
+MEAN, DEVIATION = 0.2, 0.5
+
+
+class GaussianNetwork(nn.Module):
+    """The ideal network for pixels drawn from N(MEAN, DEVIATION**2), written in variance-preserving terms.
+
+    With state u = a x0 + sqrt(b) z, b = 1 - a**2: u ~ N(a MEAN, a**2 DEVIATION**2 + b), so its score is
+    linear; E[x0 | u] follows from Gaussian conditioning, E[z | u] and v from their definitions.
+    """
+
+    def __init__(self, prediction: str, time: str) -> None:
+        super().__init__()
+        self.prediction = prediction
+        self.time = time
+
+    def forward(self, u: Tensor, times: Tensor) -> Tensor:
+        """The prediction for states (B, C, H, W) at times (B,)."""
+        alpha_bar = torch.tensor([self.alpha_bar(float(t)) for t in times], dtype=u.dtype)[
+            :, None, None, None
+        ]
+        a, b = alpha_bar.sqrt(), 1 - alpha_bar
+        variance = alpha_bar * DEVIATION**2 + b
+        x0 = MEAN + a * DEVIATION**2 / variance * (u - a * MEAN)
+        z = b.sqrt() / variance * (u - a * MEAN)
+        return {"x0": x0, "noise": z, "v": a * z - b.sqrt() * x0, "score": -(u - a * MEAN) / variance}[
+            self.prediction
+        ]
+
+    def alpha_bar(self, t: float) -> float:
+        """Ho et al. 2020 for an index 0..999; Song et al. 2021 for 999 times a time in (0, 1]."""
+        if self.time == "discrete":
+            assert t == int(t)
+            return math.prod(1 - (1e-4 + (0.02 - 1e-4) * i / 999) for i in range(int(t) + 1))
+        t = t / 999
+        return math.exp(-(0.1 * t + (20 - 0.1) * t**2 / 2))
+
+
+@pytest.mark.parametrize("time", ["discrete", "continuous"])
+@pytest.mark.parametrize("prediction", ["noise", "v", "x0", "score"])
+def test_vp_denoiser_ideal_network_gives_the_posterior_mean(prediction: str, time: str) -> None:
+    denoiser = VPDenoiser(GaussianNetwork(prediction, time), prediction, time)
+    sigma = discrete_sigmas()[[3, 100, 400, 999]]  # 0.02, 0.3, 2 and 157
+    x = MEAN + DEVIATION * drawn((4, 1, 2, 2), 0, torch.float64)
+    x = x + sigma[:, None, None, None] * drawn((4, 1, 2, 2), 1, torch.float64)
+    variance = sigma[:, None, None, None] ** 2
+    expected = (DEVIATION**2 * x + variance * MEAN) / (DEVIATION**2 + variance)
+    # float64; at sigma = 157 the score enters times sigma**2 = 2.5e4, and rounding is 1e-16 of that
+    assert (denoiser(x, sigma) - expected).abs().max() < 1e-9
+
+
+def test_vp_denoiser_continuous_time_is_999_times_the_sde_time() -> None:
+    seen: list[Tensor] = []
+
+    class Spy(nn.Module):
+        def forward(self, u: Tensor, times: Tensor) -> Tensor:
+            seen.append(times)
+            return u
+
+    t = torch.tensor([0.001, 0.1, 1.0], dtype=torch.float64)
+    sigma = torch.expm1(
+        0.1 * t + 19.9 * t**2 / 2
+    ).sqrt()  # Song et al. 2021, eq. 29: 1 / alpha_bar = 1 + sigma**2
+    VPDenoiser(Spy(), "noise", "continuous")(torch.zeros(3, 1, 2, 2, dtype=torch.float64), sigma)
+    assert seen[0].tolist() == pytest.approx([0.999, 99.9, 999.0], rel=1e-9)
+
+
+def test_vp_denoiser_level_between_two_takes_the_nearer_index() -> None:
+    seen: list[int] = []
+
+    class Spy(nn.Module):
+        def forward(self, u: Tensor, times: Tensor) -> Tensor:
+            seen.extend(times.tolist())
+            return u
+
+    low, high = discrete_sigmas()[[200, 201]]
+    sigma = torch.stack([low ** (1 - w) * high**w for w in (0.0, 0.4, 0.6, 1.0)])
+    VPDenoiser(Spy())(torch.zeros(4, 1, 2, 2), sigma)
+    assert seen == [200, 200, 201, 201]

@@ -1,0 +1,313 @@
+"""Weights files: what is written is what is read, and everything else is refused in one sentence."""
+
+import errno
+import hashlib
+import json
+import os
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.oracles import fill, uniform
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from dbpkit.denoiser import EDMDenoiser
+from dbpkit.errors import UserError
+from dbpkit.networks import ResNet9, UNet
+from dbpkit.weights import Architecture, load_weights, save_weights, sha256_of, write_atomically
+
+CLASSIFIER = Architecture(
+    "classifier", "resnet9", {"channels": [4, 4, 8, 8]}, image_shape=(3, 16, 16), class_names=("cat", "dog")
+)
+DESCRIPTION = {
+    "kind": "classifier",
+    "network": "resnet9",
+    "options": {"channels": [4, 4, 8, 8]},
+    "denoiser": "edm",
+    "denoiser_options": {},
+    "image_shape": [3, 16, 16],
+    "class_names": ["cat", "dog"],
+}
+"""What a file says of ``CLASSIFIER``."""
+DENOISER = Architecture(
+    "denoiser",
+    "unet",
+    {"channels": [8, 8], "blocks": [1, 1], "embedding_size": 8},
+    denoiser_options={"sigma_data": 0.7},
+)
+
+
+def filled(architecture: Architecture, seed: int = 0) -> nn.Module:
+    """A model with reproducible float32 weights."""
+    model = architecture.build()
+    fill(model, seed)
+    return model.float()
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A good classifier file."""
+    path = tmp_path / "weights.safetensors"
+    save_weights(path, filled(CLASSIFIER), CLASSIFIER)
+    return path
+
+
+def rewrite(path: Path, tensors: dict[str, Any] | None = None, **metadata: str) -> None:
+    """Replaces parts of a weights file, without the package."""
+    own = {"format": "dbpkit-weights-1", "architecture": json.dumps(DESCRIPTION)}
+    save_file(load_file(path) if tensors is None else tensors, path, metadata={**own, **metadata})
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind"), [(CLASSIFIER, ResNet9), (DENOISER, EDMDenoiser)], ids=["classifier", "denoiser"]
+)
+def test_weights_round_trip_returns_the_same_model(architecture: Architecture, kind: type, tmp_path: Path) -> None:
+    path, model = tmp_path / "deep" / "folder" / "weights.safetensors", filled(architecture)
+    checksum = save_weights(path, model, architecture)
+    loaded, described = load_weights(path, checksum)
+    assert described == architecture
+    assert isinstance(loaded, kind)
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+    assert not loaded.training
+    assert not any(p.requires_grad for p in loaded.parameters())
+    x = uniform(2, 3, 16, 16).float()
+    extra = (torch.tensor(0.3),) if architecture.kind == "denoiser" else ()
+    with torch.no_grad():
+        assert torch.equal(loaded(x, *extra), model.eval()(x, *extra))
+
+
+def test_weights_denoiser_options_survive(tmp_path: Path) -> None:
+    save_weights(tmp_path / "w", filled(DENOISER), DENOISER)
+    model, _ = load_weights(tmp_path / "w")
+    assert model.sigma_data == 0.7
+    assert isinstance(model.network, UNet)
+
+
+def test_save_weights_returns_the_sha256_of_the_file(tmp_path: Path) -> None:
+    checksum = save_weights(tmp_path / "w", filled(CLASSIFIER), CLASSIFIER)
+    assert checksum == hashlib.sha256((tmp_path / "w").read_bytes()).hexdigest() == sha256_of(tmp_path / "w")
+
+
+def test_save_weights_same_model_twice_is_bit_equal(tmp_path: Path) -> None:
+    first, again, other = (
+        save_weights(tmp_path / "w", filled(CLASSIFIER, seed), CLASSIFIER) for seed in (0, 0, 1)
+    )
+    assert first == again != other
+
+
+def test_save_weights_half_precision_rounds_floats_only(tmp_path: Path) -> None:
+    model = filled(CLASSIFIER)
+    save_weights(tmp_path / "w", model, CLASSIFIER, torch.float16)
+    loaded, _ = load_weights(tmp_path / "w")
+    for name, tensor in model.state_dict().items():
+        expected = tensor.half().to(tensor.dtype) if tensor.is_floating_point() else tensor
+        assert torch.equal(loaded.state_dict()[name], expected)
+        assert loaded.state_dict()[name].dtype == tensor.dtype
+    assert os.path.getsize(tmp_path / "w") < 0.8 * 4 * sum(p.numel() for p in model.parameters())  # noqa: PTH202
+
+
+def test_save_weights_file_is_plain_safetensors_with_a_description(saved: Path) -> None:
+    """Readable without the package, and no pickle."""
+    assert load_file(saved).keys() == filled(CLASSIFIER).state_dict().keys()
+    header_size = int.from_bytes(saved.read_bytes()[:8], "little")
+    metadata = json.loads(saved.read_bytes()[8 : 8 + header_size])["__metadata__"]
+    assert json.loads(metadata["architecture"]) == DESCRIPTION
+    assert metadata["format"] == "dbpkit-weights-1"
+
+
+def test_load_weights_missing_file_raises(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"weights file '.*nothing' is missing\. Check the path, or train one"):
+        load_weights(tmp_path / "nothing")
+
+
+def test_load_weights_other_checksum_raises_with_both(saved: Path) -> None:
+    found = hashlib.sha256(saved.read_bytes()).hexdigest()
+    with pytest.raises(UserError, match=f"has sha256 {found} where {'0' * 64} was expected"):
+        load_weights(saved, "0" * 64)
+
+
+def test_load_weights_one_flipped_bit_fails_the_checksum(saved: Path) -> None:
+    content = bytearray(saved.read_bytes())
+    good = hashlib.sha256(content).hexdigest()
+    content[-1] ^= 1
+    saved.write_bytes(content)
+    with pytest.raises(UserError, match=f"where {good} was expected. It is damaged or another file"):
+        load_weights(saved, good)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.99])
+def test_load_weights_truncated_file_raises(saved: Path, share: float) -> None:
+    content = saved.read_bytes()
+    saved.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(UserError, match=r"is not a readable safetensors file .*It is truncated or of another kind"):
+        load_weights(saved)
+
+
+@pytest.mark.parametrize("content", [b"\x80\x04K\x01.", b"{}", b"\xff" * 64, b"PK\x03\x04" + b"\0" * 60])
+def test_load_weights_other_file_format_raises(saved: Path, content: bytes) -> None:
+    """A pickle, JSON, noise, and the zip archive that torch.save writes."""
+    saved.write_bytes(content)
+    with pytest.raises(UserError, match="is not a readable safetensors file"):
+        load_weights(saved)
+
+
+@pytest.mark.parametrize("metadata", [{}, {"format": "pt"}])
+def test_load_weights_foreign_safetensors_raises_with_the_way_out(tmp_path: Path, metadata: dict[str, str]) -> None:
+    save_file({"a": torch.zeros(2)}, tmp_path / "foreign", metadata=metadata)
+    with pytest.raises(UserError, match="is no dbpkit weights file.*from_pretrained or an import path"):
+        load_weights(tmp_path / "foreign")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("head.weight"), r"1 tensors are missing \(first 'head\.weight'\)"),
+        (lambda t: t.update(extra=torch.zeros(1)), r"1 are unknown \(first 'extra'\)"),
+        (
+            lambda t: t.update({"head.weight": torch.zeros(10, 7)}),
+            r"'head\.weight' is \(10, 7\) where \(10, 8\) was expected",
+        ),
+        (lambda t: t.clear(), r"\d\d tensors are missing \(first 'body\.0\.0\.weight'\)"),
+    ],
+    ids=["missing", "unexpected", "misshaped", "empty"],
+)
+def test_load_weights_tensors_that_do_not_fit_raise(saved: Path, change: Callable[[Any], Any], message: str) -> None:
+    tensors = load_file(saved)
+    change(tensors)
+    rewrite(saved, tensors)
+    with pytest.raises(UserError, match=f"do not fit the network: {message}.*Use the options it was trained with"):
+        load_weights(saved)
+
+
+def test_load_weights_tensors_of_several_faults_are_all_named(saved: Path) -> None:
+    tensors = load_file(saved)
+    tensors["tail.weight"] = tensors.pop("head.weight")
+    rewrite(saved, tensors)
+    with pytest.raises(UserError, match=r"missing \(first 'head\.weight'\); 1 are unknown \(first 'tail\.weight'\)"):
+        load_weights(saved)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("network", "resnet99", r"unknown network 'resnet99'\. Did you mean 'resnet9'\?"),
+        ("options", {"chanels": [4]}, r"network 'resnet9' has no option 'chanels'\. Available: image_channels, classes, channels"),
+        ("network", "no_such_module:make", "network module 'no_such_module' cannot be imported"),
+        ("kind", "denoizer", "kind"),
+    ],
+)
+def test_load_weights_network_that_cannot_be_built_raises(saved: Path, field: str, value: Any, message: str) -> None:
+    rewrite(saved, architecture=json.dumps({**DESCRIPTION, field: value}))
+    with pytest.raises(UserError, match=message):
+        load_weights(saved)
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        "no json",
+        "[]",
+        "{}",
+        json.dumps({**DESCRIPTION, "colour": "red"}),
+        json.dumps({k: v for k, v in DESCRIPTION.items() if k != "network"}),
+        json.dumps({**DESCRIPTION, "image_shape": 3}),
+    ],
+    ids=["no json", "list", "empty", "unknown field", "missing field", "bad shape"],
+)
+def test_load_weights_damaged_description_raises(saved: Path, description: str) -> None:
+    rewrite(saved, architecture=description)
+    with pytest.raises(UserError, match=str(saved)):
+        load_weights(saved)
+
+
+def test_load_weights_description_left_out_raises(saved: Path) -> None:
+    save_file(load_file(saved), saved, metadata={"format": "dbpkit-weights-1"})
+    with pytest.raises(UserError, match=str(saved)):
+        load_weights(saved)
+
+
+# ------------------------------------------------------------------ writing
+
+
+def no_leftovers(folder: Path, *expected: str) -> bool:
+    return sorted(p.name for p in folder.iterdir()) == sorted(expected)
+
+
+def test_write_atomically_replaces_the_file_and_leaves_nothing_else(tmp_path: Path) -> None:
+    for content in (b"old", b"new"):
+        assert write_atomically(tmp_path / "file", content) == hashlib.sha256(content).hexdigest()
+        assert (tmp_path / "file").read_bytes() == content
+    assert no_leftovers(tmp_path, "file")
+
+
+def test_write_atomically_no_space_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that reports that it is full when the data is flushed to it."""
+    write_atomically(tmp_path / "file", b"old")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"cannot write '.*file' \(No space left on device\)\. Free space"):
+        write_atomically(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert no_leftovers(tmp_path, "file")
+
+
+def test_write_atomically_file_too_large_leaves_the_old_file(tmp_path: Path) -> None:
+    """A real failure of the write itself, part of the way: the process may write no more than 1 KiB a file."""
+    write_atomically(tmp_path / "file", b"old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
+    try:
+        with pytest.raises(UserError, match=r"cannot write '.*file' \(File too large\)"):
+            write_atomically(tmp_path / "file", bytes(100_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert no_leftovers(tmp_path, "file")
+
+
+def test_save_weights_no_space_leaves_the_old_weights(saved: Path) -> None:
+    before = saved.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
+    try:
+        with pytest.raises(UserError, match="earlier files are intact"):
+            save_weights(saved, filled(CLASSIFIER, 1), CLASSIFIER)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert saved.read_bytes() == before
+
+
+@pytest.mark.parametrize("below", ["file/weights", "file/deeper/weights"])
+def test_write_atomically_folder_that_is_a_file_raises(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+    with pytest.raises(UserError, match="cannot write"):
+        write_atomically(tmp_path / below, b"new")
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_write_atomically_target_that_is_a_folder_raises(tmp_path: Path) -> None:
+    (tmp_path / "folder" / "inside").mkdir(parents=True)
+    with pytest.raises(UserError, match="cannot write"):
+        write_atomically(tmp_path / "folder", b"new")
+    assert no_leftovers(tmp_path, "folder")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_write_atomically_read_only_folder_raises(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "file", b"old")
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(UserError, match=r"\(Permission denied\)"):
+            write_atomically(tmp_path / "file", b"new")
+    finally:
+        tmp_path.chmod(0o700)
+    assert (tmp_path / "file").read_bytes() == b"old"
