@@ -53,7 +53,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help=__doc__.split("\n")[0],
 )
-out_console = Console()
+out_console = Console(width=None if sys.stdout.isatty() else 160)  # a pipe or a log has no width of its own
 err_console = Console(stderr=True)
 
 REGISTRIES: dict[str, Any] = {
@@ -276,13 +276,10 @@ def main() -> None:
         handlers=[RichHandler(console=err_console, show_path=False)],
     )
     try:
-        app(standalone_mode=True)
+        app()
     except UserError as error:
         err_console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        err_console.print("stopped; run the same command again to continue where it left off.")
-        sys.exit(130)
 
 
 def _evaluate(spec: EvaluationSpec, out: Path, execution: Execution, as_json: bool) -> None:
@@ -316,9 +313,6 @@ def _plugins(names: list[str]) -> None:
 @contextlib.contextmanager
 def _progress(quiet: bool) -> Iterator[Callable[[float, str], None]]:
     """A bar on standard error with the time left; nothing at all if quiet."""
-    if quiet:
-        yield lambda *_: None
-        return
     columns = (
         TextColumn("{task.description:28}"),
         BarColumn(),
@@ -326,9 +320,14 @@ def _progress(quiet: bool) -> Iterator[Callable[[float, str], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err_console, refresh_per_second=2, speed_estimate_period=600) as bar:
-        task = bar.add_task("starting", total=1.0)
-        yield lambda share, what: bar.update(task, completed=share, description=what)
+    bar = Progress(*columns, console=err_console, refresh_per_second=2, speed_estimate_period=600, disable=quiet)
+    try:
+        with bar:
+            task = bar.add_task("starting", total=1.0)
+            yield lambda share, what: bar.update(task, completed=share, description=what)
+    except KeyboardInterrupt:
+        err_console.print("stopped; run the same command again to continue where it left off.", soft_wrap=True)
+        raise typer.Exit(130) from None
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.oracles import NoisyClassifier, TinyClassifier, case_name, cross_entropy, uniform
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -15,11 +14,14 @@ from dbpkit.errors import UserError
 from dbpkit.noise import NoisePlan
 from dbpkit.purify import Undefended
 from dbpkit.threat import L2, Linf, make_threat, threats
+from tests.oracles import NoisyClassifier, TinyClassifier, case_name, cross_entropy, uniform
 
 ROUND_OFF = 1e-10
 """Float64 arithmetic on values of order one, and the 1e-10 of L2's norms."""
 EPS = {"linf": 8 / 255, "l2": 0.3}
-MORE = {"pgd": [{"start": "random", "keep": "best", "iterations": 4, "eot": 2, "keep_draws": 3, "loss": "margin"}]}
+MORE = {
+    "pgd": [{"start": "random", "keep": "best", "iterations": 4, "eot": 2, "keep_draws": 3, "loss": "margin"}]
+}
 """Options of known attacks that take other branches than the defaults."""
 each_attack = pytest.mark.parametrize(
     ("attack", "options"), [(a, o) for a in attacks for o in [{}, *MORE.get(a, [])]], ids=case_name
@@ -49,7 +51,9 @@ def test_pgd_linf_linear_classifier_reaches_the_optimum(start: str, loss: str) -
     """The margin w . x falls most at x - eps sign(w); 20 steps of eps / 4 get there from any start."""
     model, w = linear(12)
     x, y = uniform(4, 3, 2, 2, low=0.1, high=0.9), torch.tensor([0, 1, 0, 1])
-    found = pgd(model, x, y, threat=Linf(8 / 255), noise=NoisePlan.of(0, range(4)), start=start, loss=loss, eot=1)
+    found = pgd(
+        model, x, y, threat=Linf(8 / 255), noise=NoisePlan.of(0, range(4)), start=start, loss=loss, eot=1
+    )
     expected = x + 8 / 255 * toward_other_class(y, w.sign(), x.shape)
     torch.testing.assert_close(found.x_adv, expected, rtol=0, atol=ROUND_OFF)
 
@@ -70,7 +74,9 @@ def test_pgd_l2_linear_classifier_reaches_the_optimum(loss: str) -> None:
     x, y = uniform(4, 3, 2, 2, low=0.4, high=0.6), torch.tensor([0, 1, 0, 1])
     found = pgd(model, x, y, threat=L2(0.3), noise=NoisePlan.of(0, range(4)), loss=loss, eot=1)
     expected = x + 0.3 * toward_other_class(y, w / w.norm(), x.shape)
-    torch.testing.assert_close(found.x_adv, expected, rtol=0, atol=1e-8)  # L2's 1e-10, against gradients of 0.1
+    torch.testing.assert_close(
+        found.x_adv, expected, rtol=0, atol=1e-8
+    )  # L2's 1e-10, against gradients of 0.1
 
 
 def test_pgd_published_defaults_are_the_published_attack() -> None:
@@ -110,8 +116,11 @@ def test_pgd_keep_best_returns_the_iterate_of_highest_loss() -> None:
     classifier = TinyClassifier()
     model, x, y = Undefended(classifier), uniform(8, 1, 4, 4), torch.arange(8) % 3
     settings: dict[str, Any] = {
-        "threat": L2(0.9), "noise": NoisePlan.of(0, range(8)), "eot": 1, "step_size": 0.9,
-    }  # fmt: skip
+        "threat": L2(0.9),
+        "noise": NoisePlan.of(0, range(8)),
+        "eot": 1,
+        "step_size": 0.9,
+    }
     iterates = [pgd(model, x, y, iterations=i, **settings).x_adv for i in range(1, 7)]
     per_iterate = torch.stack([cross_entropy(classifier(a), y) for a in iterates])
     assert int((per_iterate.argmax(dim=0) < 5).sum()) > 0
@@ -136,7 +145,17 @@ class Witness(NoisyClassifier):
 def test_pgd_keep_best_judges_on_draws_that_no_gradient_used() -> None:
     model = Witness()
     x, y = uniform(2, 1, 4, 4), torch.tensor([0, 1])
-    pgd(model, x, y, threat=Linf(0.05), noise=NoisePlan.of(0, [7, 9]), iterations=5, eot=3, keep="best", keep_draws=4)
+    pgd(
+        model,
+        x,
+        y,
+        threat=Linf(0.05),
+        noise=NoisePlan.of(0, [7, 9]),
+        iterations=5,
+        eot=3,
+        keep="best",
+        keep_draws=4,
+    )
     assert len(model.used[True]) == 2 * 5 * 3
     assert len(model.used[False]) == 2 * 5 * 4
     assert not model.used[True] & model.used[False]
@@ -152,21 +171,42 @@ def test_pgd_every_gradient_uses_draws_of_its_own() -> None:
 def test_pgd_count_below_one_raises(option: str) -> None:
     model, _ = linear(4)
     with pytest.raises(UserError, match="pgd needs iterations, eot and keep_draws of at least 1"):
-        pgd(model, uniform(1, 1, 2, 2), torch.tensor([0]), threat=Linf(0.1), noise=NoisePlan.of(0, [0]), **{option: 0})
+        pgd(
+            model,
+            uniform(1, 1, 2, 2),
+            torch.tensor([0]),
+            threat=Linf(0.1),
+            noise=NoisePlan.of(0, [0]),
+            **{option: 0},
+        )
 
 
 @pytest.mark.parametrize("options", [{"start": "centre"}, {"keep": "first"}])
 def test_pgd_unknown_choice_raises(options: dict[str, Any]) -> None:
     model, _ = linear(4)
     with pytest.raises(UserError, match="start is 'zero' or 'random' and keep 'last' or 'best'"):
-        pgd(model, uniform(1, 1, 2, 2), torch.tensor([0]), threat=Linf(0.1), noise=NoisePlan.of(0, [0]), **options)
+        pgd(
+            model,
+            uniform(1, 1, 2, 2),
+            torch.tensor([0]),
+            threat=Linf(0.1),
+            noise=NoisePlan.of(0, [0]),
+            **options,
+        )
 
 
 def test_pgd_unknown_loss_raises_with_nearest() -> None:
     model, _ = linear(4)
-    with pytest.raises(UserError, match=r"unknown loss 'margn'\. Did you mean 'margin'\? Available: ce, margin"):
+    with pytest.raises(
+        UserError, match=r"unknown loss 'margn'\. Did you mean 'margin'\? Available: ce, margin"
+    ):
         pgd(
-            model, uniform(1, 1, 2, 2), torch.tensor([0]), threat=Linf(0.1), noise=NoisePlan.of(0, [0]), loss="margn"
+            model,
+            uniform(1, 1, 2, 2),
+            torch.tensor([0]),
+            threat=Linf(0.1),
+            noise=NoisePlan.of(0, [0]),
+            loss="margn",
         )
 
 
@@ -203,7 +243,9 @@ def test_gradient_and_logits_any_cut_are_bit_equal_with_a_fixed_shape() -> None:
         for i in range(0, 7, size):
             rows = slice(i, min(i + size, 7))
             logits.append(target(x[rows], noise=noise.rows(rows)))
-            images.append(pgd(target, x[rows], y[rows], threat=threat, noise=noise.rows(rows), iterations=3, eot=3))
+            images.append(
+                pgd(target, x[rows], y[rows], threat=threat, noise=noise.rows(rows), iterations=3, eot=3)
+            )
         outcomes.append([torch.cat(logits), *(torch.cat(parts) for parts in zip(*images, strict=True))])
     for other in outcomes[1:]:
         for a, b in zip(outcomes[0], other, strict=True):
@@ -310,7 +352,9 @@ def test_loss_any_is_per_example_and_rises_as_the_label_loses(name: str) -> None
     worse[torch.arange(6), y] -= 3
     assert bool((losses.get(name)(worse, y) > value).all())
     for b in range(6):
-        torch.testing.assert_close(losses.get(name)(logits[b : b + 1], y[b : b + 1])[0], value[b], rtol=0, atol=1e-15)
+        torch.testing.assert_close(
+            losses.get(name)(logits[b : b + 1], y[b : b + 1])[0], value[b], rtol=0, atol=1e-15
+        )
     assert torch.autograd.gradcheck(lambda z: losses.get(name)(z, y), logits.requires_grad_())
 
 
@@ -319,7 +363,9 @@ def test_loss_any_is_per_example_and_rises_as_the_label_loses(name: str) -> None
 
 @each_threat
 @each_attack
-def test_attack_any_stays_within_budget_and_raises_the_loss(attack: str, options: dict[str, Any], norm: str) -> None:
+def test_attack_any_stays_within_budget_and_raises_the_loss(
+    attack: str, options: dict[str, Any], norm: str
+) -> None:
     threat = make_threat(norm, EPS.get(norm, 0.1))
     classifier = TinyClassifier()
     x, y = uniform(4, 1, 4, 4), torch.tensor([0, 1, 2, 0])
@@ -397,7 +443,7 @@ def test_aligned_stub_wrong_noise_is_refused() -> None:
     """So that the test above can fail."""
     x, model = labelled_images(), Aligned()
     with pytest.raises(AssertionError, match="met the noise of"):
-        model(x, noise=NoisePlan.of(0, list(range(1, 16)) + [0]))
+        model(x, noise=NoisePlan.of(0, [*range(1, 16), 0]))
     with pytest.raises(AssertionError, match="met the noise of"):
         model(x.repeat(2, 1, 1, 1), noise=NoisePlan.of(0, range(16)).repeat(2))
 

@@ -4,17 +4,17 @@ import math
 
 import numpy as np
 import pytest
-from tests.oracles import uniform
 from scipy import stats
 
 from dbpkit.results.estimates import Z95, all_draws, majority, paired_difference, per_draw, wilson
+from tests.oracles import uniform
 
 ROUND_OFF = 1e-12
 """Float64 arithmetic on values of order one."""
 
 PREDICTED = [[0, 0, 0, 0], [1, 1, 0, 0], [2, 0, 1, 2], [1, 1, 1, 0], [2, 2, 2, 2]]
 LABELS = [0, 1, 2, 0, 1]
-"""Right draws of the five examples: 4, 2, 2, 1, 0 of 4. Votes: won, tied, won (2 of 4, others 1), lost, lost."""
+"""Right draws of the five examples: 4, 2, 2, 1, 0 of 4. Votes: won, tied, won by 2 to 1, lost, lost."""
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 10, 64, 256, 1024, 10_000])
@@ -74,19 +74,19 @@ def test_all_draws_by_hand_names_the_number_of_draws() -> None:
 
 
 @pytest.mark.parametrize("estimand", [per_draw, majority, all_draws])
-def test_estimate_any_has_wilsons_interval_over_examples(estimand) -> None:  # noqa: ANN001
+def test_estimate_any_has_wilsons_interval_over_examples(estimand) -> None:
     """n is five examples, not twenty draws."""
     found = estimand(PREDICTED, LABELS)
     assert (found.low, found.high) == pytest.approx(wilson(found.value, 5), abs=ROUND_OFF)
 
 
 @pytest.mark.parametrize("estimand", [per_draw, majority, all_draws])
-def test_estimate_one_draw_is_plain_accuracy(estimand) -> None:  # noqa: ANN001
+def test_estimate_one_draw_is_plain_accuracy(estimand) -> None:
     assert estimand([[0], [1], [1], [2]], [0, 1, 2, 2]).value == pytest.approx(0.75, abs=ROUND_OFF)
 
 
 @pytest.mark.parametrize("estimand", [per_draw, majority, all_draws])
-def test_estimate_no_examples_is_not_a_number(estimand) -> None:  # noqa: ANN001
+def test_estimate_no_examples_is_not_a_number(estimand) -> None:
     found = estimand([], [])
     assert math.isnan(found.value)
     assert math.isnan(found.low)
@@ -94,7 +94,7 @@ def test_estimate_no_examples_is_not_a_number(estimand) -> None:  # noqa: ANN001
 
 
 @pytest.mark.parametrize("estimand", [per_draw, majority, all_draws])
-def test_estimate_other_number_of_labels_raises(estimand) -> None:  # noqa: ANN001
+def test_estimate_other_number_of_labels_raises(estimand) -> None:
     with pytest.raises(ValueError, match="zip"):
         estimand([[0], [1]], [0])
 
@@ -120,9 +120,16 @@ def test_paired_difference_interval_matches_scipys_bootstrap(n: int) -> None:
     b = (uniform(n, seed=2) < 0.4).double().numpy()
     found = paired_difference(a, b, draws=7)
     expected = stats.bootstrap(
-        (a - b,), np.mean, n_resamples=10_000, confidence_level=0.95, method="percentile", rng=np.random.default_rng(0)
+        (a - b,),
+        np.mean,
+        n_resamples=10_000,
+        confidence_level=0.95,
+        method="percentile",
+        rng=0,
     )
-    tolerance = 0.19 * float(expected.standard_error) + 1 / n  # means of n values in {-1, 0, 1} lie 1 / n apart
+    tolerance = (
+        0.19 * float(expected.standard_error) + 1 / n
+    )  # means of n values in {-1, 0, 1} lie 1 / n apart
     assert found.value == pytest.approx((a - b).mean(), abs=ROUND_OFF)
     assert found.low == pytest.approx(expected.confidence_interval.low, abs=tolerance)
     assert found.high == pytest.approx(expected.confidence_interval.high, abs=tolerance)
@@ -141,7 +148,9 @@ def test_paired_difference_pairing_matters() -> None:
 def test_paired_difference_swapped_arguments_change_sign() -> None:
     a, b = uniform(50, seed=1).numpy(), uniform(50, seed=2).numpy()
     forth, back = paired_difference(a, b), paired_difference(b, a)
-    assert (back.value, back.low, back.high) == pytest.approx((-forth.value, -forth.high, -forth.low), abs=ROUND_OFF)
+    assert (back.value, back.low, back.high) == pytest.approx(
+        (-forth.value, -forth.high, -forth.low), abs=ROUND_OFF
+    )
 
 
 def test_paired_difference_same_values_give_the_same_interval() -> None:
@@ -149,9 +158,13 @@ def test_paired_difference_same_values_give_the_same_interval() -> None:
     assert paired_difference(a, b) == paired_difference(a, b)
 
 
-@pytest.mark.parametrize(("a", "b", "value"), [(1.0, 0.0, 1.0), (0.0, 0.0, 0.0), (0.0, 1.0, -1.0), (0.5, 0.25, 0.25)])
+@pytest.mark.parametrize(
+    ("a", "b", "value"), [(1.0, 0.0, 1.0), (0.0, 0.0, 0.0), (0.0, 1.0, -1.0), (0.5, 0.25, 0.25)]
+)
 @pytest.mark.parametrize("n", [1, 20])
-def test_paired_difference_all_equal_is_widened_by_wilsons_interval(n: int, a: float, b: float, value: float) -> None:
+def test_paired_difference_all_equal_is_widened_by_wilsons_interval(
+    n: int, a: float, b: float, value: float
+) -> None:
     """n of n pairs agree: Wilson's lower end for n of n is 1 / (1 + z^2 / n), and the rest is the slack."""
     found = paired_difference([a] * n, [b] * n)
     slack = 1 - 1 / (1 + Z95**2 / n)
@@ -170,9 +183,9 @@ def test_paired_difference_no_examples_is_not_a_number() -> None:
 
 def test_paired_difference_lengths_differ_raises() -> None:
     """Pairs that do not match up must not be broadcast, not even against a single value."""
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"3.*2"):
         paired_difference([1.0, 0.0, 1.0], [1.0, 0.0])
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"3.*1"):
         paired_difference([1.0, 0.0, 1.0], [1.0])
 
 

@@ -1,4 +1,4 @@
-"""Gradients through a purification: exact by every route, at bounded memory, and the labelled alternatives."""
+"""Gradients through a purification: exact by every route, at bounded memory, and their alternatives."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -6,6 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
+from dbpkit.denoiser import EDMDenoiser
+from dbpkit.errors import UserError
+from dbpkit.gradients import DEFAULT_MEMORY, Replay, directional_derivatives, frozen, straight_through
+from dbpkit.noise import NoisePlan
+from dbpkit.purify import PurifiedClassifier, Purifier, Undefended, gradients
+from dbpkit.samplers import make_sampler
 from tests.oracles import (
     TinyClassifier,
     TinyNetwork,
@@ -17,14 +25,6 @@ from tests.oracles import (
     tiny_denoiser,
     uniform,
 )
-from torch import Tensor, nn
-
-from dbpkit.denoiser import EDMDenoiser
-from dbpkit.errors import UserError
-from dbpkit.gradients import DEFAULT_MEMORY, Replay, directional_derivatives, frozen, straight_through
-from dbpkit.noise import NoisePlan
-from dbpkit.purify import PurifiedClassifier, Purifier, Undefended, gradients
-from dbpkit.samplers import make_sampler
 
 ROUND_OFF = 1e-10
 """Float64 sums of a hundred steps, added up in another order."""
@@ -256,7 +256,7 @@ def test_replay_verify_network_with_dropout_raises() -> None:
     x = uniform(1, 1, 3, 4).requires_grad_()
     pure = purifier(x, noise=NoisePlan.of(3, [0]))
     with pytest.raises(
-        UserError, match="gave another result when it was run again.*Put the network in eval mode"
+        UserError, match=r"gave another result when it was run again.*Put the network in eval mode"
     ):
         pure.sum().backward()
 
@@ -292,14 +292,20 @@ def test_replay_without_gradient_keeps_no_graph() -> None:
         assert not purify("ddpm", {}, uniform(1, 1, 3, 4).requires_grad_(), Replay(6, 0)).requires_grad
 
 
-def test_frozen_block_restores_the_flags_even_after_an_error() -> None:
+def test_frozen_block_turns_weight_gradients_off_and_restores_them() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     model[0].requires_grad_(False)
-    with pytest.raises(ZeroDivisionError), frozen(model) as inside:
-        assert inside is model
-        assert not any(p.requires_grad for p in model.parameters())
-        raise ZeroDivisionError
+    with frozen(model) as inside:
+        assert [p.requires_grad for p in model.parameters()] == [False] * 4
+    assert inside is model
     assert [p.requires_grad for p in model.parameters()] == [False, False, True, True]
+
+
+def test_frozen_block_that_fails_restores_the_flags() -> None:
+    model = nn.Linear(2, 2)
+    with pytest.raises(ZeroDivisionError), frozen(model):
+        divmod(1, 0)
+    assert all(p.requires_grad for p in model.parameters())
 
 
 # ------------------------------------------------------------------ what an attacker may differentiate

@@ -5,12 +5,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.oracles import golden
 from scipy import stats
 from torch import Tensor
 
 from dbpkit.errors import UserError
 from dbpkit.noise import MAX_ID, SITES, STREAMS, NoisePlan, permutation, philox4x32, seeded_initialisation
+from tests.oracles import golden
 
 MANY = 1_000_000
 FIVE_SIGMA = 5 / math.sqrt(MANY)
@@ -184,7 +184,18 @@ def test_normal_many_values_stay_within_the_documented_bound(base: Tensor) -> No
         *[lambda s=s: flat(NoisePlan.of(5, [17], "attack"), site=s) for s in SITES if s != "reverse"],
     ],
     ids=[
-        *("seed", "far_seed", "example", "far_example", "high_example", "highest_example", "draw", "lane", "far_lane", "step"),
+        *(
+            "seed",
+            "far_seed",
+            "example",
+            "far_example",
+            "high_example",
+            "highest_example",
+            "draw",
+            "lane",
+            "far_lane",
+            "step",
+        ),
         *[f"stream_{s}" for s in STREAMS if s != "attack"],
         *[f"site_{s}" for s in SITES if s != "reverse"],
     ],
@@ -199,7 +210,7 @@ def test_normal_one_part_of_the_key_changed_is_uncorrelated(
 
 @pytest.mark.parametrize("lag", [1, 2, 1024, MANY // 4, MANY // 2, 3 * MANY // 4])
 def test_normal_positions_of_one_draw_are_uncorrelated(base: Tensor, lag: int) -> None:
-    """A quarter apart lie the cosine and the sine of one radius: uncorrelated, and independent in size too."""
+    """A quarter apart lie the cosine and the sine of one radius: independent, in size too."""
     a, b = base[lag:], base[:-lag]
     bound = 5 / math.sqrt(len(a))
     assert abs(correlation(a, b)) < bound

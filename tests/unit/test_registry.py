@@ -74,7 +74,7 @@ def test_register_same_part_twice_is_accepted() -> None:
 def test_register_other_part_under_a_taken_name_raises_and_keeps_the_first() -> None:
     registry, part = Registry("thing"), object()
     registry.register("box")(part)
-    with pytest.raises(UserError, match="thing 'box' is registered twice. Give the second another name"):
+    with pytest.raises(UserError, match=r"thing 'box' is registered twice\. Give the second another name"):
         registry.register("box")(object())
     assert registry.get("box") is part
 
@@ -130,7 +130,9 @@ def test_get_import_path_finds_an_installed_module() -> None:
 
 def test_import_path_missing_attribute_lists_what_the_module_defines(folder: Path) -> None:
     name = write(folder, "def make():\n    return 7\n_hidden = 1\n")
-    with pytest.raises(UserError, match=rf"sampler '{name}:mak': module '{name}' has no 'mak'\. It defines: make\."):
+    with pytest.raises(
+        UserError, match=rf"sampler '{name}:mak': module '{name}' has no 'mak'\. It defines: make\."
+    ):
         import_path(f"{name}:mak", "sampler")
 
 
@@ -142,14 +144,15 @@ def test_import_path_empty_module_says_so(folder: Path) -> None:
 
 @pytest.mark.parametrize("path", ["no_such_module:make", "no.such.module:make", ":make", "no_such_module:"])
 def test_import_path_missing_module_raises(folder: Path, path: str) -> None:
-    with pytest.raises(UserError, match="sampler module '.*' (cannot be imported|fails on import)"):
+    with pytest.raises(UserError, match=r"sampler module '.*' (cannot be imported|fails on import)"):
         import_path(path, "sampler")
 
 
 def test_import_module_plugin_registers_its_parts(folder: Path) -> None:
     name = write(
         folder,
-        "from dbpkit.attacks import losses\n\n\n@losses.register('of_the_plugin')\ndef loss(logits, y):\n    return y\n",
+        "from dbpkit.attacks import losses\n\n\n"
+        "@losses.register('of_the_plugin')\ndef loss(logits, y):\n    return y\n",
     )
     try:
         module = import_module(name)
@@ -159,14 +162,18 @@ def test_import_module_plugin_registers_its_parts(folder: Path) -> None:
 
 
 def test_import_module_plugin_that_takes_a_name_raises(folder: Path) -> None:
-    name = write(folder, "from dbpkit.attacks import losses\n\n\n@losses.register('ce')\ndef loss():\n    pass\n")
+    name = write(
+        folder, "from dbpkit.attacks import losses\n\n\n@losses.register('ce')\ndef loss():\n    pass\n"
+    )
     with pytest.raises(UserError, match="loss 'ce' is registered twice"):
         import_module(name)
 
 
 def test_import_module_that_fails_raises_with_the_cause(folder: Path) -> None:
     name = write(folder, "1 / 0\n")
-    with pytest.raises(UserError, match=f"plugin module '{name}' fails on import: ZeroDivisionError: division by zero"):
+    with pytest.raises(
+        UserError, match=f"plugin module '{name}' fails on import: ZeroDivisionError: division by zero"
+    ):
         import_module(name)
 
 

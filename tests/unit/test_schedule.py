@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from tests.oracles import golden
 
 from dbpkit.errors import UserError
 from dbpkit.schedule import (
@@ -19,6 +18,7 @@ from dbpkit.schedule import (
     vp_sigma,
     vp_time,
 )
+from tests.oracles import golden
 
 GRIDS = golden("step_grids")
 FIVE_DIGITS = 5e-6

@@ -33,14 +33,16 @@ class Inner(Strict):
 class Outer(Strict):
     eps: Amount = "8/255"
     inner: Inner = Inner()
-    parts: list[PartSpec] = []
+    parts: list[PartSpec] = Field(default_factory=list)
     flag: bool = False
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "spec.toml"
-    path.write_text('eps = "4/255"\nparts = ["pgd", {name = "other", options = {eot = 3}}]\n[inner]\nsteps = 20\n')
+    path.write_text(
+        'eps = "4/255"\nparts = ["pgd", {name = "other", options = {eot = 3}}]\n[inner]\nsteps = 20\n'
+    )
     return path
 
 
@@ -101,13 +103,21 @@ def test_read_spec_no_toml_raises(tmp_path: Path, content: bytes) -> None:
     ("table", "message"),
     [
         ({"epz": 1}, r"unknown key 'epz'\. Did you mean 'eps'\? Available: eps, flag, inner, parts"),
-        ({"inner": {"step": 3}}, r"unknown key 'inner\.step'\. Did you mean 'steps'\? Available: name, steps"),
-        ({"parts": [{"name": "a", "option": {}}]}, r"unknown key 'parts\.0\.option'\. Did you mean 'options'\?"),
+        (
+            {"inner": {"step": 3}},
+            r"unknown key 'inner\.step'\. Did you mean 'steps'\? Available: name, steps",
+        ),
+        (
+            {"parts": [{"name": "a", "option": {}}]},
+            r"unknown key 'parts\.0\.option'\. Did you mean 'options'\?",
+        ),
         ({"zzz": 1}, r"unknown key 'zzz'\. Available: eps, flag, inner, parts"),
         ({"parts": [{"options": {}}]}, r"key 'parts\.0\.name' is missing"),
     ],
 )
-def test_validate_unknown_or_missing_key_is_named_with_the_nearest(table: dict[str, object], message: str) -> None:
+def test_validate_unknown_or_missing_key_is_named_with_the_nearest(
+    table: dict[str, object], message: str
+) -> None:
     with pytest.raises(UserError, match=f"spec 'here': {message}"):
         validate(table, Outer, "here")
 
@@ -129,8 +139,10 @@ def test_validate_wrong_type_or_range_is_named_with_the_value(table: dict[str, o
 
 
 def test_validate_several_problems_are_all_named() -> None:
-    with pytest.raises(UserError, match=r"'epz'.*; .*inner\.steps = 0") as raised:
+    with pytest.raises(UserError) as raised:
         validate({"epz": 1, "inner": {"steps": 0}}, Outer, "here")
+    assert "unknown key 'epz'" in str(raised.value)
+    assert "inner.steps = 0: " in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
@@ -151,7 +163,10 @@ def test_spec_made_is_frozen() -> None:
         ("eps=0.5", {"eps": "0.5"}),
         ("flag=true", {"flag": True}),
         ("parts=[]", {"parts": []}),
-        ("parts.1.options.eot=9", {"parts": [PartSpec(name="pgd"), PartSpec(name="other", options={"eot": 9})]}),
+        (
+            "parts.1.options.eot=9",
+            {"parts": [PartSpec(name="pgd"), PartSpec(name="other", options={"eot": 9})]},
+        ),
         ("parts.0=apgd", {"parts": [PartSpec(name="apgd"), PartSpec(name="other", options={"eot": 3})]}),
         ('parts=[{name = "a=b"}]', {"parts": [PartSpec(name="a=b")]}),
     ],
@@ -228,14 +243,18 @@ def test_spec_hash_order_of_keys_and_spelled_out_defaults_do_not_matter(tmp_path
     assert len(hashes) == 1
 
 
-@pytest.mark.parametrize("changed", [{"eps": "4/255"}, {"flag": True}, {"inner": {"steps": 11}}, {"parts": ["pgd"]}])
+@pytest.mark.parametrize(
+    "changed", [{"eps": "4/255"}, {"flag": True}, {"inner": {"steps": 11}}, {"parts": ["pgd"]}]
+)
 def test_spec_hash_any_leaf_changed_differs(changed: dict[str, object]) -> None:
     assert spec_hash(Outer.model_validate(changed)) != spec_hash(Outer())
 
 
 def test_differences_every_changed_leaf_is_named() -> None:
     old = Outer(eps="8/255", parts=[PartSpec(name="pgd", options={"eot": 10})])
-    new = Outer(eps="4/255", inner=Inner(steps=20), parts=[PartSpec(name="pgd", options={"eot": 3, "loss": "ce"})])
+    new = Outer(
+        eps="4/255", inner=Inner(steps=20), parts=[PartSpec(name="pgd", options={"eot": 3, "loss": "ce"})]
+    )
     found = differences(old.model_dump(mode="json"), new.model_dump(mode="json"))
     assert sorted(found) == [
         "eps 8/255 -> 4/255",
@@ -253,7 +272,19 @@ def test_differences_equal_specs_have_none() -> None:
     assert differences(Outer().model_dump(), Outer().model_dump()) == []
 
 
-NAMES = ["plain", 'quo"ted', "back\\slash", "line\nbreak", "\t", "Grüße", "\u7a0b", "\U0001f600", "\x7f", "a.b:c", ""]
+NAMES = [
+    "plain",
+    'quo"ted',
+    "back\\slash",
+    "line\nbreak",
+    "\t",
+    "Grüße",
+    "\u7a0b",
+    "\U0001f600",
+    "\x7f",
+    "a.b:c",
+    "",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -262,12 +293,24 @@ def test_as_toml_any_text_is_read_back(name: str) -> None:
     assert Outer.model_validate(tomllib.loads(as_toml(spec.model_dump(mode="json")))) == spec
 
 
-@pytest.mark.parametrize("key", ["plain", "with-dash", "with space", "dotted.key", 'quo"ted', "Grüße"])
-@pytest.mark.parametrize("value", [1, 1.5, 1e30, True, "text", [1, 2], [], {"a": 1}, {}, [{"a": 1}, {"b": [2]}]])
-def test_as_toml_any_option_is_read_back(key: str, value: object) -> None:
-    """Options are the user's own: any key and any JSON value may stand there."""
-    spec = Outer(parts=[PartSpec(name="a", options={key: value, "z": 1}), PartSpec(name="b", options={"c": {key: value}})])
-    assert Outer.model_validate(tomllib.loads(as_toml(spec.model_dump(mode="json")))) == spec
+def options_read_back(options: dict[str, object]) -> bool:
+    """Whether options survive TOML, in the last and in another part of a list."""
+    spec = Outer(parts=[PartSpec(name="a", options={**options, "z": 1}), PartSpec(name="b", options=options)])
+    return Outer.model_validate(tomllib.loads(as_toml(spec.model_dump(mode="json")))) == spec
+
+
+@pytest.mark.parametrize(
+    "value",
+    [1, -1.5, 1e30, 1e-30, True, "text", [], [1, 2], {"a": 1}, {}, {"a": {"b": [1]}}, [{"a": 1}, {"b": [2]}]],
+)
+def test_as_toml_any_option_is_read_back(value: object) -> None:
+    assert options_read_back({"option": value})
+
+
+@pytest.mark.parametrize("key", ["with-dash", "with space", "dotted.key", 'quo"ted', "Grüße"])
+def test_as_toml_option_with_any_keys_is_read_back(key: str) -> None:
+    """An option may be a table of the user's own, such as a map of class names."""
+    assert options_read_back({"option": {key: 1}, "other": [{key: {key: 1}}]})
 
 
 def test_as_toml_evaluation_spec_is_read_back_with_the_same_hash() -> None:
@@ -289,7 +332,10 @@ def test_as_toml_evaluation_spec_is_read_back_with_the_same_hash() -> None:
         ({"purifier": {"stepz": 5}}, r"unknown key 'purifier\.stepz'\. Did you mean 'steps'\?"),
         ({"threat": {"eps": "8/25 5x"}}, r"threat\.eps = 8/25 5x: "),
         ({"knowledge": ["white_bx"]}, r"unknown knowledge 'white_bx'\. Did you mean 'white_box'\?"),
-        ({"knowledge": [{"name": "dw_both", "tapez": 3}]}, r"unknown key 'knowledge\.0\.tapez'\. Did you mean 'tapes'\?"),
+        (
+            {"knowledge": [{"name": "dw_both", "tapez": 3}]},
+            r"unknown key 'knowledge\.0\.tapez'\. Did you mean 'tapes'\?",
+        ),
         ({"knowledge": ["dw_both", "dw_both"]}, "every name may occur once"),
         ({"attacks": []}, "attacks = "),
         ({"seed": -1}, "seed = -1: "),
@@ -314,7 +360,9 @@ def test_evaluation_spec_defaults_are_the_published_setting() -> None:
 
 def test_evaluation_spec_dumped_and_read_back_is_the_same() -> None:
     """The run directory stores the dump; a resumed run must find the same hash."""
-    spec = EvaluationSpec.model_validate({"knowledge": ["dw_rev", {"name": "mine", "shared_sites": ["forward"]}]})
+    spec = EvaluationSpec.model_validate(
+        {"knowledge": ["dw_rev", {"name": "mine", "shared_sites": ["forward"]}]}
+    )
     again = EvaluationSpec.model_validate(spec.model_dump(mode="json"))
     assert again == spec
     assert spec_hash(again) == spec_hash(spec)

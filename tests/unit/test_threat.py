@@ -5,13 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from tests.oracles import uniform
 from scipy import stats
 from torch import Tensor
 
 from dbpkit.errors import UserError
 from dbpkit.noise import NoisePlan
 from dbpkit.threat import L2, Linf, make_threat, threats
+from tests.oracles import uniform
 
 ROUND_OFF = 1e-9
 """Float64 arithmetic, and the 1e-10 that the L2 model adds to its norms, as the published code does."""
@@ -100,7 +100,9 @@ def test_project_rows_do_not_depend_on_the_batch(name: str) -> None:
     x_adv = x + uniform(4, 1, 4, 4, seed=1, low=-1, high=1)
     whole = threat.project(x, x_adv)
     for b in range(4):
-        torch.testing.assert_close(threat.project(x[b : b + 1], x_adv[b : b + 1])[0], whole[b], rtol=0, atol=1e-15)
+        torch.testing.assert_close(
+            threat.project(x[b : b + 1], x_adv[b : b + 1])[0], whole[b], rtol=0, atol=1e-15
+        )
 
 
 @each_threat
@@ -117,7 +119,9 @@ def test_steepest_maximises_the_inner_product_over_the_unit_ball(name: str, scal
     threat, grad = threat_of(name), scale * uniform(1, 2, 3, 3, low=-1, high=1)
     direction = threat.steepest(grad)
     zero = torch.zeros_like(grad)
-    assert float(threat.distance(zero, direction)) == pytest.approx(1, rel=1e-5)  # 1e-10 beside a norm of 1e-4
+    assert float(threat.distance(zero, direction)) == pytest.approx(
+        1, rel=1e-5
+    )  # 1e-10 beside a norm of 1e-4
     others = uniform(500, 2, 3, 3, seed=6, low=-1, high=1)
     others = others / threat.distance(torch.zeros_like(others), others)[:, None, None, None]
     best = float((grad * others).flatten(1).sum(dim=1).max())
@@ -130,7 +134,9 @@ def test_steepest_reaches_the_dual_norm() -> None:
     grad = uniform(3, 2, 3, 3, low=-1, high=1)
     products = [(grad * t.steepest(grad)).flatten(1).sum(dim=1) for t in (Linf(0.1), L2(0.1))]
     torch.testing.assert_close(products[0], grad.abs().flatten(1).sum(dim=1), rtol=ROUND_OFF, atol=0)
-    torch.testing.assert_close(products[1], grad.square().flatten(1).sum(dim=1).sqrt(), rtol=ROUND_OFF, atol=0)
+    torch.testing.assert_close(
+        products[1], grad.square().flatten(1).sum(dim=1).sqrt(), rtol=ROUND_OFF, atol=0
+    )
 
 
 @each_threat
@@ -207,12 +213,16 @@ def test_make_threat_negative_budget_raises(name: str) -> None:
 
 
 def test_make_threat_budget_in_wrong_units_raises_with_the_fraction() -> None:
-    with pytest.raises(UserError, match=r'threat\.eps 8 exceeds the pixel range \[0, 1\]\. Did you mean "8/255"\?'):
+    with pytest.raises(
+        UserError, match=r'threat\.eps 8 exceeds the pixel range \[0, 1\]\. Did you mean "8/255"\?'
+    ):
         make_threat("linf", 8)
 
 
 def test_make_threat_unknown_norm_raises_with_nearest() -> None:
-    with pytest.raises(UserError, match=r"unknown threat model 'inf'\. Did you mean 'linf'\? Available: l2, linf"):
+    with pytest.raises(
+        UserError, match=r"unknown threat model 'inf'\. Did you mean 'linf'\? Available: l2, linf"
+    ):
         make_threat("inf", 0.1)
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dbpkit.errors import UserError
+from dbpkit.report.checks import PREFLIGHT_CHECKS, record_checks
 from dbpkit.report.figures import GAIN, Chart, accuracy_chart
 from dbpkit.report.strip import Strip, read_strip
 from dbpkit.report.tables import (
@@ -31,27 +32,6 @@ from dbpkit.results.run_directory import Record, RunDirectory
 from dbpkit.results.summary import Summary, summarise
 from dbpkit.spec import as_toml
 from dbpkit.weights import write_atomically
-
-PREFLIGHT_CHECKS = {
-    "probabilities": "the classifier returns logits, not probabilities",
-    "untracked_randomness": "the same image and noise give the same output twice",
-    "suspicious_level": "purification starts at a noise level the papers use",
-    "suspicious_grid": "the sampler takes enough steps",
-    "gradient_mismatch": "the exact gradient agrees with a numeric derivative",
-    "replay_differs": "a replayed step computes what it computed before",
-}
-"""What the checks before a run look at; `docs/flags.md` has a section for each."""
-
-RECORD_CHECKS = {
-    "failed_examples": "every example has a result",
-    "zero_gradient": "no gradient is exactly zero at the start",
-    "non_finite_gradient": "every gradient is finite",
-    "loss_not_rising": "the attack raises its own loss",
-    "budget_exceeded": "the attack keeps to its budget by itself",
-    "no_better_than_noise": "the attack beats random noise of the same size",
-    "transfer_stronger": "the white box beats images made against the classifier alone",
-}
-"""What the checks of the records look at."""
 
 
 class Incomplete(NamedTuple):
@@ -179,7 +159,7 @@ def _view(run: RunDirectory, letter: str) -> RunView:
     summary, records = summarise(run), run.records()
     preflight_ran = run.read_json("checks.json") is not None
     raised = {flag.name for flag in summary.flags}
-    checks = {**(PREFLIGHT_CHECKS if preflight_ran else {}), **(RECORD_CHECKS if records else {})}
+    checks = {**(PREFLIGHT_CHECKS if preflight_ran else {}), **record_checks(records)}
     asked = _tapes(summary.spec)
     return RunView(
         letter=letter,
@@ -239,7 +219,7 @@ def _incomplete(tapes: Mapping[str, int], asked: int | None, records: Sequence[R
     """Rows in which an example that was asked for has no result on one of its tapes."""
     done: dict[str, dict[int, int]] = {row: {} for row in tapes}
     failed: dict[str, set[int]] = {row: set() for row in tapes}
-    for r in records:
+    for r in (r for r in records if r["row"] in tapes):
         if "error" in r:
             failed[r["row"]].add(r["example"])
         else:

@@ -82,16 +82,12 @@ def _attack_flags(row: str, records: Sequence[Record]) -> list[Flag]:
         )
     paths = [r["loss"] for r in records if r.get("loss") and None not in r["loss"] and len(r["loss"]) > 1]
     if paths:
-        first, last = (sum(p[k] for p in paths) / len(paths) for k in (0, -1))
-        if last <= first:
-            flags.append(
-                Flag(
-                    "loss_not_rising",
-                    "error",
-                    f"The attack's mean loss went from {first:.3f} to {last:.3f}: it did not rise.",
-                    row,
-                )
-            )
+        first = sum(p[0] for p in paths) / len(paths)
+        later = sum(sum(p[len(p) // 2 :]) / len(p[len(p) // 2 :]) for p in paths) / len(paths)
+        if later <= first:  # few examples and few draws can hide a rise, so they only warn
+            severity = "error" if len(paths) >= 16 else "warning"
+            message = f"The attack's mean loss began at {first:.3f} and was {later:.3f} in its second half: it did not rise."
+            flags.append(Flag("loss_not_rising", severity, message, row))
     excess = max((r.get("excess", 0.0) for r in records), default=0.0)
     if excess > BUDGET_TOLERANCE:
         flags.append(

@@ -37,7 +37,7 @@ MakeRun = Callable[..., RunDirectory]
 def resolved_spec(name: str, knowledge: Sequence[str], count: int | None) -> dict[str, Any]:
     """A resolved spec as `EvaluationSpec` dumps it."""
     part = {"name": "embedded", "options": {}}
-    tapes = {"fixed": 2}
+    exact = {"gradient": "exact", "gradient_options": {}, "shared_sites": []}
     return {
         "name": name,
         "data": part,
@@ -49,8 +49,7 @@ def resolved_spec(name: str, knowledge: Sequence[str], count: int | None) -> dic
         "threat": {"norm": "linf", "eps": "8/255"},
         "attacks": [{"name": "pgd", "options": {"iterations": 3}}],
         "knowledge": [
-            {"name": k, "gradient": "exact", "gradient_options": {}, "shared_sites": [], "tapes": tapes.get(k, 1)}
-            for k in knowledge
+            {**exact, "name": k, "tapes": 2 if k == "fixed" else 1} for k in knowledge
         ],
         "examples": {"count": count, "first": 0},
         "draws": {"report": DRAWS, "select": 4},

@@ -8,7 +8,7 @@ import pytest
 
 from dbpkit.errors import UserError
 from dbpkit.report import write_report
-from dbpkit.report.page import PREFLIGHT_CHECKS, RECORD_CHECKS
+from dbpkit.report.checks import PREFLIGHT_CHECKS, RECORD_CHECKS
 from dbpkit.report.tables import difference_rows, table_rows
 from dbpkit.results.flags import Flag
 from dbpkit.results.run_directory import RunDirectory
@@ -131,6 +131,13 @@ def test_page_before_preflight_claims_no_check_of_it(make_run: MakeRun) -> None:
     assert f"None. {len(RECORD_CHECKS)} checks ran" in text
     assert "gradient_mismatch" not in text
     assert "have not run" in text
+
+
+def test_page_names_no_check_that_had_nothing_to_look_at(make_run: MakeRun) -> None:
+    text = text_of(page_of(make_run(knowledge=("dw_both",), without=("noise_control",))))
+    assert "None. 11 checks ran" in text  # 13 without the two below
+    assert "transfer_stronger" not in text  # no white box
+    assert "no_better_than_noise" not in text  # no noise
 
 
 def test_page_of_finished_run_does_not_say_unfinished(make_run: MakeRun) -> None:

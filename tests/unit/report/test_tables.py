@@ -68,6 +68,7 @@ def test_difference_rows_are_signed_points_of_summary(make_run: MakeRun) -> None
 def test_numbers_as_text() -> None:
     assert percent(0.71875) == "71.9%"
     assert percent(math.nan) == "–"
+    assert points(math.nan) == "–"
     assert (points(0.71875), points(-0.05), points(-0.0001)) == ("+71.9", "−5.0", "0.0")
 
 
