@@ -320,13 +320,17 @@ def _progress(quiet: bool) -> Iterator[Callable[[float, str], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    bar = Progress(*columns, console=err_console, refresh_per_second=2, speed_estimate_period=600, disable=quiet)
+    bar = Progress(
+        *columns, console=err_console, refresh_per_second=2, speed_estimate_period=600, disable=quiet
+    )
     try:
         with bar:
             task = bar.add_task("starting", total=1.0)
             yield lambda share, what: bar.update(task, completed=share, description=what)
     except KeyboardInterrupt:
-        err_console.print("stopped; run the same command again to continue where it left off.", soft_wrap=True)
+        err_console.print(
+            "stopped; run the same command again to continue where it left off.", soft_wrap=True
+        )
         raise typer.Exit(130) from None
 
 

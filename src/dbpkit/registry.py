@@ -120,7 +120,11 @@ def call_with_options(part: Callable[..., Any], options: Mapping[str, Any], what
     for option in options:
         if option not in parameters and not open_ended:
             raise UserError(f"{what} has no option '{option}'. Available: {', '.join(parameters) or 'none'}.")
-    needed = [n for n, p in parameters.items() if p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    needed = [
+        n
+        for n, p in parameters.items()
+        if p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
     if missing := [n for n in needed if n not in options]:
         raise UserError(f"{what} needs the option '{missing[0]}'. Give it in options.")
     return part(**options)

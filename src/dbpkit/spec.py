@@ -144,7 +144,8 @@ def _override(table: dict[str, Any], override: str) -> None:
         current[int(leaf) if isinstance(current, list) else leaf] = value
     except (AttributeError, IndexError, TypeError, ValueError) as error:
         raise UserError(
-            f"override '{override}' does not lead to a key: {error}. Lists take a position, as in attacks.0.name."
+            f"override '{override}' does not lead to a key: {error}. Lists take a position, as in"
+            " attacks.0.name."
         ) from error
 
 

@@ -30,7 +30,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
 def test_evaluate_prints_table_sentence_and_report(run, tiny_toml: Path, tmp_path: Path) -> None:
     code, out, _ = run("evaluate", tiny_toml, "--out", tmp_path / "run")
     assert code == 0
-    for words in ("White box", "DW_Both", "An attacker who must guess the noise", "report.html"):
+    for words in ("white box (EoT)", "DW_Both", "An attacker who must guess the noise", "report.html"):
         assert words in out
     assert (tmp_path / "run" / "report.html").read_text().lower().startswith("<!doctype html>")
 
@@ -118,7 +118,7 @@ def test_list_names_every_kind_and_the_users_plugin(run) -> None:
 
 
 def test_check_sound_set_up_exits_0_and_broken_one_1(run, tiny_toml: Path) -> None:
-    code, out, _ = run("check", tiny_toml, "--examples", 4)
+    code, out, _ = run("check", tiny_toml, "--examples", 6)
     assert code == 0
     assert "Nothing suspicious" in out
     code, out, _ = run("check", tiny_toml, "--examples", 4, "--set", "classifier=tests.parts:Softmaxed", "--json")

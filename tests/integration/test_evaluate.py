@@ -285,6 +285,7 @@ def test_evaluate_parts_that_do_not_fit_are_one_sentence(
         ({"purifier": {"t_star": 100}}, "purifier.t_star = 100: Input should be less than 1"),
         ({"threat": {"eps": "8/0"}}, "is no number"),
         ({"threat": {"eps": "-1"}}, "is negative"),
+        ({"knowledge": [{"name": "clean", "shared_sites": []}]}, "may not be named 'clean'"),
         ({"seed": -1}, "seed = -1"),
     ],
 )

@@ -108,7 +108,7 @@ def test_estimate_all_draws_is_never_above_the_others() -> None:
     assert lowest <= min(others)
 
 
-@pytest.mark.parametrize("n", [30, 200])
+@pytest.mark.parametrize("n", [30, 200, 1000])
 def test_paired_difference_interval_matches_scipys_bootstrap(n: int) -> None:
     """Both are percentile intervals of 10,000 resamples.
 

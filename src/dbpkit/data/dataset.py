@@ -47,7 +47,8 @@ class Dataset:
             )
         if self.ids.dtype != torch.int64 or self.labels.dtype != torch.int64:
             raise UserError(
-                f"data '{self.name}': labels and ids must be int64, not {self.labels.dtype} and {self.ids.dtype}."
+                f"data '{self.name}': labels and ids must be int64, not {self.labels.dtype} and"
+                f" {self.ids.dtype}."
             )
         if len(self.ids) and not 0 <= int(self.ids.min()) <= int(self.ids.max()) < MAX_ID:
             raise UserError(f"data '{self.name}': example ids must lie in [0, 2**44).")

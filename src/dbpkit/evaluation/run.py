@@ -151,8 +151,9 @@ class _Runner:
                     self.run.append(records)
                     if not recorded and all("error" in r for r in records):
                         raise UserError(
-                            f"row '{unit.rows[0]}' failed on every one of {len(ids)} examples: {records[0]['error']}. "
-                            "Mend the part that failed and run the same command again."
+                            f"row '{unit.rows[0]}' failed on every one of {len(ids)} examples:"
+                            f" {records[0]['error']}. Mend the part that failed and run the same command"
+                            " again."
                         )
                 self.done += unit.cost * len(ids)
         self.progress(1.0, "done")
@@ -300,7 +301,7 @@ class _Runner:
         tape: int,
         select_draws: int,
     ) -> tuple[Tensor, list[Record]]:
-        """The worst attack of each example, by accuracy on select draws; a later one must be strictly worse."""
+        """The worst attack of each example by accuracy on select draws; a later one must be strictly worse."""
         threat = self.parts.threat
         judge = self._target(self.parts.undefended if knowledge.name == "undefended" else self.parts.model)
         worst, accuracy = batch.x, torch.full((len(batch.x),), torch.inf)
@@ -376,6 +377,7 @@ def _enter_session(run: RunDirectory, parts: Parts, execution: Execution) -> Non
     packages = ("dbpkit", "torch", "numpy", "safetensors")
     session = {
         **parts.hashes,
+        "examples": len(parts.data),
         "versions": {"python": platform.python_version(), **{p: _version(p) for p in packages}},
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),

@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 
 from dbpkit.errors import unknown_name
 from dbpkit.evaluation.knowledge import Knowledge, known
+from dbpkit.results.flags import BASELINE_ROWS
 from dbpkit.spec import Amount, PartSpec, Strict
-
 
 _HEADLINE = ("white_box", "dw_fwd", "dw_rev", "dw_both", "fixed")
 """Settings a spec evaluates if it names none."""
@@ -129,4 +129,6 @@ class EvaluationSpec(Strict):
         ):
             if len(set(names)) < len(names):
                 raise ValueError(f"{what} are named {', '.join(names)}: every name may occur once")
+        if taken := [k.name for k in self.knowledge if k.name in BASELINE_ROWS]:
+            raise ValueError(f"knowledge may not be named '{taken[0]}': every run has a row of that name")
         return self

@@ -207,7 +207,7 @@ def _bar(bar: Bar, group: str, y: float, shape: Shape, theme: Theme, axes: Axes)
     accuracy = bar.row.accuracy
     colour = theme.runs[bar.number % len(theme.runs)] if bar.letter else theme.groups.get(group, theme.plain)
     axes.barh(y, 100 * accuracy.share, height=0.7, color=colour, linewidth=0, zorder=2)
-    whisker = {"color": theme.text, "linewidth": 1.3, "zorder": 3, "solid_capstyle": "butt"}
+    whisker: dict[str, Any] = {"color": theme.text, "linewidth": 1.3, "zorder": 3, "solid_capstyle": "butt"}
     axes.plot([100 * accuracy.low, 100 * accuracy.high], [y, y], clip_on=False, **whisker)
     for end in (accuracy.low, accuracy.high):
         axes.plot([100 * end] * 2, [y - 0.18, y + 0.18], clip_on=False, **whisker)

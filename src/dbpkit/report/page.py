@@ -169,7 +169,7 @@ def _view(run: RunDirectory, letter: str) -> RunView:
         rows=table_rows(summary),
         methods=interval_methods(summary),
         differences=difference_rows(summary),
-        incomplete=_incomplete(asked, _examples_asked(run, summary, records), records),
+        incomplete=_incomplete(asked, _examples_asked(run), records),
         row_count=len(asked),
         flags=[
             (flag, row_title(flag.row) if flag.row else "")
@@ -207,12 +207,10 @@ def _tapes(spec: Mapping[str, Any]) -> dict[str, int]:
     return {**dict.fromkeys(BASELINE_ROWS, 1), **{k["name"]: k["tapes"] for k in spec["knowledge"]}}
 
 
-def _examples_asked(run: RunDirectory, summary: Summary, records: Sequence[Record]) -> int | None:
-    """How many examples were asked for; None if all of the data were and the run has not met them all yet."""
-    count = summary.spec["examples"]["count"]
-    if count is None and run.read_json("summary.json") is not None:  # written when the loop has ended
-        return len({r["example"] for r in records})
-    return count
+def _examples_asked(run: RunDirectory) -> int | None:
+    """How many examples the run is over, as its first session noted; None before there was one."""
+    sessions = run.read_json("env.json") or [{}]
+    return sessions[0].get("examples")
 
 
 def _incomplete(tapes: Mapping[str, int], asked: int | None, records: Sequence[Record]) -> list[Incomplete]:
@@ -266,7 +264,7 @@ def _comparison(directories: Sequence[RunDirectory], views: Sequence[RunView]) -
     titles = {row.name: row.title for view in views for row in view.rows}
     cells = [{row.name: row.accuracy for row in view.rows} for view in views]
     rows = [(title, [by_name.get(name) for by_name in cells]) for name, title in titles.items()]
-    against = []
+    against: list[Any] = []
     for run, view in zip(directories[1:], views[1:], strict=True):
         try:
             differences = compare(directories[0], run)

@@ -2,8 +2,8 @@
 
 from dbpkit.errors import UserError
 from dbpkit.results.estimates import Estimate, paired_difference
+from dbpkit.results.flags import example_scores
 from dbpkit.results.run_directory import RunDirectory
-from dbpkit.results.summary import example_scores
 
 
 def compare(run_a: RunDirectory, run_b: RunDirectory) -> dict[str, Estimate]:

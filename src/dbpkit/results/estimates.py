@@ -94,14 +94,20 @@ def paired_difference(
         The difference with its percentile interval. Where all differences are equal the bootstrap says
         nothing; the interval is then Wilson's, widened from the end that was observed.
 
+    Raises:
+        ValueError: if the lengths differ.
+
     Source:
         Efron & Tibshirani 1993, chapter 13.
     """
+    if len(a) != len(b):
+        raise ValueError(f"a paired difference needs pairs: {len(a)} values were given against {len(b)}.")
     difference = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     n = len(difference)
-    if n == 0 or np.ptp(difference) == 0:
-        value = float(difference[0]) if n else math.nan
-        slack = 1 - wilson(1.0, n)[0] if n else math.nan
+    if n == 0:
+        return Estimate("difference", math.nan, math.nan, math.nan, 0, draws, "no examples")
+    if np.ptp(difference) == 0:
+        value, slack = float(difference[0]), 1 - wilson(1.0, n)[0]
         return Estimate(
             "difference",
             value,
@@ -111,9 +117,7 @@ def paired_difference(
             draws,
             "wilson, all pairs equal",
         )
-    plan = NoisePlan.of(0, range(resamples), "report")
-    chosen = (plan.uniform("probe", 0, torch.zeros(resamples, n, dtype=torch.float64)) * n).long().numpy()
-    means = difference[chosen].mean(axis=1)
+    means = np.concatenate([_resampled_means(difference, chunk) for chunk in _chunks(resamples, n)])
     low, high = np.quantile(means, [0.025, 0.975])
     return Estimate(
         "difference",
@@ -124,6 +128,19 @@ def paired_difference(
         draws,
         "paired bootstrap",
     )
+
+
+def _resampled_means(difference: np.ndarray, samples: range) -> np.ndarray:
+    """Means of bootstrap samples number ``samples.start`` to ``samples.stop``."""
+    plan = NoisePlan.of(0, samples, "report")
+    uniform = plan.uniform("probe", 0, torch.zeros(len(samples), len(difference), dtype=torch.float64))
+    return difference[(uniform * len(difference)).long().numpy()].mean(axis=1)
+
+
+def _chunks(resamples: int, examples: int, values: int = 2_000_000) -> list[range]:
+    """Sample numbers cut so that at most about ``values`` random numbers are held at once."""
+    size = max(1, values // examples)
+    return [range(i, min(i + size, resamples)) for i in range(0, resamples, size)]
 
 
 def _estimate(estimand: str, right: Sequence[float], draws: int) -> Estimate:

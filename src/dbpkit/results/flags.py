@@ -4,12 +4,16 @@ The thing people get wrong: a weak attack and a strong defence look alike in the
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from dbpkit.results.estimates import Estimate, paired_difference
 from dbpkit.results.run_directory import Record
 
 BUDGET_TOLERANCE = 1e-5
 """Excess over the budget that float32 rounding of a projection explains."""
+
+FEW_EXAMPLES = 16
+"""With fewer examples a comparison of means only warns."""
 
 BASELINE_ROWS = ("undefended_clean", "undefended", "clean", "noise_control", "transfer")
 """Rows of every run that are no attacker's row."""
@@ -85,8 +89,11 @@ def _attack_flags(row: str, records: Sequence[Record]) -> list[Flag]:
         first = sum(p[0] for p in paths) / len(paths)
         later = sum(sum(p[len(p) // 2 :]) / len(p[len(p) // 2 :]) for p in paths) / len(paths)
         if later <= first:  # few examples and few draws can hide a rise, so they only warn
-            severity = "error" if len(paths) >= 16 else "warning"
-            message = f"The attack's mean loss began at {first:.3f} and was {later:.3f} in its second half: it did not rise."
+            severity = "error" if len(paths) >= FEW_EXAMPLES else "warning"
+            message = (
+                f"The attack's mean loss began at {first:.3f} and was {later:.3f} in its second half: it"
+                " did not rise."
+            )
             flags.append(Flag("loss_not_rising", severity, message, row))
     excess = max((r.get("excess", 0.0) for r in records), default=0.0)
     if excess > BUDGET_TOLERANCE:
@@ -102,44 +109,40 @@ def _attack_flags(row: str, records: Sequence[Record]) -> list[Flag]:
 
 
 def _comparison_flags(by_row: dict[str, list[Record]]) -> list[Flag]:
-    """Flags that compare rows with each other."""
+    """Flags that compare rows over the examples both have."""
     flags = []
-    noise, transfer = (
-        accuracy(by_row.get("noise_control", [])),
-        accuracy(by_row.get("transfer", [])),
-    )
-    for row, records in by_row.items():
-        if row in BASELINE_ROWS:
-            continue
-        attacked = accuracy(records)
-        if noise is not None and attacked is not None and 0 < noise <= attacked:
-            flags.append(
-                Flag(
-                    "no_better_than_noise",
-                    "error",
-                    f"Accuracy under the attack is {attacked:.1%}; random noise of the same size"
-                    f" leaves {noise:.1%}.",
-                    row,
-                )
-            )
-    white = accuracy(by_row.get("white_box", []))
-    if white is not None and transfer is not None and transfer < white:
-        flags.append(
-            Flag(
-                "transfer_stronger",
-                "error",
-                f"Images that fool the undefended classifier leave {transfer:.1%}, the white box"
-                f" {white:.1%}: the white-box attack is not at its strength.",
-                "white_box",
-            )
+    scores = {row: example_scores(records) for row, records in by_row.items()}
+    for row in scores.keys() - set(BASELINE_ROWS):
+        gain, noise, attacked = _paired(scores.get("noise_control", {}), scores[row])
+        if gain and noise > 0 and gain.value <= 0:
+            severity = "error" if gain.examples >= FEW_EXAMPLES else "warning"
+            message = f"The attack leaves {attacked:.1%} right, random noise of the same size {noise:.1%}."
+            flags.append(Flag("no_better_than_noise", severity, message, row))
+    gap, white, transfer = _paired(scores.get("white_box", {}), scores.get("transfer", {}))
+    if gap and gap.value > 0:
+        severity = "error" if gap.low > 0 else "warning"
+        message = (
+            f"Images that fool the undefended classifier leave {transfer:.1%} right, the white box"
+            f" {white:.1%}: the white-box attack is not at its strength."
         )
-    return flags
+        flags.append(Flag("transfer_stronger", severity, message, "white_box"))
+    return sorted(flags)
 
 
-def accuracy(records: Sequence[dict[str, Any]]) -> float | None:
-    """Mean over records of the share of right draws; None without records."""
-    if not records:
-        return None
-    return sum(sum(p == r["label"] for p in r["predicted"]) / len(r["predicted"]) for r in records) / len(
-        records
-    )
+def _paired(a: dict[int, float], b: dict[int, float]) -> tuple[Estimate | None, float, float]:
+    """The difference a - b over shared examples and both means there; None without any."""
+    shared = sorted(a.keys() & b.keys())
+    if not shared:
+        return None, 0.0, 0.0
+    left, right = [a[i] for i in shared], [b[i] for i in shared]
+    return paired_difference(left, right), sum(left) / len(left), sum(right) / len(right)
+
+
+def example_scores(records: Sequence[Record]) -> dict[int, float]:
+    """Accuracy of every example over its draws and tapes, by example id; failed records left out."""
+    shares: dict[int, list[float]] = {}
+    for r in records:
+        if "error" not in r:
+            right = sum(p == r["label"] for p in r["predicted"])
+            shares.setdefault(r["example"], []).append(right / len(r["predicted"]))
+    return {example: sum(s) / len(s) for example, s in shares.items()}

@@ -91,7 +91,7 @@ class RunDirectory:
             try:
                 record = json.loads(line)
                 newest[Key(record["row"], record["tape"], record["example"])] = record
-            except (json.JSONDecodeError, KeyError) as error:
+            except (json.JSONDecodeError, KeyError, TypeError) as error:
                 if number == len(lines) - 1:
                     continue
                 raise UserError(
@@ -153,7 +153,12 @@ class RunDirectory:
     def read_json(self, name: str) -> Any:
         """Returns the content of a JSON file, or None if it does not exist."""
         path = self.path / name
-        return json.loads(path.read_text()) if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            return json.loads(path.read_text())
+        except ValueError as error:
+            raise UserError(f"'{path}' is damaged ({error}). Restore it or delete the directory.") from error
 
     def _lines(self) -> list[str]:
         path = self.path / "records.jsonl"

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dbpkit.results.estimates import Estimate, all_draws, majority, paired_difference, per_draw
-from dbpkit.results.flags import BASELINE_ROWS, Flag, record_flags
+from dbpkit.results.flags import BASELINE_ROWS, Flag, example_scores, record_flags
 from dbpkit.results.run_directory import Record, RunDirectory
 
 _PASSES = ("forward_passes", "gradient_passes")
@@ -41,7 +41,7 @@ class Row(NamedTuple):
         estimates: ``per_draw`` first; ``majority`` and ``all_draws@R`` where there are R > 1 draws.
         forward_passes: purifications per example that the attack ran, each tape's added.
         gradient_passes: those of them that were differentiated.
-        failed: examples without a result.
+        failed: records without a result, one per example and tape.
     """
 
     name: str
@@ -95,22 +95,17 @@ def summarise(run: RunDirectory) -> Summary:
     for a, b in (("white_box", "dw_both"), ("white_box", "fixed"), ("clean", "white_box")):
         shared = sorted(scores.get(a, {}).keys() & scores.get(b, {}).keys())
         if shared:
-            differences[f"{a} - {b}"] = paired_difference(
-                [scores[a][i] for i in shared], [scores[b][i] for i in shared]
-            )
+            pairs = [scores[a][i] for i in shared], [scores[b][i] for i in shared]
+            differences[f"{a} - {b}"] = paired_difference(*pairs)
     flags = record_flags(records, preflight)
-    return Summary(spec["name"], spec, rows, differences, flags, _sentence(rows, differences))
-
-
-def example_scores(records: Sequence[Record]) -> dict[int, float]:
-    """Accuracy of every example over its draws and tapes, by example id; failed records left out."""
-    shares: dict[int, list[float]] = {}
-    for r in records:
-        if "error" not in r:
-            shares.setdefault(r["example"], []).append(
-                sum(p == r["label"] for p in r["predicted"]) / len(r["predicted"])
-            )
-    return {example: sum(s) / len(s) for example, s in shares.items()}
+    return Summary(
+        spec["name"],
+        spec,
+        rows,
+        differences,
+        flags,
+        _sentence(scores, differences.get("white_box - dw_both")),
+    )
 
 
 def _row(name: str, records: Sequence[Record]) -> Row:
@@ -147,22 +142,22 @@ def _by_example(records: Sequence[Record]) -> tuple[list[int], list[list[int]]]:
     return list(labels.values()), list(predicted.values())
 
 
-def _sentence(rows: Sequence[Row], differences: Mapping[str, Estimate]) -> str:
-    """What the difference between white box and DW_Both means, in one sentence."""
-    value = {r.name: r.estimates[0].value for r in rows}
-    gap = differences.get("white_box - dw_both")
+def _sentence(scores: Mapping[str, Mapping[int, float]], gap: Estimate | None) -> str:
+    """What the difference between white box and DW_Both means, over the examples both have."""
     if gap is None:
         return (
-            "This run has no pair of white box and DW_Both, so it cannot tell randomness from purification."
+            "No example has been attacked both with the noise unknown (white box) and known (DW_Both),"
+            " so this run cannot yet tell randomness from purification."
         )
-    share = f"{100 * gap.value:.0f} points (95 % interval {100 * gap.low:.0f} to {100 * gap.high:.0f})"
+    shared = scores["white_box"].keys() & scores["dw_both"].keys()
+    white, known = (sum(scores[row][i] for i in shared) / len(shared) for row in ("white_box", "dw_both"))
+    points = f"{100 * gap.value:.0f} points (95 % interval {100 * gap.low:.0f} to {100 * gap.high:.0f})"
     head = (
-        f"An attacker who must guess the noise leaves {value['white_box']:.0%} right, one who knows"
-        f" it leaves {value['dw_both']:.0%}"
+        f"An attacker who must guess the noise leaves {white:.0%} right, one who knows it leaves {known:.0%}"
     )
     if gap.low > 0:
         return (
-            f"{head}: {share} of the white-box robustness come from randomness the attacker cannot"
+            f"{head}: {points} of the white-box robustness come from randomness the attacker cannot"
             " foresee, not from removing the perturbation."
         )
-    return f"{head}: the difference, {share}, does not show that randomness adds robustness in this run."
+    return f"{head}: the difference, {points}, does not show that randomness adds robustness in this run."

@@ -1,6 +1,6 @@
 """The model card of a finished training run: what it is, how it was made, how good it is.
 
-The thing people get wrong: a card written by hand. This one is a function of the spec and the measured figures.
+The thing people get wrong: a card written by hand. This one is a function of the spec and the figures.
 """
 
 from typing import Any
@@ -34,12 +34,15 @@ def model_card(spec: TrainingSpec, figures: dict[str, Any], data_sha256: str) ->
         lines.append(f"| accuracy on {figures['test_images']:,} test images | {figures['accuracy']:.2%} |")
     lines += [
         "",
-        "Made by `dbpkit train SPEC --out RUN` with the spec below; the figures are of the stored weights.",
+        ("Made by `dbpkit train SPEC --out RUN` with the spec below; the figures are of the stored weights."),
     ]
     if "denoising" in figures:
         lines += [
             "",
-            f"Root mean square error of the clean estimate on {figures['test_images']:,} test images, [-1, 1] units:",
+            (
+                f"Root mean square error of the clean estimate on {figures['test_images']:,} test"
+                " images, [-1, 1] units:"
+            ),
             "",
             "| t of 1000 | noise level sigma | error |",
             "|---|---|---|",

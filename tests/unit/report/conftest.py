@@ -98,6 +98,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         run.claim(spec, "0123abcd" * 8, lambda _old, _new: [])
         session = {
             "data_sha256": "d" * 64,
+            "examples": EXAMPLES,
             "versions": {"torch": "2.13.0"},
             "device": "cpu",
             "deterministic": False,

@@ -1,0 +1,1 @@
+"""Figures of speed and memory, measured on the machine they are run on; never part of a test."""

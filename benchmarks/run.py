@@ -1,0 +1,13 @@
+"""Every benchmark, one after the other: ``python -m benchmarks.run``."""
+
+import platform
+
+import torch
+
+from benchmarks import gradient
+
+if __name__ == "__main__":
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}")
+    gradient.seconds()
+    gradient.memory()
+    gradient.noise()
