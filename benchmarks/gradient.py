@@ -1,8 +1,8 @@
 """Cost and memory of one exact gradient through a purification, against its forward pass.
 
-    python -m benchmarks.gradient            time: replay and everything-kept, against forward
-    python -m benchmarks.gradient memory     peak memory with 10 and with 100 steps, a process each
-    python -m benchmarks.gradient noise      share of a purification that drawing its noise takes
+python -m benchmarks.gradient            time, against the forward pass, by memory budget
+python -m benchmarks.gradient memory     peak memory with 10 and with 100 steps, a process each
+python -m benchmarks.gradient noise      share of a purification that drawing its noise takes
 """
 
 import statistics
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from dbpkit import NoisePlan, PurifiedClassifier, Purifier, load_dataset, load_embedded
+from dbpkit import NoisePlan, Purifier, load_dataset, load_embedded
 
 ROWS = 16
 
@@ -38,7 +38,9 @@ def setting(steps: int, memory_bytes: int) -> tuple[Callable[[], object], Callab
     return forward, gradient, plan
 
 
-def paired_ratio(a: Callable[[], object], b: Callable[[], object], pairs: int = 7) -> tuple[float, float, float]:
+def paired_ratio(
+    a: Callable[[], object], b: Callable[[], object], pairs: int = 7
+) -> tuple[float, float, float]:
     """Median seconds of both, and the median of the ratios b / a over alternating pairs."""
     a(), b()
     times = []
@@ -52,12 +54,18 @@ def paired_ratio(a: Callable[[], object], b: Callable[[], object], pairs: int = 
     return statistics.median(first), statistics.median(second), statistics.median(t / s for s, t in times)
 
 
-def seconds(steps: int = 100) -> None:
-    """Gradient against forward, in both modes."""
-    for name, memory in (("replay", 0), ("everything kept", 1 << 40)):
-        forward, gradient, _ = setting(steps, memory)
-        f, g, ratio = paired_ratio(forward, gradient)
-        print(f"{name:16} forward {f:.3f} s  gradient {g:.3f} s  gradient / forward {ratio:.2f}")
+BUDGETS = {"last graph only": 0, "256 MiB": 2**28, "everything": 1 << 40}
+"""Memory budgets by name."""
+
+
+def seconds() -> None:
+    """Gradient against forward, for two chain lengths and three budgets."""
+    for steps, pairs in ((100, 7), (1000, 3)):
+        for name, memory in BUDGETS.items():
+            if steps == 100 or memory < 1 << 30:
+                forward, gradient, _ = setting(steps, memory)
+                f, g, ratio = paired_ratio(forward, gradient, pairs)
+                print(f"S = {steps:4}, {name:16} forward {f:.3f} s  gradient {g:.3f} s  ratio {ratio:.2f}")
 
 
 def noise(steps: int = 100) -> None:
@@ -73,9 +81,9 @@ def noise(steps: int = 100) -> None:
     print(f"purification {f * 1e3:.1f} ms  its noise {d * 1e3:.2f} ms  share {ratio:.2%}")
 
 
-def peak(steps: int) -> None:
-    """Prints the bytes that one gradient in replay mode adds to the resident memory at its peak (Linux)."""
-    _, gradient, _ = setting(steps, 0)
+def peak(steps: int, memory_bytes: int) -> None:
+    """Prints the resident bytes before one gradient and at its peak (Linux)."""
+    _, gradient, _ = setting(steps, memory_bytes)
     warm, _, _ = setting(20, 0)  # 3 calls without gradient: loads kernels and their scratch memory
     warm()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
@@ -92,14 +100,18 @@ def resident(key: str) -> int:
 
 def memory() -> None:
     """Peak of one gradient with 11 and with 101 calls."""
-    added, whole = [], []
-    for steps in (100, 1000):
-        command = [sys.executable, "-m", "benchmarks.gradient", "peak", str(steps)]
-        before, after = map(int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
-        added.append(after - before)
-        whole.append(after)
-        print(f"S = {steps:4}: peak {after / 2**20:.0f} MiB, of which the gradient {(after - before) / 2**20:.0f} MiB")
-    print(f"ratio of 101 to 11 calls: gradient alone {added[1] / added[0]:.2f}, whole process {whole[1] / whole[0]:.2f}")
+    for name, budget in list(BUDGETS.items())[:2]:
+        added, whole = [], []
+        for steps in (100, 1000):
+            command = [sys.executable, "-m", "benchmarks.gradient", "peak", str(steps), str(budget)]
+            printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            before, after = map(int, printed.split())
+            added.append(after - before)
+            whole.append(after)
+            print(
+                f"S = {steps:4}, {name:16} peak {after / 2**20:.0f} MiB, gradient {added[-1] / 2**20:.0f} MiB"
+            )
+        print(f"101 to 11 calls: whole process {whole[1] / whole[0]:.2f}, gradient {added[1] / added[0]:.2f}")
 
 
 if __name__ == "__main__":
@@ -110,7 +122,7 @@ if __name__ == "__main__":
             memory()
         case ["noise"]:
             noise()
-        case ["peak", steps]:
-            peak(int(steps))
+        case ["peak", steps, memory_bytes]:
+            peak(int(steps), int(memory_bytes))
         case other:
             sys.exit(f"unknown arguments {other}")

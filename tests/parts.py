@@ -118,7 +118,7 @@ def two_classes() -> nn.Module:
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
 
 
-def grey_attack(target, x, y, *, threat, noise, shift: float = 1.0):  # noqa: ANN001, ANN201
+def grey_attack(target, x, y, *, threat, noise, shift: float = 1.0):
     """An attack of the user's own: leaves the budget on purpose and lets the runner project."""
     from dbpkit.attacks import AttackOutcome
 
@@ -127,7 +127,7 @@ def grey_attack(target, x, y, *, threat, noise, shift: float = 1.0):  # noqa: AN
     return AttackOutcome(x + shift * grad.sign(), loss[:, None], norm[:, None])
 
 
-def lazy_attack(target, x, y, *, threat, noise):  # noqa: ANN001, ANN201
+def lazy_attack(target, x, y, *, threat, noise):
     """An attack that does nothing."""
     from dbpkit.attacks import AttackOutcome
 
@@ -139,7 +139,7 @@ def lazy_attack(target, x, y, *, threat, noise):  # noqa: ANN001, ANN201
 if "tests_half" not in samplers:
 
     @samplers.register("tests_half")
-    def tests_half(denoiser, x, levels, *, noise, step):  # noqa: ANN001, ANN201
+    def tests_half(denoiser, x, levels, *, noise, step):
         """A sampler of the user's own: a plain function."""
         x = x + float(levels[0]) * noise.normal("forward", 0, x)
         return step(lambda z: denoiser(z, z.new_tensor(float(levels[0]))), x)

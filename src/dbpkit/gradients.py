@@ -24,11 +24,13 @@ DEFAULT_MEMORY = 2 * 2**30
 class Replay:
     """The step hook for exact gradients: replays early steps, keeps the graphs of the last ones.
 
-    One object serves one forward pass.
+    One object serves one forward pass. Replayed steps are differentiated with respect to the state only, so
+    weights must be frozen, as a `Purifier` makes them.
 
     Args:
         steps: how many times the sampler will call the hook.
-        memory_bytes: budget for the graphs that are kept; 0 replays every step.
+        memory_bytes: budget for the graphs that are kept. The last step's is kept whatever the budget: the
+            backward pass needs one such graph at a time anyway.
         verify: whether each replayed step must reproduce its stored result bit for bit.
     """
 
@@ -36,7 +38,7 @@ class Replay:
         self.steps = steps
         self.memory_bytes = memory_bytes
         self.verify = verify
-        self.kept = 0
+        self.kept = 1
         self._done = 0
 
     def __call__(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -44,7 +46,7 @@ class Replay:
         self._done += 1
         if not (torch.is_grad_enabled() and x.requires_grad):
             return function(x)
-        if self._done == 1 and self.memory_bytes:
+        if self._done == 1 and self.memory_bytes and self.steps > 1:
             return self._first(function, x)
         if self._done > self.steps - self.kept:
             return function(x)
@@ -62,7 +64,7 @@ class Replay:
         with torch.autograd.graph.saved_tensors_hooks(weigh, lambda saved: saved):
             y = function(x)
         # Frozen weights are among the saved tensors; counting them at every step errs on the safe side.
-        self.kept = min(self.steps, self.memory_bytes // max(sum(sizes.values()), 1))
+        self.kept = min(self.steps, max(1, self.memory_bytes // max(sum(sizes.values()), 1)))
         if self.kept == self.steps:
             return y
         return _Replayed.apply(x, _Step(function, x.device.type, self.verify), y.detach())

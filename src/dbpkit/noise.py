@@ -82,9 +82,11 @@ class NoisePlan:
         if stream not in STREAMS:
             raise unknown_name("stream", stream, STREAMS)
         ids = torch.as_tensor(list(example_ids) if not isinstance(example_ids, Tensor) else example_ids)
+        whole = not ids.is_floating_point() or not ids.numel()
         ids = ids.to("cpu", torch.int64)
-        if ids.ndim != 1 or (ids.numel() and (ids.min() < 0 or ids.max() >= MAX_ID)):
+        if not whole or ids.ndim != 1 or (ids.numel() and (ids.min() < 0 or ids.max() >= MAX_ID)):
             raise UserError("example ids must be a flat list of integers in [0, 2**44).")
+        _check_draw(draw)
         return cls(seed, ids, stream, torch.full_like(ids, draw))
 
     def __len__(self) -> int:
@@ -110,6 +112,7 @@ class NoisePlan:
         bits = self._bits(site, step, like, kind=0)
         if bits is None:
             return self.shared[site].normal(site, step, like)
+        bits = tuple(b.to(torch.float64) for b in bits)
         radius = ((bits[0] + 0.5) * 2.0**-32).log_().mul_(-2).sqrt_()
         angle = bits[1] * (2 * math.pi * 2.0**-32)
         radius_b = ((bits[2] + 0.5) * 2.0**-32).log_().mul_(-2).sqrt_()
@@ -148,7 +151,9 @@ class NoisePlan:
 
     def rows(self, index: Tensor | list[int] | slice) -> "NoisePlan":
         """Returns the plan of the chosen rows, in the order of ``index``."""
-        index = index if isinstance(index, slice) else torch.as_tensor(index).cpu()
+        if not isinstance(index, slice):
+            index = torch.as_tensor(index).cpu()
+            index = index if index.numel() else index.long()  # an empty list has no integer type of its own
         shared = {site: source.rows(index) for site, source in self.shared.items()}
         return replace(self, example_ids=self.example_ids[index], draw=self.draw[index], shared=shared)
 
@@ -160,6 +165,7 @@ class NoisePlan:
 
     def at(self, draw: int) -> "NoisePlan":
         """Returns the same rows at another draw; shared sites keep theirs."""
+        _check_draw(draw)
         return replace(self, draw=torch.full_like(self.draw, draw))
 
     def in_lane(self, lane: int) -> "NoisePlan":
@@ -260,6 +266,11 @@ def seeded_initialisation(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # noqa: TID251 - the one place
         yield
+
+
+def _check_draw(draw: int) -> None:
+    if not 0 <= draw <= _LOW:
+        raise UserError(f"noise draw {draw} is outside [0, 2**32).")
 
 
 def _shaped(quarters: tuple[Tensor, ...], like: Tensor) -> Tensor:

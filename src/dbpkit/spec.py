@@ -6,6 +6,7 @@ The thing people get wrong: ``eps = "8/255"`` is kept as written, so that a repo
 import difflib
 import hashlib
 import json
+import re
 import tomllib
 from fractions import Fraction
 from pathlib import Path
@@ -46,7 +47,7 @@ def amount(text: str) -> float:
     """Returns the value of an `Amount`; ValueError unless it is a non-negative number or fraction."""
     try:
         value = float(Fraction(text.replace(" ", "")))
-    except (ValueError, ZeroDivisionError) as error:
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
         raise ValueError(f"'{text}' is no number; write \"8/255\" or 0.5") from error
     if value < 0:
         raise ValueError(f"'{text}' is negative")
@@ -189,18 +190,29 @@ def as_toml(table: dict[str, Any], prefix: str = "") -> str:
     plain, nested = [], []
     for key, value in table.items():
         if isinstance(value, dict) and value:
-            nested.append(f"\n[{prefix}{key}]\n{as_toml(value, f'{prefix}{key}.')}")
+            nested.append(f"\n[{prefix}{_toml_key(key)}]\n{as_toml(value, f'{prefix}{_toml_key(key)}.')}")
         elif isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
-            nested += [f"\n[[{prefix}{key}]]\n{as_toml(v, f'{prefix}{key}.')}" for v in value]
+            nested += [
+                f"\n[[{prefix}{_toml_key(key)}]]\n{as_toml(v, f'{prefix}{_toml_key(key)}.')}" for v in value
+            ]
         elif value is not None:
-            plain.append(f"{key} = {_toml_value(value)}\n")
+            plain.append(f"{_toml_key(key)} = {_toml_value(value)}\n")
     return "".join(plain + nested)
 
 
 def _toml_value(value: Any) -> str:
     """A value in TOML's inline form; JSON agrees with it on strings, numbers, booleans and lists."""
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{k} = {_toml_value(v)}" for k, v in value.items()) + " }" if value else "{}"
+        return (
+            "{ " + ", ".join(f"{_toml_key(k)} = {_toml_value(v)}" for k, v in value.items()) + " }"
+            if value
+            else "{}"
+        )
     if isinstance(value, list):
         return "[" + ", ".join(_toml_value(v) for v in value) + "]"
-    return json.dumps(value)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _toml_key(key: str) -> str:
+    """A key, quoted unless it is bare."""
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_value(key)

@@ -129,7 +129,7 @@ class L2:
 
 def make_threat(norm: str, eps: float) -> ThreatModel:
     """Builds a threat model by name; UserError if the name is unknown or the budget negative or above 255."""
-    if eps < 0:
+    if not eps >= 0:
         raise UserError(
             f'threat.eps {eps:g} is negative. Give a budget in [0, 1] pixel units, such as "8/255".'
         )

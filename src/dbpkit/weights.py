@@ -4,6 +4,7 @@ The thing people get wrong: weights that load are not weights that fit. Every te
 with its shape, none may be left over, and the recorded checksum must match.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -98,23 +99,30 @@ def load_weights(path: str | Path, sha256: str | None = None) -> tuple[nn.Module
             " or another file."
         )
     tensors, metadata = read_tensors(path)
-    about = json.loads(metadata.get("dbpkit", "{}"))
-    if about.get("format") != FORMAT:
-        raise UserError(
-            f"'{path}' is no dbpkit weights file (format {about.get('format')}); load foreign"
-            " networks with from_pretrained or an import path."
-        )
-    fields = about["architecture"]
-    architecture = Architecture(
-        **{
-            **fields,
-            "image_shape": tuple(fields["image_shape"]),
-            "class_names": tuple(fields["class_names"]),
-        }
-    )
+    architecture = _described(metadata, path)
     model = architecture.build()
     fill(model, tensors, str(path))
     return model.requires_grad_(False).eval(), architecture
+
+
+def _described(metadata: Mapping[str, str], path: Path) -> Architecture:
+    """The architecture that a weights file's metadata describe."""
+    try:
+        about = json.loads(metadata.get("dbpkit", "{}"))
+        if about.get("format") != FORMAT:
+            raise UserError(
+                f"'{path}' is no dbpkit weights file (format {about.get('format')}); load foreign networks"
+                " with from_pretrained or an import path."
+            )
+        fields = about["architecture"]
+        shape, names = tuple(fields["image_shape"]), tuple(fields["class_names"])
+        architecture = Architecture(**{**fields, "image_shape": shape, "class_names": names})
+        architecture.as_json()
+    except UserError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"the description in '{path}' is damaged ({error}). Get the file again.") from error
+    return architecture
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
@@ -176,7 +184,8 @@ def write_atomically(path: Path, content: bytes) -> str:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise UserError(
             f"cannot write '{path}' ({error.strerror}). Free space or choose another place; earlier"
             " files are intact."

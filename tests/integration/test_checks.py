@@ -110,7 +110,9 @@ def test_every_flag_has_a_section_in_the_docs() -> None:
     import re
 
     root = Path(__file__).parents[2]
-    source = "".join((root / f"src/dbpkit/{p}.py").read_text() for p in ("evaluation/checks", "results/flags"))
+    source = "".join(
+        (root / f"src/dbpkit/{p}.py").read_text() for p in ("evaluation/checks", "results/flags")
+    )
     used = set(re.findall(r'Flag\(\s*"([a-z_]+)"', source))
     documented = set(re.findall(r"^## ([a-z_]+)$", (root / "docs/flags.md").read_text(), flags=re.M))
     assert used == documented

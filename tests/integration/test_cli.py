@@ -43,7 +43,17 @@ def test_evaluate_json_is_the_summary_and_nothing_else(run, tiny_toml: Path, tmp
 
 
 def test_evaluate_set_overrides_a_leaf(run, tiny_toml: Path, tmp_path: Path) -> None:
-    run("evaluate", tiny_toml, "--out", tmp_path / "run", "--set", "threat.eps=4/255", "--set", "attacks.0.options.eot=1", "--json")
+    run(
+        "evaluate",
+        tiny_toml,
+        "--out",
+        tmp_path / "run",
+        "--set",
+        "threat.eps=4/255",
+        "--set",
+        "attacks.0.options.eot=1",
+        "--json",
+    )
     spec = json.loads((tmp_path / "run" / "spec.json").read_text())["spec"]
     assert spec["threat"]["eps"] == "4/255"
     assert spec["attacks"][0]["options"]["eot"] == 1
@@ -110,7 +120,15 @@ def test_show_run_prints_its_table(run, tiny_toml: Path, tmp_path: Path) -> None
 def test_list_names_every_kind_and_the_users_plugin(run) -> None:
     _, out, _ = run("list", "--plugin", "tests.parts", "--json")
     listed = json.loads(out)
-    assert set(listed["samplers"]) >= {"ddpm", "ddim", "vpsde", "heun", "one_step", "reverse_only", "tests_half"}
+    assert set(listed["samplers"]) >= {
+        "ddpm",
+        "ddim",
+        "vpsde",
+        "heun",
+        "one_step",
+        "reverse_only",
+        "tests_half",
+    }
     assert set(listed["knowledge"]) >= {"white_box", "dw_fwd", "dw_rev", "dw_both", "fixed"}
     assert all(text for kind in ("samplers", "attacks", "threats", "data") for text in listed[kind].values())
     _, text, _ = run("list")
@@ -121,7 +139,9 @@ def test_check_sound_set_up_exits_0_and_broken_one_1(run, tiny_toml: Path) -> No
     code, out, _ = run("check", tiny_toml, "--examples", 6)
     assert code == 0
     assert "Nothing suspicious" in out
-    code, out, _ = run("check", tiny_toml, "--examples", 4, "--set", "classifier=tests.parts:Softmaxed", "--json")
+    code, out, _ = run(
+        "check", tiny_toml, "--examples", 4, "--set", "classifier=tests.parts:Softmaxed", "--json"
+    )
     assert code == 1
     assert "probabilities" in {f["name"] for f in json.loads(out)["flags"]}
 
@@ -145,7 +165,9 @@ def test_report_of_two_runs_goes_where_it_is_told(run, tiny_toml: Path, tmp_path
     assert "both.html" in out
 
 
-def test_interrupt_says_how_to_continue(run, tiny_toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_says_how_to_continue(
+    run, tiny_toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from dbpkit import cli
 
     def interrupted(*_: object, **__: object) -> None:
@@ -205,7 +227,9 @@ def test_purify_missing_file_and_same_names_are_named(run, tmp_path: Path) -> No
 
 
 def test_purify_size_that_does_not_fit_the_network_is_named(run, tmp_path: Path) -> None:
-    code, _, err = run("purify", picture(tmp_path / "odd.png", (15, 15)), "--out", tmp_path / "out", "--steps", 100)
+    code, _, err = run(
+        "purify", picture(tmp_path / "odd.png", (15, 15)), "--out", tmp_path / "out", "--steps", 100
+    )
     assert code == 2
     assert "multiples of 4, not (15, 15)" in err
 

@@ -59,7 +59,9 @@ def test_embedded_purifier_keeps_the_class_of_most_images(models, data) -> None:
 
 
 @pytest.mark.parametrize("sampler", BUILT_IN)
-def test_exact_gradient_agrees_with_finite_differences_on_the_embedded_model(sampler: str, models, data) -> None:
+def test_exact_gradient_agrees_with_finite_differences_on_the_embedded_model(
+    sampler: str, models, data
+) -> None:
     """Float64 network, fixed noise, along a random direction and along the gradient."""
     denoiser, classifier = (m.double() for m in load_embedded())
     steps = {"heun": 4, "vpsde": 50}.get(sampler, 100)
@@ -69,7 +71,9 @@ def test_exact_gradient_agrees_with_finite_differences_on_the_embedded_model(sam
     direction = plan.on("control").normal("probe", 0, x)
     direction /= direction.flatten(1).norm(dim=1)[:, None, None, None]
     # Central differences of a piecewise smooth function: the error is O(h^2) between kinks of ReLU and clip.
-    exact, numeric = directional_derivatives(lambda z: cross_entropy(model(z, noise=plan), y), x, direction, 1e-6)
+    exact, numeric = directional_derivatives(
+        lambda z: cross_entropy(model(z, noise=plan), y), x, direction, 1e-6
+    )
     assert torch.allclose(exact, numeric, rtol=1e-4, atol=1e-7)
 
 
@@ -82,11 +86,24 @@ def test_evaluation_killed_three_times_equals_an_uninterrupted_one(tmp_path: Pat
     """The embedded models, `kill -9` at growing numbers of records, then resumed: bit-equal records."""
     spec = tmp_path / "spec.toml"
     spec.write_text(
-        'knowledge = ["white_box", "dw_both"]\n[purifier]\nsampler = "ddpm"\nsteps = 50\n[examples]\ncount = 4\n'
+        'knowledge = ["white_box", "dw_both"]\n[purifier]\nsampler = "ddpm"\nsteps = 50\n'
+        "[examples]\ncount = 4\n"
         '[draws]\nreport = 2\n[[attacks]]\nname = "pgd"\noptions = { iterations = 2, eot = 2 }\n'
     )
-    command = [sys.executable, "-m", "dbpkit.cli", "evaluate", str(spec), "--batch-size", "2", "--json", "--out"]
-    subprocess.run([*command, str(tmp_path / "whole")], env=environment(), check=True, stdout=subprocess.DEVNULL)
+    command = [
+        sys.executable,
+        "-m",
+        "dbpkit.cli",
+        "evaluate",
+        str(spec),
+        "--batch-size",
+        "2",
+        "--json",
+        "--out",
+    ]
+    subprocess.run(
+        [*command, str(tmp_path / "whole")], env=environment(), check=True, stdout=subprocess.DEVNULL
+    )
     killed = tmp_path / "killed"
     for least in (6, 12, 20):
         process = subprocess.Popen([*command, str(killed)], env=environment(), stdout=subprocess.DEVNULL)

@@ -14,7 +14,16 @@ from tests import parts
 from tests.integration.conftest import comparable
 
 Tiny = Callable[..., EvaluationSpec]
-ROWS = ["undefended_clean", "undefended", "clean", "noise_control", "transfer", "white_box", "dw_both", "fixed"]
+ROWS = [
+    "undefended_clean",
+    "undefended",
+    "clean",
+    "noise_control",
+    "transfer",
+    "white_box",
+    "dw_both",
+    "fixed",
+]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +38,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_evaluate_tiny_records_every_row_and_example(finished: Path) -> None:
     records = RunDirectory(finished).records()
-    expected = {(row, 0, i) for row in ROWS for i in range(100, 112)} | {("fixed", 1, i) for i in range(100, 112)}
+    expected = {(row, 0, i) for row in ROWS for i in range(100, 112)} | {
+        ("fixed", 1, i) for i in range(100, 112)
+    }
     assert {(r["row"], r["tape"], r["example"]) for r in records} == expected
 
 
@@ -108,7 +119,9 @@ def test_evaluate_interrupted_then_resumed_equals_uninterrupted(tiny: Tiny, tmp_
         with pytest.raises(KeyboardInterrupt):
             evaluate(tiny(), tmp_path / "cut", execution, stop)
     evaluate(tiny(), tmp_path / "cut", execution)
-    assert (tmp_path / "cut" / "records.jsonl").read_bytes() == (tmp_path / "whole" / "records.jsonl").read_bytes()
+    assert (tmp_path / "cut" / "records.jsonl").read_bytes() == (
+        tmp_path / "whole" / "records.jsonl"
+    ).read_bytes()
 
 
 def test_evaluate_torn_last_line_is_dropped_and_redone(finished: Path, tiny: Tiny, tmp_path: Path) -> None:
@@ -124,11 +137,15 @@ def test_evaluate_torn_last_line_is_dropped_and_redone(finished: Path, tiny: Tin
 
 
 def test_evaluate_other_spec_names_the_difference(finished: Path, tiny: Tiny) -> None:
-    with pytest.raises(UserError, match=r"was made with another spec: threat\.eps 8/255 -> 4/255\. Use a new --out"):
+    with pytest.raises(
+        UserError, match=r"was made with another spec: threat\.eps 8/255 -> 4/255\. Use a new --out"
+    ):
         evaluate(tiny(threat={"norm": "linf", "eps": "4/255"}), finished)
 
 
-def test_evaluate_other_weights_are_refused(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_other_weights_are_refused(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     evaluate(tiny(), tmp_path / "run")
     monkeypatch.setattr(parts.ChannelMean.__init__, "__defaults__", (41.0,))
     with pytest.raises(UserError, match="was made with another classifier"):
@@ -170,16 +187,22 @@ def test_evaluate_failing_example_is_recorded_and_tried_again(
     assert not any(f.name == "failed_examples" for f in again.flags)
 
 
-def test_evaluate_every_example_failing_stops_with_the_reason(tiny: Tiny, tmp_path: Path, monkeypatch) -> None:
+def test_evaluate_every_example_failing_stops_with_the_reason(
+    tiny: Tiny, tmp_path: Path, monkeypatch
+) -> None:
     def fails(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("nothing to divide by")
 
     monkeypatch.setattr(parts, "fails", fails, raising=False)
-    with pytest.raises(UserError, match="failed on every one of 12 examples: ZeroDivisionError: nothing to divide by"):
+    with pytest.raises(
+        UserError, match="failed on every one of 12 examples: ZeroDivisionError: nothing to divide by"
+    ):
         evaluate(tiny(attacks=["tests.parts:fails"]), tmp_path / "run")
 
 
-def test_evaluate_full_disk_keeps_what_is_recorded(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_full_disk_keeps_what_is_recorded(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from dbpkit.results import run_directory
 
     real, room = run_directory.os.fsync, [3]
@@ -196,7 +219,11 @@ def test_evaluate_full_disk_keeps_what_is_recorded(tiny: Tiny, tmp_path: Path, m
         evaluate(tiny(), tmp_path / "run", Execution(batch_size=3))
     monkeypatch.undo()
     monkeypatch.chdir(Path(__file__).parents[2])
-    lines = (tmp_path / "run" / "records.jsonl").read_text().splitlines() if (tmp_path / "run/records.jsonl").is_file() else []
+    lines = (
+        (tmp_path / "run" / "records.jsonl").read_text().splitlines()
+        if (tmp_path / "run/records.jsonl").is_file()
+        else []
+    )
     assert all(json.loads(line) for line in lines)
     summary = evaluate(tiny(), tmp_path / "run", Execution(batch_size=3))
     assert summary.row("fixed").estimates[0].examples == 12
@@ -208,8 +235,8 @@ def test_evaluate_worst_attack_is_chosen_on_select_draws(tiny: Tiny, tmp_path: P
     records = [r for r in RunDirectory(tmp_path / "run").records() if r["row"] == "dw_both"]
     fooled = [r for r in records if r["predicted"] != [r["label"]]]
     assert any(r["attack"] == "pgd" for r in fooled)
-    # With everything known the select draw is the report draw, so a tie keeps the first attack: a right answer
-    # means that no attack was strictly worse than leaving the image alone.
+    # With everything known the select draw is the report draw, so a tie keeps the first attack: a right
+    # answer means that no attack was strictly worse than leaving the image alone.
     assert all(r["attack"] == "tests.parts:lazy_attack" for r in records if r not in fooled)
 
 
@@ -234,12 +261,21 @@ def test_evaluate_user_sampler_and_custom_knowledge_run(tiny: Tiny, tmp_path: Pa
 
 
 def test_evaluate_l2_threat_keeps_the_norm(tiny: Tiny, tmp_path: Path) -> None:
-    evaluate(tiny(threat={"norm": "l2", "eps": "0.5"}, knowledge=["dw_both"], attacks=[{"name": "pgd", "options": {"iterations": 8}}]), tmp_path / "run")
+    evaluate(
+        tiny(
+            threat={"norm": "l2", "eps": "0.5"},
+            knowledge=["dw_both"],
+            attacks=[{"name": "pgd", "options": {"iterations": 8}}],
+        ),
+        tmp_path / "run",
+    )
     distances = [r["distance"] for r in RunDirectory(tmp_path / "run").records() if r["row"] == "dw_both"]
     assert 0.4 < max(distances) <= 0.5 + 1e-6
 
 
-def test_compare_same_run_is_zero_and_other_data_is_refused(finished: Path, tiny: Tiny, tmp_path: Path) -> None:
+def test_compare_same_run_is_zero_and_other_data_is_refused(
+    finished: Path, tiny: Tiny, tmp_path: Path
+) -> None:
     differences = compare(RunDirectory(finished), RunDirectory(finished))
     assert set(differences) == set(ROWS)
     assert all(e.value == 0 for e in differences.values())
@@ -251,9 +287,15 @@ def test_compare_same_run_is_zero_and_other_data_is_refused(finished: Path, tiny
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"denoiser": "tests.parts:one_channel_denoiser"}, r"the denoiser does not accept images of shape \(3, 8, 8\)"),
+        (
+            {"denoiser": "tests.parts:one_channel_denoiser"},
+            r"the denoiser does not accept images of shape \(3, 8, 8\)",
+        ),
         ({"classifier": "tests.parts:two_classes"}, "the classifier has 2 classes, but the data has 3"),
-        ({"classifier": "embedded", "data": "digits"}, r"the classifier does not accept images of shape \(1, 8, 8\)"),
+        (
+            {"classifier": "embedded", "data": "digits"},
+            r"the classifier does not accept images of shape \(1, 8, 8\)",
+        ),
         ({"classifier": "tests.parts:nothing"}, "module 'tests.parts' has no 'nothing'"),
         ({"classifier": "no_such_module:x"}, "module 'no_such_module' cannot be imported"),
         ({"classifier": "tests.parts:data"}, "must be a torch.nn.Module, not Dataset"),

@@ -26,7 +26,14 @@ CLASSIFIER = {
         "name": "resnet9",
         "options": {"channels": [8, 8, 16, 16], "mean": [0.3], "std": [0.4]},
     },
-    "optimiser": {"updates": 150, "batch_size": 32, "method": "sgd", "lr": 0.2, "ema_decay": 0.9, "grad_clip": 0.0},
+    "optimiser": {
+        "updates": 150,
+        "batch_size": 32,
+        "method": "sgd",
+        "lr": 0.2,
+        "ema_decay": 0.9,
+        "grad_clip": 0.0,
+    },
     "checkpoint_updates": 20,
 }
 DENOISER = {
@@ -77,7 +84,9 @@ def test_train_killed_and_resumed_ends_with_the_same_weights(tmp_path: Path) -> 
     )
     out = tmp_path / "killed"
     for least in (10, 30):
-        process = subprocess.Popen([sys.executable, "-c", code, json.dumps(DENOISER), str(out)], env=environment())
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, json.dumps(DENOISER), str(out)], env=environment()
+        )
         deadline = time.monotonic() + 120
         while updates(out) < least and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -109,7 +118,9 @@ def test_train_other_spec_in_the_directory_is_refused(tmp_path: Path) -> None:
 
 def test_train_loss_that_explodes_stops_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     wild = {"updates": 40, "batch_size": 16, "method": "sgd", "lr": 1e30, "warmup": 1.0, "grad_clip": 0.0}
-    with pytest.raises(UserError, match=r"the training loss is (nan|inf) at update \d+\. Lower optimiser\.lr"):
+    with pytest.raises(
+        UserError, match=r"the training loss is (nan|inf) at update \d+\. Lower optimiser\.lr"
+    ):
         train(spec(DENOISER, optimiser=wild, checkpoint_updates=1), tmp_path / "run")
     assert updates(tmp_path / "run") >= 1
 
@@ -124,7 +135,9 @@ def test_train_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: 
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(UserError, match=r"cannot write '.*checkpoint\.safetensors' \(No space left on device\)"):
+    with pytest.raises(
+        UserError, match=r"cannot write '.*checkpoint\.safetensors' \(No space left on device\)"
+    ):
         train(spec(DENOISER), tmp_path / "run")
     assert updates(tmp_path / "run") == 20
     assert not list((tmp_path / "run").glob("*.tmp"))
@@ -135,7 +148,10 @@ def test_train_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: 
     [
         ({"network": {"name": "unet9"}}, "unknown network 'unet9'. Did you mean 'unet'"),
         ({"network": {"name": "unet", "options": {"depth": 3}}}, "network 'unet' has no option 'depth'"),
-        ({"network": {"name": "unet", "options": {"image_channels": 3}}}, "image_channels is 3, but 'digits' has 1"),
+        (
+            {"network": {"name": "unet", "options": {"image_channels": 3}}},
+            "image_channels is 3, but 'digits' has 1",
+        ),
         ({"objective": "denoise"}, "unknown objective 'denoise'. Did you mean 'denoising'"),
         ({"objective_options": {"t_first": 3}}, "objective 'denoising' has no option 't_first'"),
         ({"optimiser": {"updates": 1, "batch_size": 10**6, "lr": 1e-3}}, "batch_size 1000000 exceeds the"),

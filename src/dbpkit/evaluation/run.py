@@ -301,7 +301,7 @@ class _Runner:
         tape: int,
         select_draws: int,
     ) -> tuple[Tensor, list[Record]]:
-        """The worst attack of each example by accuracy on select draws; a later one must be strictly worse."""
+        """The worst attack of each example by accuracy on select draws; later ones must be strictly worse."""
         threat = self.parts.threat
         judge = self._target(self.parts.undefended if knowledge.name == "undefended" else self.parts.model)
         worst, accuracy = batch.x, torch.full((len(batch.x),), torch.inf)

@@ -41,8 +41,6 @@ def ddpm(
     Source:
         Ho et al. 2020 (arXiv:2006.11239), eq. 7 and section 3.2, in sigma coordinates.
     """
-    if variance not in ("large", "small"):
-        raise UserError(f"ddpm variance '{variance}' is unknown. Available: large, small.")
     return ancestral(
         denoiser,
         diffuse(x, levels[0], noise),
@@ -65,6 +63,8 @@ def ancestral(
     clip: bool,
 ) -> Tensor:
     """The reverse chain alone, from a state ``x`` at ``levels[0]``; arguments as `ddpm`."""
+    if variance not in ("large", "small"):
+        raise UserError(f"variance '{variance}' is unknown. Available: large, small.")
     for i, (sigma, sigma_next) in enumerate(zip(levels[:-1].tolist(), levels[1:].tolist(), strict=True)):
 
         def ancestral_step(

@@ -89,6 +89,11 @@ def make_sampler(
             raise UserError(
                 f"sampler '{name}' has no option '{option}'. Available: {', '.join(known) or 'none'}."
             )
+    for reserved in ("t_star", "steps"):
+        if reserved in (grid or {}):
+            raise UserError(
+                f"the grid of sampler '{name}' has no option '{reserved}'. Give it beside the grid."
+            )
     settings = {"t_star": t_star, "steps": steps, **(grid or {})}
     levels = call_with_options(method.levels, settings, f"the grid of sampler '{name}'")
     check_levels(levels, name)
