@@ -280,6 +280,12 @@ def main() -> None:
     except UserError as error:
         err_console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
+    except OSError as error:
+        said = (
+            f"error: cannot read or write '{error.filename}' ({error.strerror}). What was recorded is intact."
+        )
+        err_console.print(said, style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
 
 
 def _evaluate(spec: EvaluationSpec, out: Path, execution: Execution, as_json: bool) -> None:

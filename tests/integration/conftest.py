@@ -1,7 +1,7 @@
 """Specs and helpers of the end-to-end tests."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,9 @@ options = { iterations = 3, eot = 2 }
 
 
 @pytest.fixture(autouse=True)
-def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     """Import paths such as tests.parts:data are found from the repository's root."""
     monkeypatch.chdir(REPOSITORY)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture

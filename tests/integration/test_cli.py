@@ -165,6 +165,18 @@ def test_report_of_two_runs_goes_where_it_is_told(run, tiny_toml: Path, tmp_path
     assert "both.html" in out
 
 
+def test_folder_that_cannot_be_written_is_named(run, tiny_toml: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    code, _, err = run("evaluate", tiny_toml, "--out", tmp_path / "file" / "run")
+    assert code == 2
+    assert "cannot write" in err
+    run("evaluate", tiny_toml, "--out", tmp_path / "run", "--json")
+    code, _, err = run("report", tmp_path / "run", "--out", tmp_path / "file" / "page.html")
+    assert code == 2
+    assert "cannot" in err
+    assert "Traceback" not in err
+
+
 def test_interrupt_says_how_to_continue(
     run, tiny_toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

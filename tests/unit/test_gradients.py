@@ -186,7 +186,7 @@ def test_classifier_weights_stay_frozen_and_in_eval_mode() -> None:
 
 
 def test_replay_without_budget_grows_by_one_state_per_step() -> None:
-    """Beside the last step's graph, ``ddpm`` on 50, 100 and 200 steps saves the input of each of its steps."""
+    """Beside the last graph, ``ddpm`` on 50, 100 and 200 steps saves the input of each of its steps."""
     totals = {}
     for steps, calls in ((50, 6), (100, 11), (200, 21)):
         denoiser, x = tiny_denoiser(), uniform(2, 1, 8, 8).requires_grad_()

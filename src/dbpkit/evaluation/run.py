@@ -5,6 +5,7 @@ recorded is never done again. The thing people get wrong: the attack must not ju
 projects onto the budget, chooses on select draws, and publishes on report draws.
 """
 
+import contextlib
 import logging
 import math
 import platform
@@ -103,19 +104,32 @@ def evaluate(
     """
     run = RunDirectory(out)
     run.claim(spec.model_dump(mode="json"), spec_hash(spec), differences)
-    if execution.deterministic:
-        torch.use_deterministic_algorithms(True)
-    parts = build(spec, execution.device, execution.memory_bytes)
-    _enter_session(run, parts, execution)
-    if run.read_json("checks.json") is None:
-        progress(0.0, "checks")
-        run.write_json("checks.json", [flag._asdict() for flag in preflight(parts, spec)])
-    runner = _Runner(spec, parts, execution, run, progress)
-    runner.run_all()
-    runner.write_strip()
+    with _kernels(execution.deterministic):
+        parts = build(spec, execution.device, execution.memory_bytes)
+        _enter_session(run, parts, execution)
+        if run.read_json("checks.json") is None:
+            progress(0.0, "checks")
+            run.write_json("checks.json", [flag._asdict() for flag in preflight(parts, spec)])
+        runner = _Runner(spec, parts, execution, run, progress)
+        runner.run_all()
+        runner.write_strip()
     summary = summarise(run)
     run.write_json("summary.json", summary.as_json())
     return summary
+
+
+@contextlib.contextmanager
+def _kernels(deterministic: bool) -> Iterator[None]:
+    """Inside the block, kernels that give the same bits every time, if asked for; settings are restored."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.allow_tf32
+    try:
+        if deterministic:
+            torch.use_deterministic_algorithms(True)
+            torch.backends.cudnn.allow_tf32 = False
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 class _Runner:
