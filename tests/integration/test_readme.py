@@ -17,7 +17,7 @@ def blocks(language: str) -> list[str]:
 def test_readme_python_runs_and_the_told_attacker_fools_the_model(capsys: pytest.CaptureFixture[str]) -> None:
     (code,) = blocks("python")
     names: dict = {}
-    exec(code, names)  # noqa: S102 - our own README
+    exec(code, names)
     printed = capsys.readouterr().out
     assert printed.count("tensor(") == 2
     attacked = names["model"](names["x_adv"], noise=names["noise"]).argmax(1)
