@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from dbpkit.data import Dataset
 from dbpkit.noise import NoisePlan
-from dbpkit.samplers import samplers
 from tests.oracles import GaussianDenoiser
 
 SIDE = 8
@@ -136,10 +135,16 @@ def lazy_attack(target, x, y, *, threat, noise):
     return AttackOutcome(x.clone(), torch.stack([loss, loss], 1), torch.stack([norm, norm], 1))
 
 
-if "tests_half" not in samplers:
+def half(denoiser, x, levels, *, noise, step):
+    """A sampler of the user's own: a plain function that makes one step."""
+    x = x + float(levels[0]) * noise.normal("forward", 0, x)
+    return step(lambda z: denoiser(z, z.new_tensor(float(levels[0]))), x)
 
-    @samplers.register("tests_half")
-    def tests_half(denoiser, x, levels, *, noise, step):
-        """A sampler of the user's own: a plain function."""
-        x = x + float(levels[0]) * noise.normal("forward", 0, x)
-        return step(lambda z: denoiser(z, z.new_tensor(float(levels[0]))), x)
+
+def captures(denoiser, x, levels, *, noise, step):
+    """A faulty sampler: its steps use the image itself, which is not their argument."""
+    image = x
+    x = x + float(levels[0]) * noise.normal("forward", 0, x)
+    for sigma in levels[:-1].tolist():
+        x = step(lambda z, sigma=sigma: 0.5 * denoiser(z, z.new_tensor(sigma)) + 0.5 * image, x)
+    return x

@@ -86,6 +86,10 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Examples attacked together.
 MicroBatch = Annotated[
     int, typer.Option(min=1, help="Rows in one call of the model; lower it if memory runs out.")
 ]
+Memory = Annotated[
+    float,
+    typer.Option("--memory", min=0, help="GiB for kept graphs in one backward pass; 0 replays every step."),
+]
 Deterministic = Annotated[
     bool,
     typer.Option(
@@ -115,13 +119,14 @@ def evaluate_command(
     device: Device = "cpu",
     batch_size: BatchSize = 16,
     micro_batch: MicroBatch = 32,
+    memory: Memory = 2.0,
     deterministic: Deterministic = False,
     reverse: Reverse = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure how robust a purified classifier is; run the same command again to continue."""
     _plugins(plugin)
-    execution = Execution(device, batch_size, micro_batch, deterministic, reverse=reverse)
+    execution = Execution(device, batch_size, micro_batch, deterministic, int(memory * 2**30), reverse)
     _evaluate(read_spec(spec, EvaluationSpec, overrides), out, execution, as_json)
 
 
@@ -132,12 +137,14 @@ def check(
     overrides: Set = [],
     plugin: Plugin = [],
     device: Device = "cpu",
+    micro_batch: MicroBatch = 32,
     as_json: AsJson = False,
 ) -> None:
     """Check your own models and settings before a long run; exit code 1 if something must be mended."""
     _plugins(plugin)
+    execution = Execution(device, micro_batch=micro_batch)
     with _progress(as_json) as progress:
-        flags = quick_check(read_spec(spec, EvaluationSpec, overrides), examples, Execution(device), progress)
+        flags = quick_check(read_spec(spec, EvaluationSpec, overrides), examples, execution, progress)
     if as_json:
         _print_json({"verdict": verdict(flags), "flags": [f._asdict() for f in flags]})
     else:

@@ -20,7 +20,7 @@ from dbpkit.samplers import make_sampler
 from dbpkit.samplers.method import BoundSampler
 from dbpkit.types import Denoiser
 
-gradients: Registry[Callable[..., nn.Module]] = Registry("gradient")
+gradients: Registry[Callable[..., Any]] = Registry("gradient")
 """What an attacker differentiates: ``view(model, **options)`` returns the model as the attacker sees it."""
 
 

@@ -47,6 +47,10 @@ def test_preflight_network_that_changes_is_flagged_twice(tiny: Tiny) -> None:
     assert names(tiny(denoiser="tests.parts:RandomDenoiser")) >= {"untracked_randomness", "replay_differs"}
 
 
+def test_preflight_sampler_that_hides_a_tensor_from_its_step_is_flagged(tiny: Tiny) -> None:
+    assert "replay_differs" in names(tiny(purifier={"sampler": "tests.parts:captures"}))
+
+
 @pytest.mark.parametrize(
     ("purifier", "flag"),
     [

@@ -118,7 +118,7 @@ def test_show_run_prints_its_table(run, tiny_toml: Path, tmp_path: Path) -> None
 
 
 def test_list_names_every_kind_and_the_users_plugin(run) -> None:
-    _, out, _ = run("list", "--plugin", "tests.parts", "--json")
+    _, out, _ = run("list", "--plugin", "tests.plugin", "--json")
     listed = json.loads(out)
     assert set(listed["samplers"]) >= {
         "ddpm",

@@ -187,6 +187,34 @@ def test_evaluate_failing_example_is_recorded_and_tried_again(
     assert not any(f.name == "failed_examples" for f in again.flags)
 
 
+def test_evaluate_first_example_failing_alone_does_not_stop_the_run(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    whole = parts.data()
+    bad = whole.images.clone()
+    bad[0, :, 0, 0] = 0.95
+    monkeypatch.setattr(parts, "broken_data", lambda: replace(whole, images=bad), raising=False)
+    spec = tiny(data="tests.parts:broken_data", classifier="tests.parts:Broken", knowledge=["dw_both"])
+    # The preflight looks at the first images and would refuse; it is another test's matter.
+    monkeypatch.setattr("dbpkit.evaluation.run.preflight", lambda *_: [])
+    summary = evaluate(spec, tmp_path / "run", Execution(batch_size=1))
+    assert summary.row("undefended").failed == 1
+    assert summary.row("undefended").estimates[0].examples == 11
+
+
+def test_evaluate_cost_counts_every_attack(tiny: Tiny, tmp_path: Path) -> None:
+    attacks = ["tests.parts:lazy_attack", {"name": "pgd", "options": {"iterations": 5, "eot": 2}}]
+    summary = evaluate(tiny(attacks=attacks, knowledge=["white_box"]), tmp_path / "run")
+    assert summary.row("white_box").gradient_passes == 1 + 5 * 2
+
+
+def test_evaluate_blind_attacker_needs_no_averaging(tiny: Tiny, tmp_path: Path) -> None:
+    summary = evaluate(tiny(knowledge=["blind"]), tmp_path / "run")
+    assert summary.row("blind").gradient_passes == 3  # iterations; the classifier alone is deterministic
+
+
 def test_evaluate_every_example_failing_stops_with_the_reason(
     tiny: Tiny, tmp_path: Path, monkeypatch
 ) -> None:
@@ -256,7 +284,7 @@ def test_evaluate_other_gradients_are_rows_of_their_own(gradient: str, tiny: Tin
 
 def test_evaluate_user_sampler_and_custom_knowledge_run(tiny: Tiny, tmp_path: Path) -> None:
     custom = {"name": "forward_guessed", "shared_sites": ["forward"], "tapes": 2}
-    spec = tiny(purifier={"sampler": "tests.parts:tests_half"}, knowledge=[custom])
+    spec = tiny(purifier={"sampler": "tests.parts:half"}, knowledge=[custom])
     assert evaluate(spec, tmp_path / "run").row("forward_guessed").tapes == 2
 
 
@@ -302,6 +330,7 @@ def test_compare_same_run_is_zero_and_other_data_is_refused(
         ({"data": "tests.parts:ChannelMean"}, "must return a dbpkit.Dataset, not ChannelMean"),
         ({"purifier": {"sampler": "ddmp"}}, r"unknown sampler 'ddmp'\. Did you mean 'ddpm'\?"),
         ({"purifier": {"sampler": "ddpm", "options": {"eta": 1}}}, "sampler 'ddpm' has no option 'eta'"),
+        ({"purifier": {"sampler": "ddim", "options": {"eta": 1.5}}}, r"ddim eta 1\.5 is outside \[0, 1\]"),
         ({"attacks": ["pdg"]}, r"unknown attack 'pdg'\. Did you mean 'pgd'\?"),
         ({"attacks": [{"name": "pgd", "options": {"steps": 3}}]}, "attack 'pgd' has no option 'steps'"),
         ({"threat": {"norm": "linfinity"}}, r"unknown threat model 'linfinity'\. Did you mean 'linf'\?"),
@@ -327,6 +356,8 @@ def test_evaluate_parts_that_do_not_fit_are_one_sentence(
         ({"purifier": {"t_star": 100}}, "purifier.t_star = 100: Input should be less than 1"),
         ({"threat": {"eps": "8/0"}}, "is no number"),
         ({"threat": {"eps": "-1"}}, "is negative"),
+        ({"knowledge": [1]}, "must be the name of a setting or a table"),
+        ({"knowledge": [{"name": "a/b", "shared_sites": []}]}, "knowledge.0.name = a/b"),
         ({"knowledge": [{"name": "clean", "shared_sites": []}]}, "may not be named 'clean'"),
         ({"seed": -1}, "seed = -1"),
     ],

@@ -120,11 +120,11 @@ def data_root(root: str | Path | None = None) -> Path:
     chosen = root or os.environ.get("DBPKIT_DATA")
     if not chosen:
         raise UserError(
-            "no data folder: set DBPKIT_DATA, or data.root in the spec, to the folder with the data files."
+            "no data folder: set DBPKIT_DATA, or data.options.root in the spec, to the folder with the files."
         )
     if not Path(chosen).is_dir():
         raise UserError(
-            f"data folder '{chosen}' does not exist. Set DBPKIT_DATA or data.root to the right one."
+            f"data folder '{chosen}' does not exist. Set DBPKIT_DATA or data.options.root to the right one."
         )
     return Path(chosen)
 

@@ -1,6 +1,7 @@
 """From a spec to the parts that run: data, models, attacks, threat."""
 
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -111,7 +112,9 @@ def checked_device(name: str) -> torch.device:
 
 def attack_options(attack: PartSpec) -> dict[str, Any]:
     """An attack's options, with amounts such as ``step_size = "2/255"`` as numbers."""
-    return {k: amount(v) if isinstance(v, str) and "/" in v else v for k, v in attack.options.items()}
+    fraction = re.compile(r"\s*[\d.]+\s*/\s*[\d.]+\s*")
+    options = attack.options.items()
+    return {k: amount(v) if isinstance(v, str) and fraction.fullmatch(v) else v for k, v in options}
 
 
 def single_draw(attack: PartSpec) -> dict[str, Any]:

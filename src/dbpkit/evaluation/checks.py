@@ -20,6 +20,9 @@ PROBE_EXAMPLES = 4
 DIFFERENCE_STEPS = (0.1, 0.03, 0.01, 0.003)
 """Lengths of the numeric difference, in Euclidean pixel units; the best agreement counts."""
 
+REPLAY_TOLERANCE = 1e-3
+"""Largest relative difference between replayed and plain gradients; float32 rounding stays far below."""
+
 DERIVATIVE_TOLERANCE = 0.1
 """Largest relative disagreement. Float32 rounding and the kinks of clips stay well below; a BPDA gradient
 or a detached path disagrees by a factor."""
@@ -137,7 +140,7 @@ def suspicious_level(parts: Parts, spec: EvaluationSpec) -> list[Flag]:
                 " fraction of 1, not a percentage.",
             )
         )
-    if calls < 5 and spec.purifier.sampler not in ("one_step", "ddim"):
+    if calls < 5 and spec.purifier.sampler not in ("one_step", "ddim", "heun"):
         flags.append(
             Flag(
                 "suspicious_grid",
@@ -202,26 +205,32 @@ def derivative(model: PurifiedClassifier, x: Tensor, y: Tensor, noise: NoisePlan
 
 
 def replay(model: PurifiedClassifier, x: Tensor, y: Tensor, noise: NoisePlan) -> list[Flag]:
-    """Flags a network that computes something else when a step is replayed in the backward pass."""
+    """Flags a purification whose replayed steps differ from the first run, in value or in gradient."""
     purifier = model.purifier
     if not isinstance(purifier, Purifier):
         return []
-    memory, purifier.memory_bytes, purifier.verify_replay = purifier.memory_bytes, 0, True
+    before = purifier.memory_bytes, purifier.verify_replay
+    grads: list[Tensor] = []
     try:
-        leaf = x.detach().requires_grad_()
-        torch.autograd.grad(cross_entropy(model(leaf, noise=noise), y).sum(), leaf, allow_unused=True)
+        for memory_bytes in (0, 1 << 60):  # every step but the last replayed; none replayed
+            purifier.memory_bytes, purifier.verify_replay = memory_bytes, memory_bytes == 0
+            leaf = x.detach().requires_grad_()
+            loss = cross_entropy(model(leaf, noise=noise), y).sum()
+            grads += torch.autograd.grad(loss, leaf, materialize_grads=True)
     except UserError as error:
         return [Flag("replay_differs", "error", f"{error}")]
     except RuntimeError as error:
-        return [
-            Flag(
-                "gradient_mismatch",
-                "error",
-                f"The purification cannot be differentiated: {_first_line(error)}.",
-            )
-        ]
+        message = f"The purification cannot be differentiated: {_first_line(error)}."
+        return [Flag("gradient_mismatch", "error", message)]
     finally:
-        purifier.memory_bytes, purifier.verify_replay = memory, False
+        purifier.memory_bytes, purifier.verify_replay = before
+    gap = float((grads[0] - grads[1]).norm() / grads[1].norm().clamp_min(1e-30))
+    if gap > REPLAY_TOLERANCE:
+        message = (
+            f"The gradient differs by {gap:.1%} when steps are replayed: a sampler step uses a tensor that"
+            " depends on the image but is not its argument. Pass everything through the step's argument."
+        )
+        return [Flag("replay_differs", "error", message)]
     return []
 
 

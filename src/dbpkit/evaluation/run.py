@@ -8,6 +8,7 @@ projects onto the budget, chooses on select draws, and publishes on report draws
 import contextlib
 import logging
 import math
+import os
 import platform
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -33,6 +34,9 @@ from dbpkit.results.summary import Summary, summarise
 from dbpkit.spec import differences, spec_hash
 
 log = logging.getLogger(__name__)
+
+GIVE_UP_AFTER = 8
+"""Examples a row may fail on, with none that works, before the run stops."""
 
 STRIP_EXAMPLES = 8
 """Examples shown as pictures in the report."""
@@ -124,6 +128,7 @@ def _kernels(deterministic: bool) -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.allow_tf32
     try:
         if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.allow_tf32 = False
         yield
@@ -151,6 +156,7 @@ class _Runner:
         self.units = [*self._baseline_units(), *self._attack_units()]
         self.total = sum(u.cost for u in self.units) * len(parts.data)
         self.done = 0.0
+        self.failures: dict[tuple[str, ...], int | None] = {}  # failed records by unit; None once one worked
 
     def run_all(self) -> None:
         """Does every unit of every batch that is not recorded yet."""
@@ -163,14 +169,24 @@ class _Runner:
                 if missing:
                     records = self._attempt(unit, index)
                     self.run.append(records)
-                    if not recorded and all("error" in r for r in records):
-                        raise UserError(
-                            f"row '{unit.rows[0]}' failed on every one of {len(ids)} examples:"
-                            f" {records[0]['error']}. Mend the part that failed and run the same command"
-                            " again."
-                        )
+                    self._give_up_if_nothing_works(unit, records)
                 self.done += unit.cost * len(ids)
         self.progress(1.0, "done")
+
+    def _give_up_if_nothing_works(self, unit: Unit, records: list[Record]) -> None:
+        """Stops a run in which a row has failed on every example so far, and on enough of them to tell."""
+        failed = sum("error" in r for r in records)
+        self.failures[unit.rows] = None if failed < len(records) else self._failed_before(unit, failed)
+        count = (self.failures[unit.rows] or 0) // len(unit.rows)
+        if count >= min(GIVE_UP_AFTER, len(self.parts.data)):
+            raise UserError(
+                f"row '{unit.rows[0]}' failed on every one of {count} examples: {records[0]['error']}. "
+                "Mend the part that failed and run the same command again."
+            )
+
+    def _failed_before(self, unit: Unit, failed: int) -> int | None:
+        before = self.failures.get(unit.rows, 0)
+        return None if before is None else before + failed
 
     @torch.no_grad()
     def write_strip(self) -> None:
@@ -250,13 +266,13 @@ class _Runner:
         units = []
         for setting in self.spec.knowledge:
             knowledge = setting.resolve()
-            known = knowledge.leaves_nothing_random(self.parts.model.sites)
+            view = gradients.get(knowledge.gradient)(self.parts.model, **knowledge.gradient_options)
+            known = knowledge.leaves_nothing_random(view.sites)
             passes = sum(
                 _iterations(a.name, a.options) * (1 if known else _eot(a.name, a.options))
                 for a in self.spec.attacks
             )
             cost = 2.5 * passes + (1 if known else self.spec.draws.report)
-            view = gradients.get(knowledge.gradient)(self.parts.model, **knowledge.gradient_options)
             for tape in range(knowledge.tapes):
                 units.append(
                     Unit(
@@ -297,7 +313,8 @@ class _Runner:
     def _attacked(self, batch: Batch, knowledge: Knowledge, tape: int, view: Any) -> list[Record]:
         """One attacker against the purified classifier, judged on report draws."""
         known = knowledge.leaves_nothing_random(self.parts.model.sites)
-        attacks = self.parts.single_draw_attacks if known else self.parts.attacks
+        seen_whole = knowledge.leaves_nothing_random(view.sites)  # a view may draw less than the model
+        attacks = self.parts.single_draw_attacks if seen_whole else self.parts.attacks
         select = 1 if known else self.spec.draws.select
         x_adv, details = self._worst(self._target(view), batch, attacks, knowledge, tape, select)
         self._store(knowledge.name, tape, batch, x_adv, details)
@@ -308,7 +325,7 @@ class _Runner:
 
     def _worst(
         self,
-        target: Target,
+        target: Target,  # a new one: it counts the passes of these attacks
         batch: Batch,
         attacks: list[tuple[str, Attack]],
         knowledge: Knowledge,
@@ -322,7 +339,6 @@ class _Runner:
         details: list[Record] = [{} for _ in range(len(batch.x))]
         for index, (name, attack) in enumerate(attacks):
             noise = knowledge.apply(batch.noise.on("attack"), tape).in_lane(1 + tape * len(attacks) + index)
-            before = target.forward_rows, target.gradient_rows
             outcome = attack(target, batch.x, batch.y, threat=threat, noise=noise)
             if not bool(torch.isfinite(outcome.x_adv).all()):
                 raise FloatingPointError(f"attack '{name}' returned pixels that are not finite")
@@ -336,21 +352,19 @@ class _Runner:
             accuracy = torch.where(better, selected, accuracy)
             worst = torch.where(better.to(batch.x.device)[:, None, None, None], x_adv, worst)
             excess = (threat.distance(batch.x, outcome.x_adv) - threat.eps).tolist()
-            passes = [
-                (now - then) / len(batch.x)
-                for now, then in zip((target.forward_rows, target.gradient_rows), before, strict=True)
-            ]
             for b in better.nonzero()[:, 0].tolist():
                 details[b] = {
                     "attack": name,
                     "excess": excess[b],
                     "loss": _numbers(outcome.loss[b]),
                     "grad_norm": _numbers(outcome.grad_norm[b]),
-                    "forward_passes": passes[0],
-                    "gradient_passes": passes[1],
                 }
         distance = threat.distance(batch.x, worst).tolist()
-        return worst, [{**d, "distance": distance[b]} for b, d in enumerate(details)]
+        passes = {
+            "forward_passes": target.forward_rows / len(batch.x),
+            "gradient_passes": target.gradient_rows / len(batch.x),
+        }
+        return worst, [{**d, "distance": distance[b], **passes} for b, d in enumerate(details)]
 
     def _report(self, x: Tensor, noise: NoisePlan, draws: int | None = None) -> Tensor:
         """Logits (B, R, K) of the purified classifier on report draws."""
@@ -359,7 +373,7 @@ class _Runner:
     def _store(self, row: str, tape: int, batch: Batch, x_adv: Tensor, details: list[Record]) -> None:
         """Writes the attacked images before the records that name their file."""
         ids = batch.noise.example_ids
-        file = self.run.write_images(f"{row}-{tape}-{int(ids[0])}-{len(ids)}", ids, x_adv)
+        file = self.run.write_images(f"{row}-{tape}-{int(ids[0])}-{int(ids[-1])}-{len(ids)}", ids, x_adv)
         for detail in details:
             detail["images"] = file
 

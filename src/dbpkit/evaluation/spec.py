@@ -60,7 +60,7 @@ class DrawsSpec(Strict):
 class KnowledgeSpec(Strict):
     """What the attacker knows, in full; see `Knowledge`. A name alone takes the registered setting."""
 
-    name: str
+    name: str = Field(pattern=r"^[\w.-]+$")
     gradient: str = "exact"
     gradient_options: dict[str, Any] = Field(default_factory=dict)
     shared_sites: list[str] = Field(default_factory=list)
@@ -69,6 +69,8 @@ class KnowledgeSpec(Strict):
     @model_validator(mode="before")
     @classmethod
     def _from_name(cls, value: Any) -> Any:
+        if not isinstance(value, (str, dict)):
+            raise ValueError("must be the name of a setting or a table")
         table = {"name": value} if isinstance(value, str) else dict(value)
         preset = known.get(table.get("name", ""))
         if preset is None and table.keys() <= {"name", "tapes"}:

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from dbpkit.errors import UserError
 from dbpkit.noise import NoisePlan
 from dbpkit.samplers.method import Method, clipped, diffuse, samplers
 from dbpkit.types import Denoiser, StepHook
@@ -35,9 +36,14 @@ def ddim(
     Returns:
         Purified images (B, C, H, W).
 
+    Raises:
+        UserError: if ``eta`` is outside [0, 1].
+
     Source:
         Song, Meng & Ermon 2021 (arXiv:2010.02502), eq. 12 and 16, in sigma coordinates.
     """
+    if not 0 <= eta <= 1:
+        raise UserError(f"ddim eta {eta} is outside [0, 1]. 0 is deterministic, 1 is as random as DDPM.")
     x = diffuse(x, levels[0], noise)
     for i, (sigma, sigma_next) in enumerate(zip(levels[:-1].tolist(), levels[1:].tolist(), strict=True)):
 
