@@ -1,6 +1,6 @@
 """What the embedded models reach on the original CIFAR-10 test images (needs DBPKIT_DATA).
 
-    python -m benchmarks.embedded [IMAGES_DDIM] [IMAGES_DDPM]
+    python -m benchmarks.embedded [MOST_IMAGES]
 
 Purified accuracy is per draw: one purification with fresh noise of each image, no attack.
 """
@@ -14,14 +14,14 @@ from dbpkit import NoisePlan, PurifiedClassifier, Purifier, load_dataset, load_e
 from dbpkit.results.estimates import wilson
 
 SETTINGS = [
-    ("ddim", 100, {}),
-    ("ddim", 1000, {}),
-    ("ddpm", 100, {"variance": "small"}),
-    ("ddpm", 100, {"variance": "large"}),
-    ("one_step", 1000, {}),
-    ("ddpm", 1000, {"variance": "large"}),
+    ("ddim", 100, {}, 10_000),
+    ("ddpm", 1000, {"variance": "large"}, 1_000),
+    ("one_step", 1000, {}, 1_000),
+    ("ddpm", 100, {"variance": "small"}, 1_000),
+    ("ddpm", 100, {"variance": "large"}, 1_000),
+    ("ddim", 1000, {}, 1_000),
 ]
-"""Sampler, S and options; the calls are 11, 101, 11, 11, 1 and 101."""
+"""Sampler, S, options and number of images; the calls are 11, 101, 1, 11, 11 and 101."""
 
 
 @torch.no_grad()
@@ -41,11 +41,11 @@ def purified_accuracy(
 
 
 if __name__ == "__main__":
-    short, long = (int(a) for a in [*sys.argv[1:], "10000", "1000"][:2])
+    most = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
     print("| sampler | S | options | calls | images | accuracy | 95 % interval | s |")
     print("|---|---|---|---|---|---|---|---|")
-    for sampler, steps, options in SETTINGS:
-        images = long if steps == 1000 and sampler != "one_step" else short
+    for sampler, steps, options, count in SETTINGS:
+        images = min(count, most)
         value, calls, seconds = purified_accuracy(sampler, steps, options, images)
         low, high = wilson(value, images)
         said = ", ".join(options.values()) or "–"
