@@ -32,6 +32,7 @@ from dbpkit.evaluation.knowledge import known
 from dbpkit.evaluation.run import Execution, evaluate
 from dbpkit.evaluation.spec import EvaluationSpec, PurifierSpec
 from dbpkit.images import purify_files
+from dbpkit.memory import keep_freed_memory
 from dbpkit.models import asset, classifier_sources, denoiser_sources
 from dbpkit.networks import networks
 from dbpkit.purify import gradients
@@ -282,6 +283,7 @@ def main() -> None:
         format="%(message)s",
         handlers=[RichHandler(console=err_console, show_path=False)],
     )
+    keep_freed_memory()
     try:
         app()
     except UserError as error:
