@@ -105,6 +105,7 @@ class ResNet9(nn.Module):
         mean: per-channel mean subtracted from the input.
         std: per-channel deviation it is divided by.
         scale: factor on the final logits, as is usual for networks of this kind.
+        mirror: whether, once trained, logits are averaged over the image and its mirror image.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class ResNet9(nn.Module):
         mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465),
         std: tuple[float, ...] = (0.2470, 0.2435, 0.2616),
         scale: float = 0.25,
+        mirror: bool = False,
     ) -> None:
         super().__init__()
         a, b, c, d = channels
@@ -131,11 +133,14 @@ class ResNet9(nn.Module):
         )
         self.head = nn.Linear(d, classes, bias=False)
         self.scale = scale
+        self.mirror = mirror
         _channels_last(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps images (B, C, H, W) in [0, 1] to logits (B, K)."""
         x = self.normalise(x).contiguous(memory_format=torch.channels_last)
+        if self.mirror and not self.training:
+            return self.scale / 2 * self.head(self.body(x) + self.body(x.flip(-1)))
         return self.scale * self.head(self.body(x))
 
 

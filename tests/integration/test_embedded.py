@@ -45,7 +45,7 @@ def test_embedded_images_are_the_first_test_images(data, data_root: Path) -> Non
 
 
 def test_embedded_classifier_is_right_on_most_images(models, data) -> None:
-    # The card says 92.6 % of 10,000; a sample of 256 lies within four standard errors (1.6 points each).
+    # The card says over 92.6 % of 10,000; a sample of 256 lies within four standard errors (1.6 points each).
     accuracy = float((models[1](data.x()).argmax(1) == data.labels).float().mean())
     assert accuracy > 0.926 - 4 * 0.0164
 
