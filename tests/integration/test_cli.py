@@ -117,8 +117,16 @@ def test_show_run_prints_its_table(run, tiny_toml: Path, tmp_path: Path) -> None
     assert "DW_Both" in out
 
 
-def test_list_names_every_kind_and_the_users_plugin(run) -> None:
-    _, out, _ = run("list", "--plugin", "tests.plugin", "--json")
+def test_list_names_every_kind_and_the_users_plugin(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Written here, not a file of the tests: collecting it would register the sampler for every other test.
+    (tmp_path / "users_plugin.py").write_text(
+        "from dbpkit.samplers import samplers\nfrom tests.parts import half\n"
+        'samplers.register("tests_half")(half)\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    _, out, _ = run("list", "--plugin", "users_plugin", "--json")
     listed = json.loads(out)
     assert set(listed["samplers"]) >= {
         "ddpm",
