@@ -83,7 +83,7 @@ def read_spec(path: str | Path, model: type[S], overrides: tuple[str, ...] | lis
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            f"spec '{path}' does not exist. Give the path of a TOML file, such as specs/demo.toml."
+            f"spec '{path}' does not exist. Give the path of a TOML file, such as specs/cifar10-ddpm.toml."
         )
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
