@@ -7,7 +7,6 @@ and N backward passes. The thing people get wrong: the replayed step must draw t
 the same precision; here the noise is a function of its key, and autocast is restored.
 """
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -148,15 +147,3 @@ def directional_derivatives(
     with torch.no_grad():
         numeric = (function(x + step * direction) - function(x - step * direction)) / (2 * step)
     return exact, numeric
-
-
-@contextlib.contextmanager
-def frozen(model: torch.nn.Module) -> Any:
-    """Turns weight gradients off inside the block and restores them after."""
-    flags = [(p, p.requires_grad) for p in model.parameters()]
-    try:
-        model.requires_grad_(False)
-        yield model
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)

@@ -204,6 +204,22 @@ def test_evaluate_first_example_failing_alone_does_not_stop_the_run(
     assert summary.row("undefended").estimates[0].examples == 11
 
 
+def test_evaluate_resumed_with_many_failures_goes_on_if_the_row_ever_worked(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    whole = parts.data()
+    bad = whole.images.clone()
+    bad[3:, :, 0, 0] = 0.95  # nine of twelve fail, which is more than GIVE_UP_AFTER
+    monkeypatch.setattr(parts, "broken_data", lambda: replace(whole, images=bad), raising=False)
+    monkeypatch.setattr("dbpkit.evaluation.run.preflight", lambda *_: [])
+    spec = tiny(data="tests.parts:broken_data", classifier="tests.parts:Broken", knowledge=["dw_both"])
+    for _ in range(2):
+        summary = evaluate(spec, tmp_path / "run", Execution(batch_size=1))
+        assert summary.row("undefended").failed == 9
+
+
 def test_evaluate_cost_counts_every_attack(tiny: Tiny, tmp_path: Path) -> None:
     attacks = ["tests.parts:lazy_attack", {"name": "pgd", "options": {"iterations": 5, "eot": 2}}]
     summary = evaluate(tiny(attacks=attacks, knowledge=["white_box"]), tmp_path / "run")

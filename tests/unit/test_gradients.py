@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dbpkit.denoiser import EDMDenoiser
 from dbpkit.errors import UserError
-from dbpkit.gradients import DEFAULT_MEMORY, Replay, directional_derivatives, frozen, straight_through
+from dbpkit.gradients import DEFAULT_MEMORY, Replay, directional_derivatives, straight_through
 from dbpkit.noise import NoisePlan
 from dbpkit.purify import PurifiedClassifier, Purifier, Undefended, gradients
 from dbpkit.samplers import make_sampler
@@ -294,22 +294,6 @@ def test_replay_without_gradient_keeps_no_graph() -> None:
     assert not purify("ddpm", {}, uniform(1, 1, 3, 4), hook).requires_grad
     with torch.no_grad():
         assert not purify("ddpm", {}, uniform(1, 1, 3, 4).requires_grad_(), Replay(6, 0)).requires_grad
-
-
-def test_frozen_block_turns_weight_gradients_off_and_restores_them() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    model[0].requires_grad_(False)
-    with frozen(model) as inside:
-        assert [p.requires_grad for p in model.parameters()] == [False] * 4
-    assert inside is model
-    assert [p.requires_grad for p in model.parameters()] == [False, False, True, True]
-
-
-def test_frozen_block_that_fails_restores_the_flags() -> None:
-    model = nn.Linear(2, 2)
-    with pytest.raises(ZeroDivisionError), frozen(model):
-        divmod(1, 0)
-    assert all(p.requires_grad for p in model.parameters())
 
 
 # ------------------------------------------------------------------ what an attacker may differentiate

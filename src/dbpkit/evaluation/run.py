@@ -161,6 +161,8 @@ class _Runner:
     def run_all(self) -> None:
         """Does every unit of every batch that is not recorded yet."""
         recorded = {Key(r["row"], r["tape"], r["example"]) for r in self.run.records() if "error" not in r}
+        worked = {key.row for key in recorded}
+        self.failures = {unit.rows: None for unit in self.units if worked.intersection(unit.rows)}
         for index in self._batches():
             ids = self.parts.data.ids[index].tolist()
             for unit in self.units:
