@@ -17,7 +17,7 @@ from dbpkit.data.dataset import path_id
 from dbpkit.errors import UserError
 from dbpkit.evaluation.build import make_purifier
 from dbpkit.evaluation.spec import PurifierSpec
-from dbpkit.models import load_denoiser
+from dbpkit.models import load_denoiser, source
 from dbpkit.noise import NoisePlan
 
 
@@ -76,7 +76,7 @@ def purify_files(
             f"two images are called '{twice}': their results would overwrite each other. Purify"
             " them into two folders."
         )
-    network = _load(denoiser)
+    network = load_denoiser(*source(denoiser))
     mode = "L" if _channels(network) == 1 else "RGB"
     purifier = make_purifier(spec, network)
     written, problems = [], []
@@ -107,13 +107,6 @@ def _purified(purifier: nn.Module, x: Tensor, noise: NoisePlan, path: Path) -> T
             f"image '{path}' of shape {tuple(x.shape[1:])} does not fit the denoiser"
             f" ({str(error).splitlines()[0]})."
         ) from error
-
-
-def _load(denoiser: str) -> Any:
-    """A denoiser by name, import path or weights file."""
-    if denoiser.endswith(".safetensors"):
-        return load_denoiser("weights", {"path": denoiser})
-    return load_denoiser(denoiser)
 
 
 def _channels(network: Any) -> int | None:

@@ -13,16 +13,16 @@ import torch
 from torch import nn
 
 from dbpkit.denoiser import from_pretrained
-from dbpkit.errors import UserError
+from dbpkit.errors import UserError, unknown_name
 from dbpkit.registry import Registry, call_with_options
 from dbpkit.types import Denoiser
-from dbpkit.weights import load_weights
+from dbpkit.weights import Architecture, load_weights
 
 classifier_sources: Registry[Callable[..., nn.Module]] = Registry("classifier")
 denoiser_sources: Registry[Callable[..., Any]] = Registry("denoiser")
 
 EMBEDDED_CLASSIFIER = "cifar10-resnet9.safetensors"
-EMBEDDED_DENOISER = "cifar10-unet.safetensors"
+EMBEDDED_DENOISERS = {"vanilla": "cifar10-unet.safetensors", "addt": "cifar10-unet-addt.safetensors"}
 
 
 def asset(name: str) -> Path:
@@ -36,15 +36,27 @@ def load_embedded() -> tuple[nn.Module, nn.Module]:
 
 
 @classifier_sources.register("embedded")
-def embedded_classifier() -> nn.Module:
-    """The CIFAR-10 classifier that the package carries."""
-    return load_weights(asset(EMBEDDED_CLASSIFIER))[0]
+def embedded_classifier(mirror: bool = True) -> nn.Module:
+    """The CIFAR-10 classifier that the package carries.
+
+    Args:
+        mirror: whether logits are averaged over the image and its mirror image, at twice the cost.
+    """
+    model, _ = load_weights(asset(EMBEDDED_CLASSIFIER))
+    model.mirror = mirror  # type: ignore[assignment]
+    return model
 
 
 @denoiser_sources.register("embedded")
-def embedded_denoiser() -> nn.Module:
-    """The CIFAR-10 denoiser that the package carries."""
-    return load_weights(asset(EMBEDDED_DENOISER))[0]
+def embedded_denoiser(variant: str = "vanilla") -> nn.Module:
+    """The CIFAR-10 denoiser that the package carries.
+
+    Args:
+        variant: ``vanilla``, or ``addt`` for the one fine-tuned from it by ADDT.
+    """
+    if variant not in EMBEDDED_DENOISERS:
+        raise unknown_name("variant", variant, EMBEDDED_DENOISERS)
+    return load_weights(asset(EMBEDDED_DENOISERS[variant]))[0]
 
 
 @classifier_sources.register("weights")
@@ -62,7 +74,19 @@ def denoiser_from_weights(path: str, sha256: str | None = None) -> nn.Module:
 @denoiser_sources.register("diffusers")
 def denoiser_from_diffusers(path: str, subfolder: str | None = None, prediction: Any = None) -> nn.Module:
     """Any diffusers UNet2DModel directory or Hub id."""
-    return from_pretrained(path, subfolder, prediction)
+    model = from_pretrained(path, subfolder, prediction)
+    config = {k: v for k, v in getattr(model.network, "config", {}).items() if not k.startswith("_")}
+    size = config.get("sample_size") or 32
+    height, width = (size, size) if isinstance(size, int) else size
+    model.architecture = Architecture(  # type: ignore[assignment]  # training goes on from it
+        "denoiser",
+        "diffusers",
+        {"config": config},
+        "vp",
+        {"prediction": model.prediction},
+        (config.get("in_channels", 3), height, width),
+    )
+    return model
 
 
 def load_classifier(name: str, options: Mapping[str, Any] | None = None) -> nn.Module:
@@ -89,6 +113,11 @@ def load_denoiser(name: str, options: Mapping[str, Any] | None = None) -> Denois
             f"denoiser '{name}' must be callable as denoiser(x, sigma), not {type(made).__name__}."
         )
     return made.requires_grad_(False).eval() if isinstance(made, nn.Module) else made
+
+
+def source(text: str) -> tuple[str, dict[str, Any]]:
+    """Returns the source and its options for a command line's text: weights file, name or import path."""
+    return ("weights", {"path": text}) if text.endswith(".safetensors") else (text, {})
 
 
 def state_sha256(model: Any) -> str:

@@ -5,7 +5,9 @@ the U-Net works on 2x2 patches, so image sides must be divisible by ``patch_size
 """
 
 import math
+from collections.abc import Mapping
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -142,6 +144,58 @@ class ResNet9(nn.Module):
         if self.mirror and not self.training:
             return self.scale / 2 * self.head(self.body(x) + self.body(x.flip(-1)))
         return self.scale * self.head(self.body(x))
+
+
+@networks.register("vgg")
+class VGG(nn.Module):
+    """A plain stack of convolutions without skip connections: another architecture to carry a result over to.
+
+    Args:
+        image_channels: C of the image.
+        classes: K.
+        channels: widths of the stages, two convolutions each; every stage halves the side.
+        mean: per-channel mean subtracted from the input.
+        std: per-channel deviation it is divided by.
+
+    Source:
+        Simonyan & Zisserman 2015 (arXiv:1409.1556), with batch norm and average pooling.
+    """
+
+    def __init__(
+        self,
+        image_channels: int = 3,
+        classes: int = 10,
+        channels: tuple[int, ...] = (48, 96, 160),
+        mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465),
+        std: tuple[float, ...] = (0.2470, 0.2435, 0.2616),
+    ) -> None:
+        super().__init__()
+        widths = [image_channels, *channels]
+        stages = [nn.Sequential(_conv_bn(a, b), _conv_bn(b, b, pool=True)) for a, b in pairwise(widths)]
+        self.normalise = _Normalise(mean, std)
+        self.body = nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(channels[-1], classes)
+        _channels_last(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps images (B, C, H, W) in [0, 1] to logits (B, K)."""
+        return self.head(self.body(self.normalise(x).contiguous(memory_format=torch.channels_last)))
+
+
+@networks.register("diffusers")
+def diffusers_unet(config: Mapping[str, Any], image_channels: int = 3) -> nn.Module:
+    """A diffusers ``UNet2DModel`` by its configuration, such as a paper-sized DDPM; for the ``vp`` denoiser.
+
+    Args:
+        config: keyword arguments of ``UNet2DModel``.
+        image_channels: C of the image, unless the configuration says it.
+
+    Raises:
+        UserError: if diffusers is not installed or refuses the configuration.
+    """
+    from dbpkit.pretrained import build_unet
+
+    return build_unet({"in_channels": image_channels, "out_channels": image_channels, **config})
 
 
 class _Fourier(nn.Module):

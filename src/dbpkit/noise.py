@@ -253,12 +253,18 @@ def permutation(seed: int, count: int, epoch: int) -> Tensor:
 
 
 @contextlib.contextmanager
-def seeded_initialisation(seed: int) -> Iterator[None]:
-    """Makes torch's own weight initialisation reproducible inside the block; the global state is restored.
+def seeded_generator(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Makes torch's own random layers reproducible inside the block; the global state is restored.
 
-    This is the one place where torch's global generator is used: networks draw their first weights from it.
+    This is the one place where torch's global generator is used: networks draw their first weights and
+    dropout layers their masks from it.
+
+    Args:
+        seed: of the CPU's generator and the device's, 0 <= seed < 2**64.
+        device: an accelerator whose generator is seeded too.
     """
-    with torch.random.fork_rng(devices=[]):
+    devices = [device] if device is not None and device.type != "cpu" else []
+    with torch.random.fork_rng(devices=devices, device_type=devices[0].type if devices else "cuda"):
         torch.manual_seed(seed)  # noqa: TID251 - the one place
         yield
 

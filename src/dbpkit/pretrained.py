@@ -6,13 +6,14 @@ prediction type, so the scheduler's configuration beside it is read, and refused
 
 import importlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
 from dbpkit.errors import UserError
-from dbpkit.noise import seeded_initialisation
+from dbpkit.noise import seeded_generator
 
 Prediction = Literal["noise", "v", "x0"]
 """What diffusers trains networks to predict, in our words."""
@@ -58,21 +59,14 @@ def load_unet(path: str, subfolder: str | None = None) -> Pretrained:
             network needs class labels or continuous times, or its schedule is not the linear DDPM one with
             1,000 steps from 1e-4 to 0.02.
     """
-    try:
-        diffusers: Any = importlib.import_module("diffusers")
-    except ImportError as error:
-        raise UserError(
-            "loading a diffusers network needs a library that is missing: pip install diffusers."
-        ) from error
+    diffusers = _diffusers()
     directory = Path(path).expanduser()
     if not directory.is_dir():
         directory = _download(path, subfolder)
     folder = _network_folder(directory, subfolder)
     prediction = _prediction(folder, is_inside=folder != directory)
     try:
-        with seeded_initialisation(
-            0
-        ):  # the first weights are drawn from torch's global generator, then replaced
+        with seeded_generator(0):  # the first weights are drawn from torch's global generator, then replaced
             network, info = diffusers.UNet2DModel.from_pretrained(
                 folder,
                 use_safetensors=True,
@@ -93,6 +87,30 @@ def load_unet(path: str, subfolder: str | None = None) -> Pretrained:
             "Its config.json belongs to other weights."
         )
     return Pretrained(network.float().requires_grad_(False).eval(), prediction)
+
+
+def build_unet(config: Mapping[str, Any]) -> nn.Module:
+    """Makes a diffusers ``UNet2DModel`` with random weights.
+
+    Raises:
+        UserError: if diffusers is not installed or refuses the configuration.
+    """
+    diffusers = _diffusers()
+    try:
+        network: nn.Module = diffusers.UNet2DModel(**config)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"diffusers' UNet2DModel refuses the configuration: {_one_line(error)}.") from error
+    return network
+
+
+def _diffusers() -> Any:
+    """The library, imported when first needed."""
+    try:
+        return importlib.import_module("diffusers")
+    except ImportError as error:
+        raise UserError(
+            "loading a diffusers network needs a library that is missing: pip install diffusers."
+        ) from error
 
 
 def _download(path: str, subfolder: str | None) -> Path:

@@ -102,6 +102,7 @@ def load_weights(path: str | Path, sha256: str | None = None) -> tuple[nn.Module
     architecture = _described(metadata, path)
     model = architecture.build()
     fill(model, tensors, str(path))
+    model.architecture = architecture  # type: ignore[assignment]  # training goes on from it
     return model.requires_grad_(False).eval(), architecture
 
 

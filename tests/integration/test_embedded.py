@@ -5,16 +5,18 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
 
-from dbpkit import NoisePlan, PurifiedClassifier, Purifier, load_dataset, load_embedded
+from dbpkit import NoisePlan, PurifiedClassifier, Purifier, TrainingSpec, load_dataset, load_embedded
 from dbpkit.attacks.target import cross_entropy
 from dbpkit.gradients import directional_derivatives
-from dbpkit.models import EMBEDDED_CLASSIFIER, EMBEDDED_DENOISER, asset
+from dbpkit.models import EMBEDDED_CLASSIFIER, EMBEDDED_DENOISERS, asset
 from dbpkit.samplers import samplers
+from dbpkit.spec import validate
 from tests.integration.conftest import comparable, environment
 
 BUILT_IN = ["ddim", "ddpm", "heun", "one_step", "reverse_only", "vpsde"]
@@ -31,11 +33,13 @@ def data():
 
 
 def test_assets_fit_the_budget_and_their_cards() -> None:
-    files = [asset(EMBEDDED_CLASSIFIER), asset(EMBEDDED_DENOISER)]
+    files = [asset(name) for name in (EMBEDDED_CLASSIFIER, *EMBEDDED_DENOISERS.values())]
     assert sum(f.stat().st_size for f in files) <= 10_000_000
     for file in files:
         card = file.with_suffix(".md").read_text()
         assert hashlib.sha256(file.read_bytes()).hexdigest() in card
+        table = tomllib.loads(card.split("```toml\n")[1].split("```")[0])
+        validate(table, TrainingSpec, file.name)  # the command of the card still runs
 
 
 def test_embedded_images_are_the_first_test_images(data, data_root: Path) -> None:

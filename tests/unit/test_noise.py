@@ -9,7 +9,7 @@ from scipy import stats
 from torch import Tensor
 
 from dbpkit.errors import UserError
-from dbpkit.noise import MAX_ID, SITES, STREAMS, NoisePlan, permutation, philox4x32, seeded_initialisation
+from dbpkit.noise import MAX_ID, SITES, STREAMS, NoisePlan, permutation, philox4x32, seeded_generator
 from tests.oracles import golden
 
 MANY = 1_000_000
@@ -265,7 +265,7 @@ def test_values_torch_seed_and_default_dtype_changed_are_the_same() -> None:
     before = NoisePlan.of(0, [0]).normal("forward", 0, like)
     try:
         torch.set_default_dtype(torch.float64)
-        with seeded_initialisation(99):
+        with seeded_generator(99):
             after = NoisePlan.of(0, [0]).normal("forward", 0, like)
     finally:
         torch.set_default_dtype(torch.float32)
@@ -455,11 +455,11 @@ def test_permutation_epochs_and_seeds_differ_and_repeat() -> None:
         assert abs(correlation(first.double(), other.double())) < 5 / math.sqrt(1000)
 
 
-def test_seeded_initialisation_same_seed_gives_same_weights_and_restores_state() -> None:
+def test_seeded_generator_same_seed_gives_same_weights_and_restores_state() -> None:
     state = torch.get_rng_state()
     weights = []
     for seed in (1, 1, 2):
-        with seeded_initialisation(seed):
+        with seeded_generator(seed):
             weights.append(torch.nn.Linear(3, 3).weight)
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])

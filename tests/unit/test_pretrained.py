@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dbpkit.denoiser import VPDenoiser, from_pretrained
 from dbpkit.errors import UserError
-from dbpkit.noise import NoisePlan, seeded_initialisation
+from dbpkit.noise import NoisePlan, seeded_generator
 from dbpkit.pretrained import load_unet
 from dbpkit.schedule import discrete_sigmas
 
@@ -27,7 +27,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a tiny random network, as save_pretrained writes it."""
     diffusers = pytest.importorskip("diffusers")
-    with seeded_initialisation(0):
+    with seeded_generator(0):
         network = diffusers.UNet2DModel(
             sample_size=8,
             block_out_channels=(8, 16),

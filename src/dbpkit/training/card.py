@@ -17,9 +17,11 @@ def model_card(spec: TrainingSpec, figures: dict[str, Any], data_sha256: str) ->
         figures: what `Objective.evaluate` measured, with ``sha256``, ``parameters`` and ``test_data_sha256``.
         data_sha256: hash of the training examples.
     """
+    source = spec.network or spec.init
+    assert source is not None
     kind = "Denoiser" if "denoising" in figures else "Classifier"
     lines = [
-        f"# {kind}: {spec.network.name} on {spec.data.name}",
+        f"# {kind}: {source.name} on {spec.data.name}",
         "",
         "| | |",
         "|---|---|",
@@ -30,6 +32,10 @@ def model_card(spec: TrainingSpec, figures: dict[str, Any], data_sha256: str) ->
         f"| seed | {spec.seed} |",
         f"| updates x batch size | {spec.optimiser.updates:,} x {spec.optimiser.batch_size} |",
     ]
+    if spec.init is not None:
+        lines.append(f"| trained on from | {spec.init.name} `{figures['init_sha256']}` (state) |")
+    if "guide_sha256" in figures:
+        lines.append(f"| guide | `{figures['guide_sha256']}` (state) |")
     if "accuracy" in figures:
         lines.append(f"| accuracy on {figures['test_images']:,} test images | {figures['accuracy']:.2%} |")
     lines += [

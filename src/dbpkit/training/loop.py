@@ -1,24 +1,29 @@
 """The training loop: updates, averaged weights, checkpoints that resume to the same trajectory.
 
-A checkpoint holds weights, averaged weights, optimiser state and the number of updates; order,
-augmentation and noise are functions of that number. The thing people get wrong: averaged weights need
-averaged batch-norm statistics too, so the average covers buffers.
+It runs on `accelerate`: one process or several, on CPU or GPU. Order, augmentation and noise are functions of
+the update and the example alone, so the number of processes changes nothing but rounding. The thing people
+get wrong: averaged weights need averaged batch-norm statistics too, so the average covers buffers.
 """
 
+import importlib.util
 import json
 import logging
 import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from PIL import Image
 from torch import Tensor, nn
 
 from dbpkit.data import Dataset, load_dataset
 from dbpkit.errors import UserError
-from dbpkit.noise import NoisePlan, permutation, seeded_initialisation
+from dbpkit.models import load_classifier, load_denoiser, state_sha256
+from dbpkit.noise import NoisePlan, permutation, seeded_generator
 from dbpkit.spec import differences, spec_hash
 from dbpkit.training.card import model_card
 from dbpkit.training.objectives import Batch, Objective, make_objective
@@ -37,6 +42,9 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int, float], None]
 """Called with updates done, updates in all, and the latest loss."""
 
+_SAMPLED = 10
+"""How many times in a run sample images are written."""
+
 
 class Trained(NamedTuple):
     """A finished training run: where its weights are, their sha256, and the figures of the model card."""
@@ -46,13 +54,53 @@ class Trained(NamedTuple):
     figures: dict
 
 
-def train(spec: TrainingSpec, out: str | Path, progress: Progress = lambda *_: None) -> Trained:
+class Execution(NamedTuple):
+    """How a run is carried out; nothing here changes its weights beyond rounding.
+
+    Attributes:
+        device: ``"auto"`` takes the GPU if there is one, ``"cpu"`` never does, ``"cuda"`` insists.
+        tensorboard: whether the learning curve also goes to ``tensorboard/`` in the run directory.
+    """
+
+    device: str = "auto"
+    tensorboard: bool = False
+
+
+class Run(NamedTuple):
+    """Everything a running training holds."""
+
+    spec: TrainingSpec
+    out: Path
+    objective: Objective
+    data: Dataset
+    test: Dataset
+    architecture: Architecture
+    accelerator: Accelerator
+    model: nn.Module
+    average: nn.Module
+    optimiser: Any
+
+    @property
+    def bare(self) -> nn.Module:
+        """The network without the wrapper of a run on several processes."""
+        return self.accelerator.unwrap_model(self.model)
+
+
+def train(
+    spec: TrainingSpec,
+    out: str | Path,
+    progress: Progress = lambda *_: None,
+    execution: Execution = Execution(),  # noqa: B008 - an immutable value
+) -> Trained:
     """Trains a network, or goes on with the run in ``out``.
+
+    Under ``accelerate launch`` every process takes its share of each batch.
 
     Args:
         spec: what to train.
         out: run directory; a checkpoint in it is continued if its spec is the same.
         progress: called after every update.
+        execution: on what.
 
     Returns:
         The averaged weights' file and the figures on the test data.
@@ -60,27 +108,24 @@ def train(spec: TrainingSpec, out: str | Path, progress: Progress = lambda *_: N
     Raises:
         UserError: if ``out`` holds a run of another spec, the parts do not fit, or the loss is not finite.
     """
-    out = Path(out)
-    _claim(out, spec)
-    objective = make_objective(spec.objective, spec.objective_options)
-    data = load_dataset(spec.data.name, spec.data.options)
-    architecture = _architecture(spec, objective, data)
-    with seeded_initialisation(spec.seed):
-        model = architecture.build()
-        average = architecture.build()
-    average.load_state_dict(model.state_dict())
-    average.requires_grad_(False)
-    optimiser = _optimiser(model, spec.optimiser)
-    done = _restore(out, model, average, optimiser)
-    _run(spec, objective, data, model, average, optimiser, done, out, progress)
-    return _finish(spec, objective, average.eval(), architecture, data.sha256, out)
+    run = _prepared(spec, Path(out), execution)
+    done = _restore(run)
+    _updates(run, done, progress)
+    if run.accelerator.is_main_process:
+        _finish(run)
+    run.accelerator.wait_for_everyone()
+    run.accelerator.end_training()
+    figures = json.loads((run.out / "figures.json").read_text())
+    return Trained(run.out / "weights.safetensors", figures["sha256"], figures)
 
 
 def learning_rate(update: int, spec: OptimiserSpec) -> float:
-    """Learning rate of update 0, 1, ...: linear rise, then half a cosine down to 0."""
+    """Learning rate of update 0, 1, ...: linear rise, then constant or half a cosine down to 0."""
     rise = spec.warmup * spec.updates
     if update < rise:
         return spec.lr * (update + 1) / (rise + 1)
+    if spec.schedule == "constant":
+        return spec.lr
     return spec.lr * 0.5 * (1 + math.cos(math.pi * (update - rise) / max(spec.updates - rise, 1)))
 
 
@@ -93,48 +138,110 @@ def ema_weight(update: int, decay: float) -> float:
     return 1 - min(decay, 1 - (1 + update) ** -0.75)
 
 
-def _run(
-    spec: TrainingSpec,
-    objective: Objective,
-    data: Dataset,
-    model: nn.Module,
-    average: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    done: int,
-    out: Path,
-    progress: Progress,
-) -> None:
+def _prepared(spec: TrainingSpec, out: Path, execution: Execution) -> Run:
+    """Loads and checks every part of a run and claims its directory."""
+    accelerator = _accelerator(spec, out, execution)
+    objective = make_objective(spec.objective, spec.objective_options)
+    data = load_dataset(spec.data.name, spec.data.options)
+    test = load_dataset(spec.test_data.name, spec.test_data.options)
+    architecture, model = _start(spec, objective, data)
+    _set_dropout(model, spec.dropout)
+    objective.check(model.to(accelerator.device), data, trained=spec.init is not None)
+    average = architecture.build().requires_grad_(False).to(accelerator.device)
+    fill(average, model.state_dict(), "to start from")
+    with accelerator.main_process_first():
+        _claim(out, spec, state_sha256(model) if spec.init else None)
+    wrapped, optimiser = accelerator.prepare(model, _optimiser(model, spec.optimiser))
+    return Run(spec, out, objective, data, test, architecture, accelerator, wrapped, average, optimiser)
+
+
+def _accelerator(spec: TrainingSpec, out: Path, execution: Execution) -> Accelerator:
+    """The run's devices and processes."""
+    if execution.device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device '{execution.device}' is unknown. Use auto, cpu or cuda.")
+    if execution.device == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device 'cuda' was asked for, but this torch ({torch.__version__}) sees no GPU.")
+    if execution.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise UserError("writing for TensorBoard needs a library that is missing: pip install tensorboard.")
+    AcceleratorState._reset_state()  # accelerate keeps the precision of the process's first run for good
+    accelerator = Accelerator(
+        cpu=execution.device == "cpu",
+        mixed_precision="bf16" if spec.optimiser.precision == "bfloat16" else "no",
+        log_with="tensorboard" if execution.tensorboard else None,
+        project_dir=str(out),
+    )
+    if spec.optimiser.batch_size % accelerator.num_processes:
+        raise UserError(
+            f"batch_size {spec.optimiser.batch_size} cannot be shared by {accelerator.num_processes}"
+            " processes. Use a multiple."
+        )
+    if execution.tensorboard:
+        accelerator.init_trackers("tensorboard")
+    return accelerator
+
+
+def _updates(run: Run, done: int, progress: Progress) -> None:
     """Makes the remaining updates."""
-    model.train()
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=spec.optimiser.precision == "bfloat16")
+    spec, accelerator = run.spec, run.accelerator
+    run.model.train()
     started = time.monotonic()
     losses: list[float] = []
-    for update, batch in _batches(data, spec, done):
-        for group in optimiser.param_groups:
+    for update, batch in _batches(run, done):
+        for group in run.optimiser.param_groups:
             group["lr"] = learning_rate(update, spec.optimiser)
-        with autocast:
-            loss = objective.loss(model, batch)
-        losses.append(float(loss.detach()))
+        share = update << 8 | accelerator.process_index  # dropout masks, if any, are new for each
+        with accelerator.autocast(), seeded_generator(spec.seed << 32 | share, accelerator.device):
+            loss = run.objective.loss(run.model, batch)
+        losses.append(float(accelerator.reduce(loss.detach(), "mean")))
         if not math.isfinite(losses[-1]):
             raise UserError(
                 f"the training loss is {losses[-1]} at update {update}. Lower optimiser.lr or set"
-                f" grad_clip; the last checkpoint in '{out}' is intact."
+                f" grad_clip; the last checkpoint in '{run.out}' is intact."
             )
-        optimiser.zero_grad()
-        loss.backward()
+        run.optimiser.zero_grad()
+        accelerator.backward(loss)
         if spec.optimiser.grad_clip:
-            nn.utils.clip_grad_norm_(model.parameters(), spec.optimiser.grad_clip)
-        optimiser.step()
-        _average(average, model, ema_weight(update, spec.optimiser.ema_decay))
+            accelerator.clip_grad_norm_(run.model.parameters(), spec.optimiser.grad_clip)
+        run.optimiser.step()
+        _average(run.average, run.bare, ema_weight(update, spec.optimiser.ema_decay))
         progress(update + 1, spec.optimiser.updates, losses[-1])
         if (update + 1) % spec.checkpoint_updates == 0 or update + 1 == spec.optimiser.updates:
-            _checkpoint(out, model, average, optimiser, update + 1)
-            _log_losses(out, update + 1, losses, time.monotonic() - started)
+            _record(run, update + 1, losses, time.monotonic() - started)
             losses, started = [], time.monotonic()
 
 
-def _batches(data: Dataset, spec: TrainingSpec, done: int) -> Iterator[tuple[int, Batch]]:
-    """Numbered batches from update ``done`` on; a function of the spec alone."""
+def _record(run: Run, done: int, losses: list[float], seconds: float) -> None:
+    """Writes learning curve, sample images and checkpoint."""
+    loss, rate = sum(losses) / len(losses), learning_rate(done - 1, run.spec.optimiser)
+    run.accelerator.log({"loss": loss, "learning_rate": rate}, step=done)
+    if run.accelerator.is_main_process:
+        speed = len(losses) * run.spec.optimiser.batch_size / seconds
+        line = {"updates": done, "loss": loss, "lr": rate, "seconds": round(seconds, 1)}
+        with (run.out / "log.jsonl").open("a") as file:
+            file.write(json.dumps(line | {"images_per_second": round(speed, 1)}) + "\n")
+        if done * _SAMPLED // run.spec.optimiser.updates > (done - len(losses)) * _SAMPLED // (
+            run.spec.optimiser.updates
+        ):
+            _sample(run, done)
+        _checkpoint(run, done)
+    run.accelerator.wait_for_everyone()
+
+
+def _sample(run: Run, done: int) -> None:
+    """Writes the objective's sample picture of the averaged network, if it has one."""
+    with torch.no_grad():
+        picture = run.objective.picture(run.average.eval(), run.test, run.spec.seed)
+    if picture is None:
+        return
+    pixels = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    path = run.out / "samples" / f"{done:07d}.png"
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(path)
+
+
+def _batches(run: Run, done: int) -> Iterator[tuple[int, Batch]]:
+    """Numbered batches from update ``done`` on, this process's share of each."""
+    spec, data, accelerator = run.spec, run.data, run.accelerator
     size = spec.optimiser.batch_size
     per_epoch = len(data) // size
     if per_epoch == 0:
@@ -144,9 +251,11 @@ def _batches(data: Dataset, spec: TrainingSpec, done: int) -> Iterator[tuple[int
         if update // per_epoch != epoch:
             epoch = update // per_epoch
             order = permutation(spec.seed, len(data), epoch)
-        index = order[(update % per_epoch) * size :][:size]
+        whole = order[(update % per_epoch) * size :][:size]
+        index = whole[accelerator.process_index :: accelerator.num_processes]
         noise = NoisePlan.of(spec.seed, data.ids[index], "train", draw=epoch)
-        yield update, Batch(data.x(index), data.labels[index], noise)
+        x, y = data.x(index), data.labels[index]
+        yield update, Batch(x.to(accelerator.device), y.to(accelerator.device), noise)
 
 
 def _optimiser(model: nn.Module, spec: OptimiserSpec) -> torch.optim.Optimizer:
@@ -158,9 +267,7 @@ def _optimiser(model: nn.Module, spec: OptimiserSpec) -> torch.optim.Optimizer:
             nesterov=True,
             weight_decay=spec.weight_decay,
         )
-    return torch.optim.AdamW(
-        model.parameters(), lr=spec.lr, betas=(0.9, 0.99), weight_decay=spec.weight_decay
-    )
+    return torch.optim.AdamW(model.parameters(), lr=spec.lr, betas=spec.betas, weight_decay=spec.weight_decay)
 
 
 @torch.no_grad()
@@ -170,8 +277,26 @@ def _average(average: nn.Module, model: nn.Module, weight: float) -> None:
         old.lerp_(new, weight) if old.is_floating_point() else old.copy_(new)
 
 
+def _start(spec: TrainingSpec, objective: Objective, data: Dataset) -> tuple[Architecture, nn.Module]:
+    """The network to train, with its first weights, and its description."""
+    if spec.init is not None:
+        load = load_classifier if objective.kind == "classifier" else load_denoiser
+        model: Any = load(spec.init.name, spec.init.options)
+        architecture = getattr(model, "architecture", None)
+        if not isinstance(architecture, Architecture):
+            raise UserError(
+                f"init '{spec.init.name}' cannot be trained: it has no 'architecture' to write into a"
+                " weights file. Start from a weights file, 'embedded' or 'diffusers'."
+            )
+        return architecture, model.requires_grad_(True)
+    architecture = _architecture(spec, objective, data)
+    with seeded_generator(spec.seed):
+        return architecture, architecture.build()
+
+
 def _architecture(spec: TrainingSpec, objective: Objective, data: Dataset) -> Architecture:
     """The weights file's description of the network, fitted to the data."""
+    assert spec.network is not None
     options = dict(spec.network.options)
     options.setdefault("image_channels", data.shape[0])
     class_names: tuple[str, ...] = ()
@@ -199,41 +324,54 @@ def _architecture(spec: TrainingSpec, objective: Objective, data: Dataset) -> Ar
     )
 
 
-def _claim(out: Path, spec: TrainingSpec) -> None:
+def _set_dropout(model: nn.Module, share: float | None) -> None:
+    """Sets the share that every dropout layer drops; UserError if there is none to set."""
+    if share is None:
+        return
+    layers = [m for m in model.modules() if isinstance(m, nn.Dropout)]
+    if not layers:
+        raise UserError(f"dropout {share} has no effect: the network has no dropout layer. Leave it out.")
+    for layer in layers:
+        layer.p = share
+
+
+def _claim(out: Path, spec: TrainingSpec, init_sha256: str | None) -> None:
     """Writes the spec into a new run directory, or checks that an old one has the same."""
     path = out / "train.json"
+    resolved = spec.model_dump(mode="json")
     if path.is_file():
         old = json.loads(path.read_text())
-        if old["hash"] != spec_hash(spec):
-            changed = ", ".join(differences(old["spec"], spec.model_dump(mode="json")))
+        changed = differences(old["spec"], resolved)
+        if old.get("init_sha256", init_sha256) != init_sha256:
+            changed.append("the weights that 'init' names")
+        if old["hash"] != spec_hash(spec) or changed:
             raise UserError(
-                f"{out} was made with another spec: {changed}. Use a new --out or delete the directory."
+                f"{out} was made with another spec: {', '.join(changed)}. Use a new --out or delete the"
+                " directory."
             )
         return
-    content = {"hash": spec_hash(spec), "spec": spec.model_dump(mode="json")}
+    content = {"hash": spec_hash(spec), "spec": resolved, "init_sha256": init_sha256}
     write_atomically(path, json.dumps(content, indent=1).encode())
 
 
-def _checkpoint(
-    out: Path, model: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer, done: int
-) -> None:
+def _checkpoint(run: Run, done: int) -> None:
     """Replaces the checkpoint by the present state, in one atomic step."""
-    tensors: dict[str, Tensor] = {f"model.{n}": t for n, t in model.state_dict().items()}
-    tensors |= {f"average.{n}": t for n, t in average.state_dict().items()}
-    for index, state in optimiser.state_dict()["state"].items():
+    tensors: dict[str, Tensor] = {f"model.{n}": t for n, t in run.bare.state_dict().items()}
+    tensors |= {f"average.{n}": t for n, t in run.average.state_dict().items()}
+    for index, state in run.optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{n}": torch.as_tensor(t) for n, t in state.items() if t is not None}
     # One storage each: safetensors refuses views, and channels-last tensors must become contiguous.
     tensors = {n: t.detach().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
-    write_tensors(out / "checkpoint.safetensors", tensors, {"updates": str(done)})
+    write_tensors(run.out / "checkpoint.safetensors", tensors, {"updates": str(done)})
 
 
-def _restore(out: Path, model: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer) -> int:
+def _restore(run: Run) -> int:
     """Fills everything from the checkpoint, if there is one; returns the updates it has made."""
-    path = out / "checkpoint.safetensors"
+    path = run.out / "checkpoint.safetensors"
     if not path.is_file():
         return 0
     tensors, metadata = read_tensors(path)
-    for name, module in (("model", model), ("average", average)):
+    for name, module in (("model", run.bare), ("average", run.average)):
         fill(
             module,
             {k.removeprefix(f"{name}."): t for k, t in tensors.items() if k.startswith(f"{name}.")},
@@ -244,39 +382,38 @@ def _restore(out: Path, model: nn.Module, average: nn.Module, optimiser: torch.o
         if key.startswith("optimiser."):
             _, index, name = key.split(".", 2)
             state.setdefault(int(index), {})[name] = tensor
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-    log.info("resumed %s at update %s", out, metadata["updates"])
-    return int(metadata["updates"])
+    run.optimiser.load_state_dict(
+        {"state": state, "param_groups": run.optimiser.state_dict()["param_groups"]}
+    )
+    done = int(metadata["updates"])
+    if run.accelerator.is_main_process:
+        _cut_log(run.out / "log.jsonl", done)
+    log.info("resumed %s at update %s", run.out, done)
+    return done
 
 
-def _log_losses(out: Path, done: int, losses: list[float], seconds: float) -> None:
-    """Appends the mean loss since the last line."""
-    line = {"updates": done, "loss": sum(losses) / len(losses), "seconds": round(seconds, 1)}
-    with (out / "log.jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")
+def _cut_log(path: Path, done: int) -> None:
+    """Drops the learning curve's lines that the checkpoint does not cover; they are written again."""
+    if path.is_file():
+        lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
+        kept = [line for line in lines if json.loads(line)["updates"] <= done]
+        write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
 
 
 @torch.no_grad()
-def _finish(
-    spec: TrainingSpec,
-    objective: Objective,
-    model: nn.Module,
-    architecture: Architecture,
-    data_sha256: str,
-    out: Path,
-) -> Trained:
+def _finish(run: Run) -> None:
     """Stores the averaged weights as they will be read, and evaluates exactly those."""
-    weights = out / "weights.safetensors"
-    sha256 = save_weights(weights, model, architecture, getattr(torch, spec.store))
+    spec, model = run.spec, run.average.eval()
+    weights = run.out / "weights.safetensors"
+    sha256 = save_weights(weights, model, run.architecture, getattr(torch, spec.store))
     stored, _ = read_tensors(weights)
     fill(model, stored, str(weights))
-    test = load_dataset(spec.test_data.name, spec.test_data.options)
-    figures = objective.evaluate(model, test, spec.seed)
+    figures = run.objective.evaluate(model, run.test, spec.seed)
     figures |= {
+        "init_sha256": json.loads((run.out / "train.json").read_text()).get("init_sha256"),
         "sha256": sha256,
-        "test_data_sha256": test.sha256,
+        "test_data_sha256": run.test.sha256,
         "parameters": sum(p.numel() for p in model.parameters()),
     }
-    write_atomically(out / "figures.json", json.dumps(figures, indent=1).encode())
-    write_atomically(out / "card.md", model_card(spec, figures, data_sha256).encode())
-    return Trained(weights, sha256, figures)
+    write_atomically(run.out / "figures.json", json.dumps(figures, indent=1).encode())
+    write_atomically(run.out / "card.md", model_card(spec, figures, run.data.sha256).encode())

@@ -6,18 +6,29 @@ preconditioning, weight 1 / c_out**2 makes every noise level count alike.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.nn import functional
 
 from dbpkit.data import Dataset
+from dbpkit.errors import UserError
+from dbpkit.models import load_classifier, state_sha256
 from dbpkit.noise import NoisePlan
 from dbpkit.registry import Registry, call_with_options
 from dbpkit.schedule import discrete_sigmas
+from dbpkit.spec import PartSpec, Strict, validate
+from dbpkit.training.fit import check_classifier, check_denoiser
+from dbpkit.training.levels import NoiseLevels, noise_levels
+from dbpkit.training.perturb import Problem, frozen, perturbations
 
 objectives: Registry = Registry("objective")
+
+Part = str | dict[str, Any]
+"""A registered name, or a table with ``name`` and ``options``."""
 
 
 class Batch(NamedTuple):
@@ -37,8 +48,16 @@ class Objective(Protocol):
         """Returns the scalar training loss of a batch."""
         ...
 
+    def check(self, model: nn.Module, data: Dataset, trained: bool) -> None:
+        """Raises UserError unless the model, and what else the objective uses, fits the training data."""
+        ...
+
     def evaluate(self, model: nn.Module, data: Dataset, seed: int) -> dict[str, Any]:
         """Returns the figures of a finished model on test data, ready for JSON."""
+        ...
+
+    def picture(self, model: nn.Module, data: Dataset, seed: int) -> Tensor | None:
+        """Returns one picture (C, H, W) in [0, 1] of what the model does by now, or None."""
         ...
 
 
@@ -62,72 +81,127 @@ class Classification:
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Returns the mean cross-entropy of augmented images; scalar."""
-        choices = batch.noise.uniform("augment", 0, batch.x.new_zeros(len(batch.x), 5)).to(batch.x.device)
+        choices = batch.noise.uniform("augment", 0, batch.x.new_zeros(len(batch.x), 5))
         x = _flipped(batch.x, choices[:, 0]) if self.flip else batch.x
         x = _shifted(x, choices[:, 1], choices[:, 2], self.shift) if self.shift else x
         x = _blanked(x, choices[:, 3], choices[:, 4], self.cutout) if self.cutout else x
         return functional.cross_entropy(model(x).float(), batch.y, label_smoothing=self.label_smoothing)
 
+    def check(self, model: nn.Module, data: Dataset, trained: bool) -> None:
+        """Raises UserError unless the classifier takes the images and has their classes."""
+        del trained
+        with frozen(model):
+            check_classifier(model, data, "the classifier", trained=False)
+
     def evaluate(self, model: nn.Module, data: Dataset, seed: int) -> dict[str, Any]:
         """Returns the accuracy on all test images."""
         del seed
-        right = torch.cat([model(data.x(i)).argmax(1) == data.labels[i] for i in _chunks(len(data))])
-        return {"test_images": len(data), "accuracy": float(right.float().mean())}
+        device = _device(model)
+        right = [model(data.x(i).to(device)).argmax(1).cpu() == data.labels[i] for i in _chunks(len(data))]
+        return {"test_images": len(data), "accuracy": float(torch.cat(right).float().mean())}
+
+    def picture(self, model: nn.Module, data: Dataset, seed: int) -> None:
+        """A classifier has no picture."""
 
 
 @objectives.register("denoising")
 @dataclass(frozen=True)
 class Denoising:
-    """EDM-weighted denoising error on a range of DDPM times.
-
-    Times are ``t_last * u**t_power`` with u uniform: ``t_power`` = 1 is the usual uniform choice, 2 spends
-    more of the training on the small noise levels where a chain makes most of its calls.
+    """Weighted denoising error, of plain noise or of noise that a `Perturbation` has altered.
 
     Attributes:
-        t_last: largest time trained on, of 1000.
-        t_power: exponent of the uniform.
+        levels: registered noise levels: name, or name and options.
+        perturbation: registered perturbation of the training noise: name, or name and options.
+        guide: classifier source that guides it: name, or name and options.
         flip: whether images are mirrored at random.
         report_times: times whose denoising error the model card shows.
     """
 
-    t_last: float = 300.0
-    t_power: float = 1.0
+    levels: Part = "purification"
+    perturbation: Part = "none"
+    guide: Part | None = None
     flip: bool = True
     report_times: tuple[int, ...] = (0, 10, 25, 50, 100, 150, 200, 300)
     kind = "denoiser"
 
+    def __post_init__(self) -> None:
+        _ = self._levels  # a mistaken name or option is found before training
+        if self._perturb.needs_guide and self.guide is None:
+            raise UserError(
+                f"perturbation '{_named(self.perturbation, 'perturbation').name}' is guided by a classifier."
+                " Set objective_options.guide."
+            )
+
+    @cached_property
+    def _levels(self) -> NoiseLevels:
+        return _part(noise_levels, _named(self.levels, "levels"))
+
+    @cached_property
+    def _perturb(self) -> Any:
+        return _part(perturbations, _named(self.perturbation, "perturbation"))
+
+    @cached_property
+    def _guide(self) -> nn.Module | None:
+        if self.guide is None:
+            return None
+        named = _named(self.guide, "guide")
+        return load_classifier(named.name, named.options)
+
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Returns the mean of (D(x0 + sigma z, sigma) - x0)**2 / c_out**2; scalar.
+        """Returns the mean of weight * (D(x0 + sigma n, sigma) - x0)**2; scalar.
+
+        ``n`` is the composite noise, so that removing all of it means to undo the perturbation too.
 
         Source:
-            Karras et al. 2022 (arXiv:2206.00364), eq. 8 and table 1.
+            Karras et al. 2022 (arXiv:2206.00364), eq. 8; Liu et al., ICLR 2025, eq. 8.
         """
         choices = batch.noise.uniform("level", 0, batch.x.new_zeros(len(batch.x), 2))
         x0 = 2 * (_flipped(batch.x, choices[:, 1]) if self.flip else batch.x) - 1
-        sigma = sigma_at(self.t_last * choices[:, 0] ** self.t_power)
-        noisy = x0 + sigma[:, None, None, None] * batch.noise.normal("forward", 0, x0)
-        sigma_data = getattr(model, "sigma_data", 0.5)
-        weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2  # 1 / c_out**2
-        error = (model(noisy, sigma).float() - x0).square().flatten(1).mean(dim=1)
-        return (weight * error).mean()
+        sigma = self._levels.sigma(choices[:, 0])
+        column = sigma[:, None, None, None]
+        bare = extract_model_from_parallel(model)  # a search must not wait for the other processes
+        noise = self._perturb.noise(Problem(bare, self._guide, x0, batch.y, column, batch.noise))
+        error = (model(x0 + column * noise, sigma).to(x0.dtype) - x0).square().flatten(1).mean(dim=1)
+        return (self._levels.weight(sigma) * error).mean()
+
+    def check(self, model: nn.Module, data: Dataset, trained: bool) -> None:
+        """Raises UserError unless denoiser, guide and data fit in channels, size, range and classes."""
+        if self._guide is not None:
+            self._guide.to(_device(model))
+            check_classifier(self._guide, data, "the guide", trained=True)
+        with frozen(model):
+            check_denoiser(model, data, trained)
 
     def evaluate(self, model: nn.Module, data: Dataset, seed: int) -> dict[str, Any]:
         """Returns the root mean square denoising error of 1,000 test images at each reported time."""
         data = data.select(slice(0, 1000))
-        plan = NoisePlan.of(seed, data.ids, "report")
         errors = {}
         for t in self.report_times:
-            sigma = discrete_sigmas()[min(t, 999)].float()
+            sigma = float(discrete_sigmas()[min(t, 999)])
             total = 0.0
             for index in _chunks(len(data)):
-                x0 = 2 * data.x(index) - 1
-                noisy = x0 + sigma * plan.rows(index).normal("forward", t, x0)
-                total += float((model(noisy, sigma) - x0).square().sum())
-            errors[str(t)] = {
-                "sigma": float(sigma),
-                "rms_error": (total / data.images.numel()) ** 0.5,
-            }
-        return {"test_images": len(data), "denoising": errors}
+                x0, _, estimate = _denoised(model, data.select(index), seed, t)
+                total += float((estimate - x0).square().sum())
+            errors[str(t)] = {"sigma": sigma, "rms_error": (total / data.images.numel()) ** 0.5}
+        guide = {"guide_sha256": state_sha256(self._guide)} if self._guide is not None else {}
+        return {"test_images": len(data), "denoising": errors, **guide}
+
+    def picture(self, model: nn.Module, data: Dataset, seed: int) -> Tensor:
+        """Returns eight test images, clean, noised to t = 100 of 1000, and the one-step estimate, as rows."""
+        rows = _denoised(model, data.select(slice(0, 8)), seed, t=100)
+        return torch.cat([torch.cat(list(row / 2 + 0.5), dim=2) for row in rows], dim=1)
+
+
+def _denoised(model: nn.Module, data: Dataset, seed: int, t: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Clean images, the same noised to time t of 1000, and the model's estimates; in [-1, 1]."""
+    sigma = discrete_sigmas()[min(t, 999)].float()
+    x0 = 2 * data.x().to(_device(model)) - 1
+    noisy = x0 + sigma * NoisePlan.of(seed, data.ids, "report").normal("forward", t, x0)
+    return x0, noisy, model(noisy, sigma)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def make_objective(name: str, options: dict[str, Any]) -> Objective:
@@ -135,11 +209,18 @@ def make_objective(name: str, options: dict[str, Any]) -> Objective:
     return call_with_options(objectives.get(name), options, f"objective '{name}'")
 
 
-def sigma_at(t: Tensor) -> Tensor:
-    """Noise levels of fractional DDPM times in [0, 999], interpolated in log sigma; same shape."""
-    table = discrete_sigmas().log().to(t)
-    low = t.floor().long().clamp(0, len(table) - 2)
-    return torch.lerp(table[low], table[low + 1], t - low).exp()
+class _Named(Strict):
+    part: PartSpec
+
+
+def _named(part: Part, where: str) -> PartSpec:
+    """The name and options that a spec gives a part of an objective."""
+    return validate({"part": part}, _Named, f"objective_options.{where}").part
+
+
+def _part(registry: Registry, spec: PartSpec) -> Any:
+    """A part of an objective, built from its name and options."""
+    return call_with_options(registry.get(spec.name), spec.options, f"{registry.kind} '{spec.name}'")
 
 
 def _flipped(x: Tensor, u: Tensor) -> Tensor:
@@ -151,9 +232,9 @@ def _shifted(x: Tensor, u: Tensor, v: Tensor, most: int) -> Tensor:
     """Images shifted by up to ``most`` pixels each way, borders reflected."""
     padded = functional.pad(x, (most,) * 4, mode="reflect")
     dy, dx = ((w * (2 * most + 1)).long() for w in (u, v))
-    rows = dy[:, None] + torch.arange(x.shape[2])
-    columns = dx[:, None] + torch.arange(x.shape[3])
-    example = torch.arange(len(x))[:, None, None]
+    rows = dy[:, None] + torch.arange(x.shape[2], device=x.device)
+    columns = dx[:, None] + torch.arange(x.shape[3], device=x.device)
+    example = torch.arange(len(x), device=x.device)[:, None, None]
     return padded.permute(0, 2, 3, 1)[example, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
@@ -162,7 +243,7 @@ def _blanked(x: Tensor, u: Tensor, v: Tensor, side: int) -> Tensor:
     inside = []
     for w, size in ((u, x.shape[2]), (v, x.shape[3])):
         start = (w * (size + 1)).long() - side // 2
-        position = torch.arange(size)[None] - start[:, None]
+        position = torch.arange(size, device=x.device)[None] - start[:, None]
         inside.append((position >= 0) & (position < side))
     square = inside[0][:, None, :, None] & inside[1][:, None, None, :]
     return torch.where(square, x.mean(dim=(2, 3), keepdim=True), x)

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dbpkit.spec import PartSpec, Strict
 
@@ -14,7 +14,9 @@ class OptimiserSpec(Strict):
         updates: number of optimiser steps.
         batch_size: examples per update.
         method: ``"adamw"`` or ``"sgd"`` (Nesterov momentum 0.9).
-        lr: peak learning rate; it rises linearly for ``warmup`` of the updates, then falls as half a cosine.
+        lr: peak learning rate; it rises linearly for ``warmup`` of the updates.
+        schedule: ``"cosine"``: it then falls to 0 as half a cosine; ``"constant"``: it stays.
+        betas: decay rates of adamw's moments.
         warmup: fraction of the updates, in [0, 1].
         weight_decay: decoupled for adamw, L2 for sgd.
         ema_decay: decay of the averaged weights, which are the ones saved and evaluated.
@@ -26,6 +28,8 @@ class OptimiserSpec(Strict):
     batch_size: int = Field(gt=0)
     method: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(gt=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    betas: tuple[float, float] = (0.9, 0.99)
     warmup: float = Field(default=0.05, ge=0, le=1)
     weight_decay: float = Field(default=0.0, ge=0)
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
@@ -41,7 +45,9 @@ class TrainingSpec(Strict):
         objective_options: its keyword arguments.
         data: training examples.
         test_data: examples the finished model is evaluated on, for its model card.
-        network: what is trained.
+        network: what is trained from random weights.
+        init: a classifier or denoiser source to train on from instead, such as ``"embedded"``.
+        dropout: share that the network's dropout layers drop; unset leaves them as they are.
         denoiser: adapter around the network, for denoisers.
         denoiser_options: its keyword arguments.
         optimiser: how.
@@ -54,10 +60,20 @@ class TrainingSpec(Strict):
     objective_options: dict[str, Any] = Field(default_factory=dict)
     data: PartSpec
     test_data: PartSpec
-    network: PartSpec
+    network: PartSpec | None = None
+    init: PartSpec | None = None
+    dropout: float | None = Field(default=None, ge=0, lt=1)
     denoiser: str = "edm"
     denoiser_options: dict[str, Any] = Field(default_factory=dict)
     optimiser: OptimiserSpec
     seed: int = Field(default=0, ge=0, lt=2**32)
     checkpoint_updates: int = Field(default=500, gt=0)
     store: Literal["float32", "float16"] = "float32"
+
+    @model_validator(mode="after")
+    def _one_start(self) -> "TrainingSpec":
+        if (self.network is None) == (self.init is None):
+            raise ValueError("give either 'network' (random weights) or 'init' (weights to train on from)")
+        if self.init is not None and (self.denoiser != "edm" or self.denoiser_options):
+            raise ValueError("'denoiser' comes with 'init'; leave it out")
+        return self
