@@ -46,7 +46,8 @@ Amount = Annotated[str, BeforeValidator(str), AfterValidator(_readable_amount)]
 def amount(text: str) -> float:
     """Returns the value of an `Amount`; ValueError unless it is a non-negative number or fraction."""
     try:
-        value = float(Fraction(text.replace(" ", "")))
+        numerator, _, denominator = text.replace(" ", "").partition("/")
+        value = float(Fraction(numerator) / Fraction(denominator or "1"))
     except (ValueError, ZeroDivisionError, OverflowError) as error:
         raise ValueError(f"'{text}' is no number; write \"8/255\" or 0.5") from error
     if value < 0:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dbpkit.results.estimates import Z95, all_draws, majority, paired_difference, per_draw, wilson
+from dbpkit.results.estimates import Z95, all_draws, majority, mcnemar, paired_difference, per_draw, wilson
 from tests.oracles import uniform
 
 ROUND_OFF = 1e-12
@@ -201,3 +201,37 @@ def test_paired_difference_simulated_runs_cover_the_truth_as_announced() -> None
     intervals = [paired_difference(a[i], b[i], resamples=500) for i in range(runs)]
     covered = sum(e.low <= 0.2 <= e.high for e in intervals) / runs
     assert 0.885 <= covered <= 0.995
+
+
+def test_paired_difference_draws_with_the_same_noise_are_paired_by_their_means() -> None:
+    """The mean of the draws' differences is the difference of their means: nothing is left to exploit."""
+    a, b = (uniform(40, 5, seed=1) < 0.7).double(), (uniform(40, 5, seed=1) < 0.4).double()
+    by_draw = (a - b).mean(1).numpy()
+    found = paired_difference(a.mean(1).numpy(), b.mean(1).numpy())
+    expected = paired_difference(by_draw, 0 * by_draw)
+    assert found[1:4] == pytest.approx(expected[1:4], abs=ROUND_OFF)
+
+
+@pytest.mark.parametrize(
+    ("only_a", "only_b", "p"),
+    [(0, 0, 1.0), (1, 0, 1.0), (3, 0, 2 / 8), (0, 5, 2 / 32), (2, 2, 1.0), (4, 1, 12 / 32)],
+)
+def test_mcnemar_by_hand(only_a: int, only_b: int, p: float) -> None:
+    """Coins of the discordant pairs: 4 against 1 of 5 has probability 2 (1 + 5) / 32."""
+    a = [1] * only_a + [0] * only_b + [1, 1, 0]
+    b = [0] * only_a + [1] * only_b + [1, 1, 0]
+    assert mcnemar(a, b) == pytest.approx(p, abs=ROUND_OFF)
+
+
+@pytest.mark.parametrize(("only_a", "only_b"), [(7, 19), (60, 41), (0, 1100), (900, 1100)])
+def test_mcnemar_many_pairs_matches_scipys_binomial_test(only_a: int, only_b: int) -> None:
+    a, b = [1] * only_a + [0] * only_b, [0] * only_a + [1] * only_b
+    expected = stats.binomtest(only_a, only_a + only_b).pvalue
+    assert mcnemar(a, b) == mcnemar(b, a) == pytest.approx(expected, rel=1e-9)  # scipy sums floats
+
+
+def test_mcnemar_shares_of_draws_are_refused() -> None:
+    with pytest.raises(ValueError, match="0 or 1"):
+        mcnemar([0.5, 1.0], [0.0, 1.0])
+    with pytest.raises(ValueError, match="zip"):
+        mcnemar([1, 0], [1])

@@ -106,6 +106,7 @@ class EvaluationSpec(Strict):
         examples: which examples.
         draws: how many purifications per image.
         seed: decides every random number.
+        analyses: options by name of analysis, for ``dbpkit analyse``; no part of the evaluation or its hash.
     """
 
     name: str = "evaluation"
@@ -122,6 +123,7 @@ class EvaluationSpec(Strict):
     examples: ExamplesSpec = ExamplesSpec()
     draws: DrawsSpec = DrawsSpec()
     seed: int = Field(default=0, ge=0, lt=2**32)
+    analyses: dict[str, dict[str, Any]] = Field(default_factory=dict, exclude=True)
 
     @model_validator(mode="after")
     def _unique_names(self) -> "EvaluationSpec":

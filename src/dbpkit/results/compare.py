@@ -1,13 +1,54 @@
-"""Two runs over the same examples, compared pair by pair."""
+"""Two runs over the same examples, compared pair by pair, and what else differs between them.
+
+The thing people get wrong: a difference belongs to the models only if nothing but the models differs. With
+the same seed, draw r of an example has the same noise in both runs, so examples, tapes and draws are paired.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from dbpkit.errors import UserError
-from dbpkit.results.estimates import Estimate, paired_difference
+from dbpkit.results.estimates import Estimate, mcnemar, paired_difference
 from dbpkit.results.flags import example_scores
-from dbpkit.results.run_directory import RunDirectory
+from dbpkit.results.run_directory import Record, RunDirectory
+from dbpkit.spec import differences
+
+HARD_TO_READ = {
+    "threat": "The budgets differ ({}): the difference is not that of the models alone.",
+    "attacks": "The attacks differ ({}): a weaker attack looks like a stronger defence.",
+    "knowledge": "Attackers of the same name know different things ({}): their rows are not alike.",
+    "seed": "The seeds differ ({}): attacks and draws met other noise, so the pairs share only the example.",
+    "draws": "The draws differ ({}): both means are of single draws, but not every draw has its pair.",
+}
+"""Parts of a spec that are not the model, and what it means if they differ."""
+
+
+class RunComparison(NamedTuple):
+    """Run A against run B.
+
+    Attributes:
+        differences: row to the paired difference A - B of the accuracy per draw, in [-1, 1].
+        p_values: McNemar's exact p-value of the rows with one draw per example in both runs.
+        changed: leaves in which the specs or weights differ, ``"denoiser.name embedded -> my:model"``.
+        warnings: sentences about what makes the differences hard to read; empty if only the model differs.
+    """
+
+    differences: dict[str, Estimate]
+    p_values: dict[str, float]
+    changed: list[str]
+    warnings: list[str]
 
 
 def compare(run_a: RunDirectory, run_b: RunDirectory) -> dict[str, Estimate]:
     """Returns the paired difference A - B of the per-draw accuracy for every row both runs have.
+
+    Arguments and errors as `compare_runs`.
+    """
+    return compare_runs(run_a, run_b).differences
+
+
+def compare_runs(run_a: RunDirectory, run_b: RunDirectory) -> RunComparison:
+    """Compares two runs pair by pair and says what differs between them.
 
     Args:
         run_a: a run directory.
@@ -16,37 +57,105 @@ def compare(run_a: RunDirectory, run_b: RunDirectory) -> dict[str, Estimate]:
     Raises:
         UserError: if the runs are of other data or have no example and row in common.
     """
-    hashes = [(run.read_json("env.json") or [{}])[0].get("data_sha256") for run in (run_a, run_b)]
-    labels = []
-    for run in (run_a, run_b):
-        run.spec()
-        labels.append({r["example"]: r["label"] for r in run.records() if "error" not in r})
-    common = labels[0].keys() & labels[1].keys()
-    if hashes[0] != hashes[1] and any(labels[0][i] != labels[1][i] for i in common):
-        raise UserError(
-            f"'{run_a.path}' and '{run_b.path}' are runs on different data. Compare runs on the"
-            " same examples."
-        )
-    rows_a, rows_b = (_by_row(run) for run in (run_a, run_b))
-    differences = {}
-    for row in rows_a:
-        shared = sorted(rows_a[row].keys() & rows_b.get(row, {}).keys())
-        if shared:
-            differences[row] = paired_difference(
-                [rows_a[row][i] for i in shared], [rows_b[row][i] for i in shared]
-            )
-    if not differences:
+    changed, warnings = spec_changes(run_a, run_b), spec_warnings(run_a, run_b)
+    refuse_other_data(run_a, run_b)
+    rows_a, rows_b = by_row(run_a), by_row(run_b)
+    found, p_values, uneven = {}, {}, []
+    for row, records in rows_a.items():
+        a, b = example_scores(records), example_scores(rows_b.get(row, []))
+        shared = sorted(a.keys() & b.keys())
+        if not shared:
+            continue
+        uneven += [row] if a.keys() != b.keys() else []
+        pairs = [a[i] for i in shared], [b[i] for i in shared]
+        draws = min(_most_draws(records), _most_draws(rows_b[row]))
+        found[row] = paired_difference(*pairs, draws)
+        if _most_draws(records) == _most_draws(rows_b[row]) == 1:
+            p_values[row] = mcnemar(*pairs)
+    if not found:
         raise UserError(
             f"'{run_a.path}' and '{run_b.path}' have no example and row in common. Compare runs on"
             " the same examples."
         )
-    return differences
+    if uneven:
+        warnings.append(
+            f"Only examples that both runs have are compared; {len(uneven)} of {len(found)} rows have others."
+        )
+    return RunComparison(found, p_values, changed, warnings)
 
 
-def _by_row(run: RunDirectory) -> dict[str, dict[int, float]]:
-    """Scores of every example, by row."""
-    records = run.records()
-    return {
-        row: example_scores([r for r in records if r["row"] == row])
-        for row in dict.fromkeys(r["row"] for r in records)
-    }
+def spec_changes(run_a: RunDirectory, run_b: RunDirectory) -> list[str]:
+    """Returns the leaves in which two runs' specs or weights differ, the title left out.
+
+    Hashes of weights are compared where the specs name the same part, for a file may have been replaced.
+    """
+    a, b = _alike(run_a, run_b)
+    changed = differences(a, b)
+    for part in ("classifier", "denoiser"):
+        hashes = [_first_session(run).get(f"{part}_sha256") for run in (run_a, run_b)]
+        if a[part] == b[part] and None not in hashes:
+            changed += differences(str(hashes[0])[:12], str(hashes[1])[:12], f"{part}_sha256")
+    return changed
+
+
+def spec_warnings(run_a: RunDirectory, run_b: RunDirectory) -> list[str]:
+    """Returns a sentence for every part of the specs beside the model that differs; see `HARD_TO_READ`."""
+    a, b = _alike(run_a, run_b)
+    for spec in (a, b):
+        spec["knowledge"] = {name: k for name, k in spec["knowledge"].items() if isinstance(k, dict)}
+        if len(spec["attacks"]) == 1:
+            spec["draws"].pop("select", None)  # nothing was selected
+    leaves = {part: differences(a[part], b[part], part) for part in HARD_TO_READ}
+    warnings = [HARD_TO_READ[part].format(", ".join(found)) for part, found in leaves.items() if found]
+    hashes = [_first_session(run).get("data_sha256") for run in (run_a, run_b)]
+    if hashes[0] != hashes[1] and (a["data"] != b["data"] or a["examples"] == b["examples"]):
+        said = ", ".join(differences(a["data"], b["data"], "data")) or "data_sha256"
+        warnings.append(f"The data may differ ({said}): the labels agree, the pictures were not compared.")
+    return warnings
+
+
+def refuse_other_data(run_a: RunDirectory, run_b: RunDirectory) -> None:
+    """Raises UserError if an example of both runs has another label in each: it is another example."""
+    hashes = [_first_session(run).get("data_sha256") for run in (run_a, run_b)]
+    if hashes[0] == hashes[1] and hashes[0] is not None:
+        return
+    a, b = ({r["example"]: r["label"] for r in run.records() if "error" not in r} for run in (run_a, run_b))
+    if any(a[i] != b[i] for i in a.keys() & b.keys()):
+        raise UserError(
+            f"'{run_a.path}' and '{run_b.path}' are runs on different data. Compare runs on the"
+            " same examples."
+        )
+
+
+def by_row(run: RunDirectory) -> dict[str, list[Record]]:
+    """Returns the records without error by row, in the order of their first appearance."""
+    rows: dict[str, list[Record]] = {}
+    for record in run.records():
+        if "error" not in record:
+            rows.setdefault(record["row"], []).append(record)
+    return rows
+
+
+def _alike(run_a: RunDirectory, run_b: RunDirectory) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Both specs without titles, and with their attackers by name, so that equal ones are compared."""
+    specs = [dict(run.spec()["spec"]) for run in (run_a, run_b)]
+    attackers = [{k["name"]: k for k in spec["knowledge"]} for spec in specs]
+    for spec, own, other in zip(specs, attackers, reversed(attackers), strict=True):
+        spec.pop("name")
+        spec["draws"] = dict(spec["draws"])
+        missing = dict.fromkeys(other.keys() - own.keys(), "not evaluated")
+        spec["knowledge"] = {name: k if name in other else "evaluated" for name, k in own.items()} | missing
+    return specs[0], specs[1]
+
+
+def _first_session(run: RunDirectory) -> Mapping[str, Any]:
+    """What the run's first session noted: hashes of data and weights."""
+    return (run.read_json("env.json") or [{}])[0]
+
+
+def _most_draws(records: list[Record]) -> int:
+    """Predictions of the example that has most, all its tapes together."""
+    draws: dict[int, int] = {}
+    for r in records:
+        draws[r["example"]] = draws.get(r["example"], 0) + len(r["predicted"])
+    return max(draws.values())

@@ -84,6 +84,9 @@ def paired_difference(
 ) -> Estimate:
     """Mean of a - b over the same examples, with a paired bootstrap over examples.
 
+    A value may be a mean over draws. If draw r of both has the same noise, as with equal seeds, the draws
+    are then paired as well: the difference of two means over draws is the mean of the draws' differences.
+
     Args:
         a: per-example values of one row or run.
         b: those of the other, in the same order.
@@ -128,6 +131,35 @@ def paired_difference(
         draws,
         "paired bootstrap",
     )
+
+
+def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
+    """Exact two-sided p-value of McNemar's test that a and b are right equally often.
+
+    Only pairs in which one is right and the other wrong count; without a difference each is a fair coin.
+
+    Args:
+        a: 1 where one run was right, else 0; one draw per example.
+        b: those of the other, in the same order.
+
+    Returns:
+        The p-value in (0, 1]; 1 if no pair is discordant.
+
+    Raises:
+        ValueError: if the lengths differ or a value is neither 0 nor 1.
+
+    Source:
+        McNemar 1947, Psychometrika 12:153; exact binomial form.
+    """
+    if {*a, *b} - {0, 1}:
+        raise ValueError("McNemar's test is for single draws: every value must be 0 or 1.")
+    pairs = list(zip(a, b, strict=True))
+    only_a, only_b = (sum(pair == one for pair in pairs) for one in ((1, 0), (0, 1)))
+    n, ways, tail = only_a + only_b, 1, 0
+    for k in range(min(only_a, only_b) + 1):
+        tail += ways  # ways = binomial coefficient (n, k), in whole numbers
+        ways = ways * (n - k) // (k + 1)
+    return min(1.0, 2 * tail / 2**n)
 
 
 def _resampled_means(difference: np.ndarray, samples: range) -> np.ndarray:

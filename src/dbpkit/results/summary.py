@@ -108,11 +108,21 @@ def summarise(run: RunDirectory) -> Summary:
     )
 
 
+def by_example(records: Sequence[Record]) -> tuple[list[int], list[list[int]]]:
+    """Returns labels and predictions of every example of one row, the tapes' draws side by side."""
+    labels: dict[int, int] = {}
+    predicted: dict[int, list[int]] = {}
+    for r in sorted(records, key=lambda r: (r["example"], r["tape"])):
+        labels[r["example"]] = r["label"]
+        predicted.setdefault(r["example"], []).extend(r["predicted"])
+    return list(labels.values()), list(predicted.values())
+
+
 def _row(name: str, records: Sequence[Record]) -> Row:
     """The estimates of one row."""
     good = [r for r in records if "error" not in r]
     tapes = 1 + max(r["tape"] for r in good)
-    labels, predicted = _by_example(good)
+    labels, predicted = by_example(good)
     estimates = [per_draw(predicted, labels)]
     if tapes == 1 and estimates[0].draws > 1:
         estimates += [majority(predicted, labels), all_draws(predicted, labels)]
@@ -130,16 +140,6 @@ def _row(name: str, records: Sequence[Record]) -> Row:
         gradient,
         len(records) - len(good),
     )
-
-
-def _by_example(records: Sequence[Record]) -> tuple[list[int], list[list[int]]]:
-    """Labels and predictions of every example, the tapes' draws side by side."""
-    labels: dict[int, int] = {}
-    predicted: dict[int, list[int]] = {}
-    for r in sorted(records, key=lambda r: (r["example"], r["tape"])):
-        labels[r["example"]] = r["label"]
-        predicted.setdefault(r["example"], []).extend(r["predicted"])
-    return list(labels.values()), list(predicted.values())
 
 
 def _sentence(scores: Mapping[str, Mapping[int, float]], gap: Estimate | None) -> str:

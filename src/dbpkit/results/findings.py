@@ -1,0 +1,130 @@
+"""What papers claim and whether it holds in a run: every number with a claim, and what the evaluation tells.
+
+The thing people get wrong: a claim that the interval leaves open is neither confirmed nor refuted.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+from dbpkit.results.analysis import AnalysisResult, Number, analysis_results
+from dbpkit.results.estimates import Estimate, paired_difference
+from dbpkit.results.flags import example_scores
+from dbpkit.results.run_directory import RunDirectory
+from dbpkit.results.summary import Summary, summarise
+
+Verdict = Literal["holds", "does not hold", "undecided"]
+
+EVALUATION = "evaluation"
+"""Stands in place of the analysis for what follows from the evaluation's records."""
+
+
+class Finding(NamedTuple):
+    """A claim and what was measured.
+
+    Attributes:
+        analysis: name of the analysis, or ``evaluation``.
+        number: what was measured, with its claim.
+        verdict: whether the claim holds; undecided if the interval contains the boundary.
+    """
+
+    analysis: str
+    number: Number
+    verdict: Verdict
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns a plain dictionary; what is no finite number is None."""
+        number = {k: None if _is_no_number(v) else v for k, v in self.number._asdict().items()}
+        return {"analysis": self.analysis, **number, "verdict": self.verdict}
+
+
+def findings(run: RunDirectory) -> list[Finding]:
+    """Returns the findings of a run directory: those of its evaluation first, then by analysis.
+
+    Raises:
+        UserError: if it is no run directory or a file in it is damaged.
+    """
+    return gather(evaluation_numbers(run, summarise(run)), list(analysis_results(run)))
+
+
+def gather(evaluated: Sequence[Number], results: Sequence[AnalysisResult]) -> list[Finding]:
+    """Returns every number that has a claim, with its verdict."""
+    named = [(EVALUATION, evaluated), *((result.name, result.numbers) for result in results)]
+    return [
+        Finding(name, number, said)
+        for name, numbers in named
+        for number in numbers
+        if (said := verdict(number)) is not None
+    ]
+
+
+def verdict(number: Number) -> Verdict | None:
+    """Whether a number's claim holds; None without a claim.
+
+    It is undecided where the analysis left ``holds`` open, because the interval contains the boundary, and
+    where nothing was measured.
+    """
+    if not number.claim:
+        return None
+    if number.holds is None or math.isnan(number.value):
+        return "undecided"
+    return "holds" if number.holds else "does not hold"
+
+
+def evaluation_numbers(run: RunDirectory, summary: Summary) -> list[Number]:
+    """What the evaluation's records say of the papers' two claims about noise that the attacker knows."""
+    numbers = []
+    if fixed := summary.differences.get("white_box - fixed"):
+        numbers.append(
+            _number(
+                "accuracy, white box minus fixed randomness",
+                fixed,
+                0.46,
+                "arXiv:2505.22839: about 70 % with randomness, 24 % with it fixed",
+                "above 0: far less robustness is left when the randomness is fixed",
+            )
+        )
+    if lowest := _least_gap(run, summary):
+        row, gap = lowest
+        numbers.append(
+            _number(
+                f"accuracy, lowest other attacker ({row}) minus DW_Both",
+                gap,
+                0.3525 - 0.1680,
+                "arXiv:2404.14309, DDPM: DW_Rev 35.25 %, DW_Both 16.80 %",
+                "above 0: the attacker who knows all noise leaves least",
+            )
+        )
+    return numbers
+
+
+def _number(name: str, gap: Estimate, published: float, source: str, claim: str) -> Number:
+    """A paired difference with a claim that it is above 0."""
+    holds = True if gap.low > 0 else False if gap.high < 0 else None
+    ends = gap.value, gap.low, gap.high, gap.examples
+    return Number(name, *ends, gap.method, round(published, 4), source, claim, holds)
+
+
+def _least_gap(run: RunDirectory, summary: Summary) -> tuple[str, Estimate] | None:
+    """The attacker who comes nearest to DW_Both of those who know less, with the paired difference to it."""
+    known = {k["name"]: k for k in summary.spec["knowledge"]}
+    if "dw_both" not in known:
+        return None
+    rivals = [
+        name
+        for name, k in known.items()
+        if k["gradient"] == "exact" and set(k["shared_sites"]) < set(known["dw_both"]["shared_sites"])
+    ]
+    records = run.records()
+    scores = {name: example_scores([r for r in records if r["row"] == name]) for name in (*rivals, "dw_both")}
+    gaps = []
+    for name in rivals:
+        shared = sorted(scores[name].keys() & scores["dw_both"].keys())
+        if shared:
+            other, both = ([scores[row][i] for i in shared] for row in (name, "dw_both"))
+            gaps.append((name, paired_difference(other, both)))
+    return min(gaps, key=lambda gap: gap[1].value, default=None)
+
+
+def _is_no_number(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)

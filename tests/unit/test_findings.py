@@ -1,0 +1,223 @@
+"""Findings: claims with a verdict, of analyses and of the evaluation, as text and as JSON."""
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dbpkit import cli
+from dbpkit.results.analysis import AnalysisRecords, AnalysisResult, Number, above, below, within
+from dbpkit.results.findings import findings, verdict
+from dbpkit.results.run_directory import RunDirectory
+
+Command = Callable[..., tuple[int, str, str]]
+SITES = {
+    "white_box": [],
+    "dw_rev": ["reverse"],
+    "dw_both": ["forward", "reverse"],
+    "fixed": ["forward", "reverse"],
+}
+HOLDS = Number("rate", 0.28, 0.26, 0.3, 8, "bootstrap", 0.24, "a paper", "below 1: drawn together", True)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs the command line; returns exit code, standard output and standard error."""
+
+    def command(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dbpkit", *map(str, words)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return command
+
+
+def evaluated(path: Path, right: dict[str, list[int]]) -> RunDirectory:
+    """A run whose rows are right (1) or wrong (0) on one draw of every example."""
+    run = RunDirectory(path)
+    knowledge = [
+        {"name": name, "gradient": "exact", "gradient_options": {}, "shared_sites": SITES[name], "tapes": 1}
+        for name in right
+    ]
+    spec = {"name": "a run", "knowledge": knowledge}
+    run.claim(spec, "0" * 64, lambda _old, _new: [])
+    run.append(
+        {"row": row, "tape": 0, "example": i, "label": 0, "predicted": [1 - r]}
+        for row, rights in right.items()
+        for i, r in enumerate(rights)
+    )
+    return run
+
+
+def analysed(run: RunDirectory, *numbers: Number, name: str = "compression") -> RunDirectory:
+    AnalysisRecords(run, name).write_result(AnalysisResult(name, "Title", ["It is so."], list(numbers), []))
+    return run
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (Number("x", 1.0), None),
+        (Number("x", 1.0, claim="so it is", holds=True), "holds"),
+        (Number("x", 1.0, claim="so it is", holds=False), "does not hold"),
+        (Number("x", 1.0, claim="so it is"), "undecided"),
+        (Number("x", math.nan, claim="so it is", holds=True), "undecided"),
+    ],
+)
+def test_verdict_is_undecided_where_the_analysis_left_it_open(number: Number, said: str | None) -> None:
+    assert verdict(number) == said
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "above_it", "below_it", "between"),
+    [
+        (0.2, 0.3, True, False, True),
+        (0.0, 0.3, None, None, None),
+        (-0.2, -0.1, False, True, False),
+        (0.1, 0.1, None, None, True),
+        (0.5, 0.6, True, False, False),
+    ],
+)
+def test_a_boundary_inside_the_interval_leaves_a_claim_open(
+    low: float, high: float, above_it: bool | None, below_it: bool | None, between: bool | None
+) -> None:
+    assert above(low, high, 0.1) is above_it
+    assert below(low, high, 0.1) is below_it
+    assert within(low, high, 0.1, 0.4) is between
+
+
+def test_findings_of_evaluation_compare_pairs(tmp_path: Path) -> None:
+    right = {
+        "white_box": [1] * 18 + [0] * 2,
+        "dw_rev": [1] * 12 + [0] * 8,
+        "dw_both": [0] * 20,
+        "fixed": [0] * 20,
+    }
+    fixed, lowest = (f for f in findings(evaluated(tmp_path / "a", right)))
+    assert (fixed.analysis, fixed.verdict) == ("evaluation", "holds")
+    assert fixed.number.value == pytest.approx(0.9)
+    assert "dw_rev" in lowest.number.name  # fixed randomness knows as much as DW_Both: it is no rival
+    assert lowest.number.value == pytest.approx(0.6)
+    assert (lowest.verdict, lowest.number.examples) == ("holds", 20)
+
+
+def test_findings_of_evaluation_where_dw_both_is_not_lowest(tmp_path: Path) -> None:
+    right = {"white_box": [1] * 20, "dw_rev": [0] * 20, "dw_both": [1] * 20}
+    [lowest] = findings(evaluated(tmp_path / "a", right))
+    assert (lowest.number.value, lowest.verdict) == (-1.0, "does not hold")
+
+
+def test_findings_of_evaluation_without_a_difference_are_undecided(tmp_path: Path) -> None:
+    [lowest] = findings(evaluated(tmp_path / "a", {"white_box": [0] * 20, "dw_both": [0] * 20}))
+    assert lowest.verdict == "undecided"
+
+
+def test_findings_need_rows_to_compare(tmp_path: Path) -> None:
+    assert findings(evaluated(tmp_path / "a", {"white_box": [1]})) == []
+    assert findings(evaluated(tmp_path / "b", {"dw_both": [1], "fixed": [1]})) == []
+
+
+def test_findings_command_prints_every_claim_with_value_interval_and_verdict(
+    run: Command, tmp_path: Path
+) -> None:
+    directory = analysed(
+        evaluated(tmp_path / "a", {"white_box": [1] * 20, "dw_both": [0] * 20}),
+        HOLDS,
+        Number("without claim", 1.0),
+        Number("a gap", 0.1, -0.1, 0.3, 8, claim="above 0: more", holds=False),
+        Number("slope", -1.0, claim="rises", holds=False),
+    )
+    code, out, err = run("findings", directory.path)
+    assert (code, err) == (0, "")
+    assert "✓ holds         rate: 0.280 (95 % interval 0.260 to 0.300, n = 8)" in out
+    assert "claim: below 1: drawn together" in out
+    assert "published: 0.24 (a paper)" in out
+    assert "? undecided     a gap: 0.10" in out
+    assert "✗ does not hold slope: −1" in out
+    assert "without claim" not in out
+    assert "2 of 4 tested claims hold here: 1 does not, 1 is undecided." in out
+
+
+def test_findings_command_json_is_all_of_it(run: Command, tmp_path: Path) -> None:
+    directory = analysed(evaluated(tmp_path / "a", {}), HOLDS, Number("x", math.nan, claim="c", holds=True))
+    code, out, _ = run("findings", directory.path, "--json")
+    assert code == 0
+    first, second = json.loads(out)[str(directory.path)]
+    assert first == {"analysis": "compression", **HOLDS._asdict(), "verdict": "holds"}
+    assert (second["value"], second["verdict"]) == (None, "undecided")
+
+
+def test_findings_command_of_several_runs_names_them(run: Command, tmp_path: Path) -> None:
+    runs = [analysed(evaluated(tmp_path / name, {}), HOLDS).path for name in ("a", "b")]
+    _, out, _ = run("findings", *runs)
+    assert out.index(str(runs[0])) < out.index("rate") < out.index(str(runs[1]))
+    _, out, _ = run("findings", *runs, "--json")
+    assert list(json.loads(out)) == [str(path) for path in runs]
+
+
+def test_findings_command_without_claims_says_how_to_get_them(run: Command, tmp_path: Path) -> None:
+    code, out, _ = run("findings", evaluated(tmp_path / "a", {}).path)
+    assert code == 0
+    assert "dbpkit analyse SPEC --out DIR" in out
+
+
+def test_findings_command_of_no_run_directory_is_named(run: Command, tmp_path: Path) -> None:
+    code, out, err = run("findings", tmp_path)
+    assert (code, out) == (2, "")
+    assert "is no run directory" in err
+
+
+SMALL = """
+data = "tests.parts:data"
+classifier = "tests.parts:ChannelMean"
+denoiser = "tests.parts:gaussian_denoiser"
+knowledge = ["white_box", "dw_both"]
+[purifier]
+steps = 100
+[draws]
+report = 2
+[[attacks]]
+name = "pgd"
+options = { iterations = 1, eot = 1 }
+[analyses.compression]
+images = 4
+tapes = 1
+directions = 1
+attack_iterations = 1
+"""
+
+
+def test_demo_full_evaluates_analyses_and_continues(
+    run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "demo.toml").write_text(SMALL)
+    monkeypatch.setattr(cli, "asset", lambda _name: tmp_path / "demo.toml")  # the real one takes minutes
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+    code, out, _ = run("demo", "--full", "--out", tmp_path / "run")
+    assert code == 0
+    for words in ("DW_Both", "compression", "tested claim", "report.html"):
+        assert words in out
+    assert "Why: the analyses" in (tmp_path / "run" / "report.html").read_text()
+    lines = (tmp_path / "run" / "analyses" / "compression" / "records.jsonl").read_text()
+    code, out, _ = run("demo", "--full", "--out", tmp_path / "run", "--json")
+    assert {*json.loads(out)} == {"summary", "analyses"}
+    assert (tmp_path / "run" / "analyses" / "compression" / "records.jsonl").read_text() == lines
+
+
+def test_demo_without_full_runs_no_analysis(
+    run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "demo.toml").write_text(SMALL)
+    monkeypatch.setattr(cli, "asset", lambda _name: tmp_path / "demo.toml")
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+    code, _, _ = run("demo", "--out", tmp_path / "run")
+    assert code == 0
+    assert not (tmp_path / "run" / "analyses").exists()
