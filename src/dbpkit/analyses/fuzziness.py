@@ -1,0 +1,138 @@
+"""Fuzziness: how often fresh randomness lets an attacked image through, and the curve of it over images.
+
+phi = Pr(misclassified) of one attacked image over fresh draws; CFR(p) = share of images with phi <= p. The
+thing people get wrong: CFR(0) and the share of fuzzy images depend on how many draws were looked at. More
+draws find more images that are fooled at least once.
+
+Source:
+    Liu & Wei 2025, fuzzy adversarial robustness; Wang et al., NeurIPS 2024 (DiffHammer), N-evaluation.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import comb
+from typing import Any
+
+import numpy as np
+
+from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, positions, rows
+from dbpkit.analyses.targets import misclassified
+from dbpkit.evaluation.knowledge import known
+from dbpkit.results.analysis import AnalysisResult, Chart, Number, Series, above
+from dbpkit.results.estimates import wilson
+from dbpkit.results.intervals import bootstrap
+
+DIFFHAMMER_DRAWS = 10
+"""N of DiffHammer's N-evaluation."""
+
+
+@analyses.register("fuzziness")
+@dataclass(frozen=True)
+class Fuzziness:
+    """How often each attacked image fools the defence over fresh draws, and the CFR curve.
+
+    Attributes:
+        images: examples.
+        draws: fresh report draws per attacked image.
+        iterations: steps of the white-box PGD.
+        eot: draws averaged in each of its gradients.
+    """
+
+    images: int = 16
+    draws: int = 100
+    iterations: int = 10
+    eot: int = 5
+    title = "Fuzzy robustness: how often an attack succeeds"
+
+    def __post_init__(self) -> None:
+        check_options(self, images=1, draws=2, iterations=1, eot=1)
+
+    def units(self, subject: Subject) -> list[str]:
+        """Batches of examples."""
+        return batches(subject, self.images)
+
+    def measure(self, subject: Subject, unit: str) -> list[dict[str, Any]]:
+        """For every example of the unit, on how many report draws its attacked image is misclassified."""
+        x, y, noise = subject.examples(positions(unit))
+        outcome = subject.attack(x, y, noise, known["white_box"], iterations=self.iterations, eot=self.eot)
+        wrong = misclassified(subject, outcome.x_adv, y, noise, range(self.draws)).sum(dim=1)
+        ids = noise.example_ids.tolist()
+        return [{"id": i, "wrong": k, "draws": self.draws} for i, k in zip(ids, wrong.tolist(), strict=True)]
+
+    def conclude(self, measured: Mapping[str, Any]) -> AnalysisResult:
+        """The curve, its values at 0 and one half, its area, and the share of images strictly between."""
+        records = list(rows(measured))
+        wrong, draws, n = np.array([r["wrong"] for r in records]), records[0]["draws"], len(records)
+        phi = wrong / draws
+        never, half = _share(phi == 0), _share(phi <= 0.5)
+        average, fuzzy = bootstrap(1 - phi), _share((phi > 0) & (phi < 1))
+        wilsons = "Wilson over images"
+        numbers = [
+            Number("never fooled, CFR(0)", *never, n, f"{wilsons}; {draws} draws"),
+            Number("right in at least half of the draws, CFR(1/2)", *half, n, wilsons),
+            Number("right in a single draw, 1 - mean phi", *average, n, "bootstrap over images"),
+            Number(
+                f"fooled by some of {draws} draws and not by others",
+                *fuzzy,
+                n,
+                wilsons,
+                claim="a substantial share (above 10 %) of attacked images is fuzzy",
+                holds=above(*fuzzy[1:], 0.1),
+            ),
+        ]
+        if draws >= DIFFHAMMER_DRAWS:
+            mixed = [_mixed(int(k), draws, DIFFHAMMER_DRAWS) for k in wrong]
+            numbers.append(
+                Number(
+                    f"the same, expected in {DIFFHAMMER_DRAWS} draws",
+                    *bootstrap(mixed),
+                    n,
+                    "bootstrap over images",
+                    published=0.463,
+                    source="DiffHammer, DiffPure, N = 10; 32.6 to 46.3 % over its defences",
+                )
+            )
+        return AnalysisResult(
+            "", "", _sentences(draws, never, half, average, fuzzy), numbers, [_curve(wrong, draws)]
+        )
+
+
+def _sentences(
+    draws: int,
+    never: tuple[float, float, float],
+    half: tuple[float, float, float],
+    average: tuple[float, float, float],
+    fuzzy: tuple[float, float, float],
+) -> list[str]:
+    return [
+        f"{fuzzy[0]:.0%} of the attacked images are fooled by some of {draws} draws and not by others"
+        f" ({fuzzy[1]:.0%} to {fuzzy[2]:.0%}), so one draw cannot tell whether such an image is safe.",
+        f"{never[0]:.0%} are never fooled: what is left if the attacker may try again and again (the curve"
+        f" at 0). {half[0]:.0%} are right in at least half of the draws: what a majority vote would get (the"
+        f" curve at one half). One query is right in {average[0]:.0%} (the area under the curve).",
+    ]
+
+
+def _curve(wrong: np.ndarray, draws: int) -> Chart:
+    """CFR at every probability that this many draws can tell apart."""
+    found = [_share(wrong <= k) for k in range(draws + 1)]
+    at = [k / draws for k in range(draws + 1)]
+    return Chart(
+        "line",
+        "Share of attacked images that are fooled at most so often",
+        "p: share of draws in which an image is misclassified",
+        "CFR(p): share of images",
+        [Series("white box", at, *[list(c) for c in zip(*found, strict=True)])],
+        "Cumulative share of images over how often they are fooled: at 0 those never fooled, at one half"
+        " those a majority vote gets right; the higher the curve, the more robust.",
+    )
+
+
+def _share(these: np.ndarray) -> tuple[float, float, float]:
+    """Share of images with Wilson's interval."""
+    return float(these.mean()), *wilson(float(these.mean()), len(these))
+
+
+def _mixed(wrong: int, draws: int, few: int) -> float:
+    """Probability that ``few`` of the draws, picked at random, hold both outcomes (hypergeometric)."""
+    return 1 - (comb(wrong, few) + comb(draws - wrong, few)) / comb(draws, few)

@@ -1,0 +1,296 @@
+"""Which purifier setting to use: ranked without attacking any, then checked on a few by the exact attack.
+
+Every setting is screened by forward passes of the purifier: accuracy at the anchors and compression rate. The
+margin of the classifier alone uses the classifier's gradient, which is cheap; no gradient goes through a
+purifier. The thing people get wrong: a setting that is picked as the best of many on the same few images
+looks better than it is. Evaluate it afresh, on other images, before its numbers are published.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, positions
+from dbpkit.analyses.compression import budget_length
+from dbpkit.analyses.configurations import (
+    CONFIGURATIONS,
+    budgets,
+    pixels,
+    predicted,
+    screen,
+    settings,
+    survival,
+    with_eps,
+    with_purifier,
+)
+from dbpkit.errors import UserError
+from dbpkit.evaluation.spec import PurifierSpec
+from dbpkit.noise import NoisePlan
+from dbpkit.results.analysis import AnalysisResult, Chart, Number, Series, above
+from dbpkit.results.intervals import bootstrap
+
+CONFIRM = "confirm"
+"""Units that attack: ``confirm K 0-7`` is the setting in place K of those that are checked."""
+
+
+@analyses.register("recommend")
+@dataclass(frozen=True)
+class Recommend:
+    """Ranks purifier settings without a gradient attack on any, and confirms the best with the exact one.
+
+    Attributes:
+        configurations: settings, each a table with ``sampler``, ``t_star``, ``steps``, ``options``.
+        eps: budgets in pixel units as text; accuracy is averaged over them. None takes 1/16, 1/8, 1/4, 1/2
+            and all of the spec's.
+        images: examples.
+        directions: random directions per example.
+        confirm: how many of the best settings are attacked; 0 attacks none.
+        others: how many further settings, drawn at random, are attacked too, to judge the ranking.
+        iterations: steps of the attack at each budget.
+    """
+
+    configurations: Sequence[Mapping[str, Any]] = CONFIGURATIONS
+    eps: Sequence[str] = ()
+    images: int = 16
+    directions: int = 2
+    confirm: int = 3
+    others: int = 2
+    iterations: int = 5
+    title = "Recommended purifier setting"
+
+    def __post_init__(self) -> None:
+        check_options(self, images=1, directions=1, confirm=0, others=0, iterations=1)
+        _ = [pixels(eps) for eps in self.eps]
+        if not settings(self.configurations):
+            raise UserError("recommend needs at least one table in 'configurations'.")
+
+    def units(self, subject: Subject) -> list[str]:
+        """All settings by batches of examples, then those to be confirmed, whichever they turn out to be."""
+        chosen = settings(self.configurations)
+        for setting in chosen.values():
+            with_purifier(subject, setting)  # a wrong name is found now, not after an hour
+        cut = batches(subject, self.images)
+        checked = min(self.confirm + self.others, len(chosen)) if self.confirm else 0
+        return [
+            *(f"{label} {batch}" for batch in cut for label in chosen),
+            *(f"{CONFIRM} {place} {batch}" for place in range(checked) for batch in cut),
+        ]
+
+    def measure(self, subject: Subject, unit: str) -> dict[str, Any]:
+        """Screens one setting on a batch, or attacks one that is to be confirmed."""
+        label, _, batch = unit.rpartition(" ")
+        x, y, noise = subject.examples(positions(batch))
+        chosen, eps = settings(self.configurations), budgets(subject, self.eps)
+        if label.startswith(f"{CONFIRM} "):
+            label = self._checked(subject)[int(label.split()[1])]
+            purified = with_purifier(subject, chosen[label])
+            anchor = purified.purify(x, noise)
+            found = survival(purified, x, y, anchor, noise, 0, eps, self.iterations)
+            return {"setting": label, "survived": found["survived"]}
+        purified = with_purifier(subject, chosen[label])
+        lengths = [budget_length(with_eps(subject, e), x) for e in eps]
+        anchor = purified.purify(x, noise)
+        return {"lengths": lengths, **screen(purified, x, y, anchor, noise, self.directions)}
+
+    def _checked(self, subject: Subject) -> list[str]:
+        """The best settings by what earlier units measured, and random others; order decides the place."""
+        order = _ranking(subject.done)
+        rest = order[self.confirm :]
+        draw = NoisePlan.of(subject.spec.seed, range(len(rest)), "control").uniform(
+            "order", 0, torch.zeros(len(rest), 1)
+        )
+        picked = draw.flatten().argsort(stable=True)[: self.others]
+        return [*order[: self.confirm], *(rest[int(i)] for i in picked)]
+
+    def conclude(self, measured: Mapping[str, Any]) -> AnalysisResult:
+        """The ranking, the trade-off, and how far the exact attack agrees."""
+        order, screened = _ranking(measured), _screened(measured)
+        best = order[0]
+        clean, guess = (screened[best][key] for key in ("right", "predicted"))
+        attacked = _attacked(measured)
+        numbers = [
+            _over_images(f"clean accuracy, {best}", clean),
+            _over_images(f"predicted accuracy at fixed randomness, {best}", guess.mean(axis=1)),
+        ]
+        for label, survived in attacked.items():
+            numbers.append(_over_images(f"accuracy under exact attack, {label}", survived.mean(axis=1)))
+        agreement = _agreement(screened, attacked)
+        numbers += [agreement] if agreement else []
+        front = _front({k: (v["right"].mean(), v["predicted"].mean()) for k, v in screened.items()})
+        sentences = [
+            f"Use {best}: {clean.mean():.0%} of {len(clean)} clean images stay right, and with its"
+            f" randomness known {guess.mean():.0%} are predicted to withstand an attack, averaged over the"
+            " budgets.",
+            _check_sentence(best, attacked, agreement),
+            "Lines for the spec:\n" + _toml(settings(self.configurations)[best]),
+        ]
+        charts = [_plane(screened, front), *_check_chart(screened, attacked)]
+        return AnalysisResult("", "", sentences, numbers, charts)
+
+
+def _screened(measured: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
+    """By setting: ``right`` (n,), ``rate`` (n,), and ``predicted`` (n, E) by the setting's mean rate."""
+    found: dict[str, list[Any]] = {}
+    for unit, record in measured.items():
+        label = unit.rpartition(" ")[0]
+        if not label.startswith(f"{CONFIRM} "):
+            found.setdefault(label, []).append(record)
+    tables = {}
+    for label, batch in found.items():
+        right, margin, rate = ([v for r in batch for v in r[key]] for key in ("right", "margin", "rate"))
+        guesses = [predicted(right, margin, float(np.mean(rate)), reach) for reach in batch[0]["lengths"]]
+        tables[label] = {
+            "right": np.array(right, dtype=float),
+            "rate": np.array(rate),
+            "predicted": np.array(guesses, dtype=float).T,
+        }
+    return tables
+
+
+def _ranking(measured: Mapping[str, Any]) -> list[str]:
+    """Settings from best to worst: predicted accuracy over the budgets, then clean accuracy, then rate."""
+    tables = _screened(measured)
+    return sorted(
+        tables,
+        key=lambda k: (
+            -tables[k]["predicted"].mean(),
+            -tables[k]["right"].mean(),
+            tables[k]["rate"].mean(),
+            k,
+        ),
+    )
+
+
+def _attacked(measured: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """By confirmed setting: survived (n, E)."""
+    found: dict[str, list[Any]] = {}
+    for unit, record in measured.items():
+        if unit.startswith(f"{CONFIRM} "):
+            found.setdefault(record["setting"], []).extend(record["survived"])
+    return {label: np.array(survived, dtype=float) for label, survived in found.items()}
+
+
+def _agreement(
+    screened: Mapping[str, Mapping[str, np.ndarray]], attacked: Mapping[str, np.ndarray]
+) -> Number | None:
+    """Share of pairs of attacked settings that the ranking put in the measured order; a tie counts half."""
+    if len(attacked) < 2:
+        return None
+    guess = np.stack([screened[label]["predicted"].mean(axis=1) for label in attacked], axis=1)
+    truth = np.stack([survived.mean(axis=1) for survived in attacked.values()], axis=1)
+    value, low, high = bootstrap(np.stack([guess, truth], axis=2), concordant_share)
+    return Number(
+        "pairs of settings that the prediction ordered as the attack does",
+        value,
+        low,
+        high,
+        len(guess),
+        f"{len(attacked)} settings, ties count half, bootstrap over images",
+        claim="above 0.5: better than chance",
+        holds=above(low, high, 0.5),
+    )
+
+
+def concordant_share(values: np.ndarray) -> float:
+    """Share of concordant pairs of columns of (n, S, 2) after averaging over n; a tie counts half.
+
+    It is (1 + Kendall's tau-a) / 2.
+
+    Args:
+        values: per image and setting, the predicted and the measured value.
+    """
+    guess, truth = values.mean(axis=0).T
+    first, second = np.triu_indices(len(guess), 1)
+    signs = np.sign(np.round(guess[first] - guess[second], 12) * np.round(truth[first] - truth[second], 12))
+    return float((1 + signs).mean() / 2)
+
+
+def _front(points: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Settings that no other beats in one number without losing in the other, by the first number."""
+    beaten = {
+        k for k, a in points.items() for b in points.values() if b != a and b[0] >= a[0] and b[1] >= a[1]
+    }
+    return sorted((k for k in points if k not in beaten), key=lambda k: points[k])
+
+
+def _toml(setting: PurifierSpec) -> str:
+    """The setting as the ``[purifier]`` table of a spec."""
+    shown = {"sampler", "t_star", "steps"} | setting.model_fields_set
+    chosen = {k: v for k, v in setting.model_dump().items() if k in shown and v not in ({}, None)}
+    return "[purifier]\n" + "\n".join(f"{k} = {_inline(v)}" for k, v in chosen.items())
+
+
+def _inline(value: Any) -> str:
+    """A value of TOML on one line."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{k} = {_inline(v)}" for k, v in value.items()) + " }"
+    return json.dumps(value)
+
+
+def _over_images(name: str, values: np.ndarray) -> Number:
+    """A mean over images."""
+    return Number(name, *bootstrap(values), len(values), "bootstrap over images")
+
+
+def _check_sentence(best: str, attacked: Mapping[str, np.ndarray], agreement: Number | None) -> str:
+    """What the exact attack said."""
+    if best not in attacked:
+        return "No setting was attacked (confirm = 0): this is a prediction and must be confirmed."
+    text = f"The exact attack leaves it {attacked[best].mean():.0%}"
+    top = max(attacked, key=lambda k: attacked[k].mean())
+    text += ", the most" if attacked[top].mean() <= attacked[best].mean() else f"; {top} keeps the most"
+    text += f" of the {len(attacked)} settings that were attacked"
+    if top != best and attacked[top].mean() > attacked[best].mean():
+        text += f" ({attacked[top].mean():.0%})"
+    if agreement is None or agreement.low is None or agreement.high is None:
+        return f"{text}."
+    pairs = f"{agreement.value:.0%} of their pairs ({agreement.low:.0%} to {agreement.high:.0%})"
+    return f"{text}, and the prediction had the order of {pairs} right."
+
+
+def _plane(screened: Mapping[str, Mapping[str, np.ndarray]], front: Sequence[str]) -> Chart:
+    """The trade-off curve."""
+
+    def series(name: str, labels: Sequence[str]) -> Series:
+        means = [(screened[k]["right"].mean(), screened[k]["predicted"].mean()) for k in labels]
+        return Series(name, [float(a) for a, _ in means], [float(b) for _, b in means])
+
+    samplers = sorted({label.split(" t*=")[0] for label in screened})
+    return Chart(
+        "scatter",
+        "Trade-off of purifier settings",
+        "clean accuracy (at the anchors)",
+        "predicted accuracy at fixed randomness, mean over budgets",
+        [
+            *(series(name, [k for k in screened if k.split(" t*=")[0] == name]) for name in samplers),
+            series("best trade-offs", front),
+        ],
+        f"Predicted robustness against clean accuracy. No setting beats {'; '.join(front)} in both.",
+    )
+
+
+def _check_chart(
+    screened: Mapping[str, Mapping[str, np.ndarray]], attacked: Mapping[str, np.ndarray]
+) -> list[Chart]:
+    """Predicted and measured accuracy of the settings that were attacked."""
+    if not attacked:
+        return []
+    guess = [bootstrap(screened[k]["predicted"].mean(axis=1)) for k in attacked]
+    truth = [bootstrap(v.mean(axis=1)) for v in attacked.values()]
+    return [
+        Chart(
+            "bar",
+            "Prediction and exact attack",
+            "setting",
+            "accuracy at fixed randomness, mean over budgets",
+            [
+                Series(name, list(attacked), *(list(column) for column in zip(*values, strict=True)))
+                for name, values in (("predicted", guess), ("exact attack", truth))
+            ],
+            "Accuracy predicted without an attack beside the accuracy under the exact attack.",
+        )
+    ]

@@ -1,0 +1,386 @@
+"""Critical thresholds: how far along an adversarial direction the class changes, and the cap beyond it.
+
+Four lengths per image: of the classifier alone and of the whole system with its randomness fixed, each at
+the image x and at its anchor f(x). The thing people get wrong: a threshold belongs to a direction. It is an
+upper bound of the margin, and each of the four has its own direction: that of an attack on it, from there.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, positions, rows
+from dbpkit.analyses.boundary import TINY, finite, first_change
+from dbpkit.analyses.compression import budget_length, lengths, unit_direction
+from dbpkit.attacks import Target
+from dbpkit.errors import UserError
+from dbpkit.evaluation.knowledge import known
+from dbpkit.noise import NoisePlan
+from dbpkit.results.analysis import AnalysisResult, Chart, Number, Series, above, within
+from dbpkit.results.intervals import bootstrap, spearman
+from dbpkit.threat import make_threat
+
+KINDS = ("classifier at image", "classifier at anchor", "system at image", "system at anchor")
+"""The four thresholds."""
+
+PUBLISHED_SLOPE = (5.9106, 1.0737)
+"""Mean and standard deviation over 100 slices; Liu & Wei, ICLR 2025 submission, CIFAR-10 WRN-28-10."""
+
+BINS = np.linspace(-2, 2, 17)
+
+
+@analyses.register("thresholds")
+@dataclass(frozen=True)
+class Thresholds:
+    """Critical thresholds of classifier and system, at images and anchors, and the spherical cap behind them.
+
+    Attributes:
+        images: examples.
+        norm: norm of the attack whose perturbation gives the direction, ``l2`` or ``linf``.
+        iterations: steps of that attack.
+        longest: where the search along a direction ends, Euclidean, in pixel units.
+        points: of the scan, before bisection.
+        slices: planes per image, spanned by the adversarial and a random direction.
+        samples: points per plane, in a disc of twice the threshold.
+    """
+
+    images: int = 16
+    norm: Literal["l2", "linf"] = "l2"
+    iterations: int = 10
+    longest: float = 5.0
+    points: int = 24
+    slices: int = 4
+    samples: int = 32
+    title = "Critical thresholds"
+
+    def __post_init__(self) -> None:
+        check_options(self, images=1, iterations=1, points=1, slices=1, samples=1)
+        if self.norm not in ("l2", "linf"):
+            raise UserError(f"analysis 'thresholds': norm is 'l2' or 'linf', not {self.norm!r}.")
+        if not (isinstance(self.longest, (int, float)) and self.longest > 0):
+            raise UserError(f"analysis 'thresholds': longest must be a length above 0, not {self.longest!r}.")
+
+    def units(self, subject: Subject) -> list[str]:
+        """Batches of examples."""
+        return batches(subject, self.images)
+
+    def measure(self, subject: Subject, unit: str) -> list[dict[str, Any]]:
+        """Thresholds, adversarial compression and slices of every example of the unit."""
+        x, _, noise = subject.examples(positions(unit))
+        anchor = subject.purify(x, noise)
+        systems = (partial(_classes, subject), lambda z: subject.logits(z, noise).argmax(1))
+        records: list[dict[str, Any]] = [{"id": int(i), "pixels": x[0].numel()} for i in noise.example_ids]
+        for kind, (which, point) in zip(KINDS, ((0, x), (0, anchor), (1, x), (1, anchor)), strict=True):
+            delta = self._attack(subject, which, point, systems[which](point), noise)
+            size = lengths(delta)
+            eta = delta / size.clamp_min(TINY)[:, None, None, None]
+            found = first_change(systems[which], point, eta, self.longest, self.points)
+            _note(records, kind, finite(found))
+            if kind == KINDS[0]:
+                _note(records, "changes", self._changes(systems[0], x, eta, subject))
+                _note(records, "slices", self._slices(systems[0], x, eta, found, noise))
+                _note(records, "random", self._random(systems[0], x, noise, subject))
+            if kind == KINDS[2]:
+                moved = lengths(subject.purify(x + delta, noise) - anchor)
+                _note(records, "attack_rate", (moved / size.clamp_min(TINY)).tolist())
+        _note(records, "radius", [budget_length(subject, x)] * len(x))
+        return records
+
+    def _attack(self, subject: Subject, which: int, x: Tensor, y: Tensor, noise: NoisePlan) -> Tensor:
+        """Perturbation that leads away from the class ``y`` of the classifier (0) or the system (1)."""
+        length = budget_length(subject, x)
+        eps = length if self.norm == "l2" else length / (x[0].numel() / 3) ** 0.5
+        changed = subject._replace(parts=subject.parts._replace(threat=make_threat(self.norm, eps)))
+        target = Target(subject.parts.model if which else subject.parts.undefended, subject.micro_batch)
+        outcome = changed.attack(
+            x, y, noise, known["dw_both"], target=target, iterations=self.iterations, eot=1
+        )
+        return outcome.x_adv - x
+
+    def _changes(
+        self, classify: Callable[[Tensor], Tensor], x: Tensor, eta: Tensor, subject: Subject
+    ) -> list[int]:
+        """How often "the class is that of the image" flips on the way to the length of the budget."""
+        radius = budget_length(subject, x)
+        start = classify(x)
+        same = [classify(x + radius * j / self.points * eta) == start for j in range(self.points + 1)]
+        return (torch.stack(same[1:]) != torch.stack(same[:-1])).sum(0).tolist()
+
+    def _slices(
+        self,
+        classify: Callable[[Tensor], Tensor],
+        x: Tensor,
+        eta: Tensor,
+        threshold: Tensor,
+        noise: NoisePlan,
+    ) -> list[list[list[float]] | None]:
+        """Per image (s / threshold, whether the class changed) of points in its planes; None if censored."""
+        start, found = classify(x), threshold.isfinite()
+        gamma = torch.where(found, threshold, 0.0)[:, None, None, None]
+        points: list[list[Any]] = [[] for _ in x]
+        for which in range(self.slices):
+            plan = noise.on("control").in_lane(which)
+            rho = unit_direction("gaussian", plan, x)
+            rho = rho - (rho * eta).flatten(1).sum(1)[:, None, None, None] * eta
+            rho = rho / lengths(rho)[:, None, None, None]
+            draws = plan.uniform("probe", 2, x.new_zeros(len(x), 2, self.samples))
+            radius, angle = 2 * draws[:, 0].sqrt(), 2 * math.pi * draws[:, 1]  # uniform in the disc
+            along, across = radius * angle.cos(), radius * angle.sin()  # (B, samples), in thresholds
+            for s, b in zip(along.T, across.T, strict=True):
+                z = x + gamma * (s[:, None, None, None] * eta + b[:, None, None, None] * rho)
+                for one, u, hit in zip(points, s.tolist(), (classify(z) != start).tolist(), strict=True):
+                    one.append([round(u, 4), int(hit)])
+        return [one if ok else None for one, ok in zip(points, found.tolist(), strict=True)]
+
+    def _random(
+        self, classify: Callable[[Tensor], Tensor], x: Tensor, noise: NoisePlan, subject: Subject
+    ) -> list[float]:
+        """Share of random perturbations of the budget's length that change the class."""
+        start, radius = classify(x), budget_length(subject, x)
+        hits = [
+            classify(x + radius * unit_direction("gaussian", noise.on("control").in_lane(which), x)) != start
+            for which in range(8)
+        ]
+        return torch.stack(hits).double().mean(0).tolist()
+
+    def conclude(self, measured: Mapping[str, Any]) -> AnalysisResult:
+        """Medians, correlations, what the purifier adds, the slope, and the size of the cap."""
+        records = list(rows(measured))
+        table = np.array([[self.longest if r[k] is None else r[k] for k in KINDS] for r in records])
+        censored = [sum(r[k] is None for r in records) for k in KINDS]
+        rate = np.array([r["attack_rate"] for r in records])
+        gain = _ratio("system / classifier, threshold at the image", table[:, 2], table[:, 0])
+        hits = _over(
+            "random perturbations of the budget's length that change the class",
+            [r["random"] for r in records],
+        )
+        numbers = [
+            *_medians(table, censored, self.longest),
+            *_correlations(table),
+            gain,
+            _ratio("anchor / image, threshold of the system", table[:, 3], table[:, 2], (0.5, 2.0)),
+            _over("adversarial compression rate", rate),
+            *_two_factors(table[:, 1] / rate.clip(TINY), table[:, 2]),
+            _over(
+                "images whose class changes at most once within the budget's length",
+                [r["changes"] <= 1 for r in records],
+            ),
+            *_slope_numbers(records),
+            Number(
+                "adversarial share of the budget's ball, by the cap formula",
+                cap_fraction(float(np.median(table[:, 0])) / records[0]["radius"], records[0]["pixels"]),
+                examples=len(records),
+                method="cap beyond the median threshold of the classifier at the image",
+            ),
+            hits,
+        ]
+        at_least = ["at least " if 2 * c > len(records) else "" for c in censored]
+        medians = [f"{low}{m:.2f}" for low, m in zip(at_least, np.median(table, axis=0), strict=True)]
+        sentences = [
+            f"Along the attack's direction the classifier alone changes its mind at {medians[0]} (Euclidean,"
+            f" pixel units), the purified system with its randomness known at {medians[2]}:"
+            f" {gain.value:.1f} times as far ({gain.low:.1f} to {gain.high:.1f}).",
+            f"The purifier passes on {rate.mean():.0%} of an adversarial perturbation, and the classifier's"
+            f" threshold at the purified images is {medians[1]}; random noise of the budget's length changes"
+            f" {hits.value:.1%} of the classes.",
+        ]
+        charts = [_distribution(table), _scatter(table), _psychometric(records)]
+        return AnalysisResult("", "", sentences, numbers, charts)
+
+
+def cap_fraction(height: float, dimensions: int, nodes: int = 400) -> float:
+    """Share of a ball's volume beyond a plane at ``height`` radii from its centre.
+
+    The integral of (1 - t^2)^((d - 1) / 2) from the height to 1, over that from -1 to 1; equals
+    0.5 I_{1 - h^2}((d + 1) / 2, 1 / 2) with the regularised incomplete beta function I.
+
+    Args:
+        height: threshold / radius, >= 0.
+        dimensions: d of the ball.
+        nodes: of the Gauss-Legendre rule.
+
+    Returns:
+        A share in [0, 0.5]; 0 for heights of 1 and more.
+
+    Source:
+        Li 2011, "Concise formulas for the area and volume of a hyperspherical cap"; used by Liu & Wei,
+        ICLR 2025 submission, section 5.
+    """
+    if height >= 1:
+        return 0.0
+    t, weights = np.polynomial.legendre.leggauss(nodes)
+    end = min(1.0, height + 12 / math.sqrt(dimensions))  # beyond: below exp(-72) of its start
+    half = (end - height) / 2
+    values = np.exp((dimensions - 1) / 2 * np.log1p(-((height + half * (1 + t)) ** 2)))
+    log_whole = math.log(math.pi) / 2 + math.lgamma((dimensions + 1) / 2) - math.lgamma(dimensions / 2 + 1)
+    return float(half * (weights @ values) / math.exp(log_whole))
+
+
+def fit_slope(position: np.ndarray, changed: np.ndarray, steepest: float = 100.0) -> float:
+    """Slope k of P(changed) = 1 / (1 + exp(-k (s / threshold - 1))), by maximum likelihood.
+
+    Args:
+        position: s / threshold of each point, (n,).
+        changed: whether its class is another, (n,) of 0 and 1.
+        steepest: largest slope; a perfect step has none.
+
+    Returns:
+        k in [0, ``steepest``].
+
+    Source:
+        Liu & Wei, ICLR 2025 submission, section 5; how they scale s is not published.
+    """
+    offset = position - 1
+    low, high = 0.0, steepest
+    for _ in range(24):  # the likelihood is concave in k: its derivative falls through 0 once
+        k = (low + high) / 2
+        rising = ((changed - 1 / (1 + np.exp(-k * offset))) * offset).sum() > 0
+        low, high = (k, high) if rising else (low, k)
+    return (low + high) / 2
+
+
+def _classes(subject: Subject, x: Tensor) -> Tensor:
+    """Classes (B,) by the classifier alone."""
+    return subject.classify(x).argmax(1)
+
+
+def _note(records: list[dict[str, Any]], name: str, values: Sequence[Any]) -> None:
+    for record, value in zip(records, values, strict=True):
+        record[name] = value
+
+
+def _medians(table: np.ndarray, censored: Sequence[int], longest: float) -> list[Number]:
+    """Median of each threshold, and how many lie beyond the search."""
+    numbers = []
+    for k, kind in enumerate(KINDS):
+        method = (
+            f"median, bootstrap over images; {censored[k]} of {len(table)} beyond {longest:g}, taken as that"
+        )
+        value, low, high = bootstrap(table[:, k], lambda sample: float(np.median(sample)))
+        numbers.append(Number(f"threshold, {kind}", value, low, high, len(table), method))
+    return numbers
+
+
+def _correlations(table: np.ndarray) -> list[Number]:
+    """Spearman's correlation of every two thresholds."""
+    return [
+        _correlation(f"Spearman, {KINDS[a]} and {KINDS[b]}", table[:, [a, b]])
+        for a in range(4)
+        for b in range(a + 1, 4)
+        if np.ptp(table[:, a]) and np.ptp(table[:, b])
+    ]
+
+
+def _correlation(name: str, pairs: np.ndarray) -> Number:
+    """A rank correlation that is claimed to be positive."""
+    value, low, high = bootstrap(pairs, spearman)
+    method = "bootstrap over images; thresholds beyond the search share the last rank"
+    return Number(name, value, low, high, len(pairs), method, claim="positive", holds=above(low, high))
+
+
+def _two_factors(explained: np.ndarray, system: np.ndarray) -> list[Number]:
+    """Whether compression and the anchor's threshold make up the system's threshold."""
+    name = "anchor threshold / adversarial rate"
+    pairs = np.stack([explained, system], axis=1)
+    varied = bool(np.ptp(explained) and np.ptp(system))
+    return [
+        _ratio(f"({name}) / threshold of the system", explained, system),
+        *([_correlation(f"Spearman, {name} and threshold of the system", pairs)] if varied else []),
+    ]
+
+
+def _ratio(name: str, a: np.ndarray, b: np.ndarray, scale: tuple[float, float] | None = None) -> Number:
+    """Ratio of medians; claimed to be of similar scale if ``scale`` says what that is."""
+    pairs = np.stack([a, b], axis=1)
+    value, low, high = bootstrap(pairs, lambda p: float(np.median(p[:, 0]) / max(np.median(p[:, 1]), TINY)))
+    claim = f"similar in scale: between {scale[0]:g} and {scale[1]:g}" if scale else ""
+    holds = within(low, high, *scale) if scale else None
+    method = "ratio of medians, bootstrap over images"
+    return Number(name, value, low, high, len(pairs), method, claim=claim, holds=holds)
+
+
+def _over(name: str, values: Sequence[float] | np.ndarray) -> Number:
+    """A mean over images."""
+    return Number(name, *bootstrap(values), len(values), "mean, bootstrap over images")
+
+
+def _slope_numbers(records: Sequence[Mapping[str, Any]]) -> list[Number]:
+    """The slope over all slices, and how many images show a perfect step."""
+    points = np.array([r["slices"] for r in records if r["slices"]])  # (n, slices * samples, 2)
+    if not len(points):
+        return []
+    mean, deviation = PUBLISHED_SLOPE
+    value, low, high = bootstrap(points, lambda p: fit_slope(p[..., 0].ravel(), p[..., 1].ravel()), 300)
+    steps = [
+        max(s[s[:, 1] == 0, 0], default=-np.inf) <= min(s[s[:, 1] == 1, 0], default=np.inf) for s in points
+    ]
+    return [
+        Number(
+            "psychometric slope k of the classifier, in distance / threshold",
+            value,
+            low,
+            high,
+            len(points),
+            "logistic fit over all slices, bootstrap over images",
+            mean,
+            "Liu & Wei, ICLR 2025 submission: mean of 100 slices",
+            f"{mean:g} +- {deviation:g}",
+            low <= mean + deviation and high >= mean - deviation,
+        ),
+        _over("images whose slices show a perfect step", steps),
+    ]
+
+
+def _distribution(table: np.ndarray) -> Chart:
+    """Distribution functions of the four thresholds."""
+    shares = ((np.arange(len(table)) + 1) / len(table)).tolist()
+    return Chart(
+        "line",
+        "Critical thresholds",
+        "Euclidean distance along the attack's direction (pixel units)",
+        "share of images whose class has changed",
+        [Series(kind, np.sort(table[:, k]).tolist(), shares) for k, kind in enumerate(KINDS)],
+        "Share of images whose class changes within a distance: classifier and system, images and anchors.",
+    )
+
+
+def _scatter(table: np.ndarray) -> Chart:
+    """The other three thresholds of each image against the classifier's own."""
+    return Chart(
+        "scatter",
+        "Thresholds of the same image",
+        KINDS[0],
+        "threshold (pixel units)",
+        [Series(kind, table[:, 0].tolist(), table[:, k].tolist()) for k, kind in enumerate(KINDS) if k],
+        "Thresholds of each image against that of the classifier alone at the image.",
+        x_log=True,
+        y_log=True,
+    )
+
+
+def _psychometric(records: Sequence[Mapping[str, Any]]) -> Chart:
+    """Share of changed classes by projected distance, with the fit."""
+    points = np.array([p for r in records for p in r["slices"] or []]).reshape(-1, 2)
+    place = np.digitize(points[:, 0], BINS) - 1
+    filled = [b for b in range(len(BINS) - 1) if (place == b).any()]
+    middle = (BINS[:-1] + BINS[1:])[filled] / 2
+    series = [Series("measured", middle.tolist(), [float(points[place == b, 1].mean()) for b in filled])]
+    if len(points):
+        k, at = fit_slope(*points.T), np.linspace(-2, 2, 41)
+        series.append(
+            Series(f"logistic, k = {k:.1f}", at.tolist(), (1 / (1 + np.exp(-k * (at - 1)))).tolist())
+        )
+    return Chart(
+        "line",
+        "How sharply the class changes",
+        "distance along the adversarial direction / threshold",
+        "share of points with another class",
+        series,
+        "Share of points in planes through the adversarial direction whose class changed, by distance.",
+    )

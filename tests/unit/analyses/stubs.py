@@ -1,0 +1,155 @@
+"""Subjects of analyses with known answers, and what must hold for every analysis.
+
+The thing people get wrong: a stub that does not know its examples. These look up image and label by id.
+"""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dbpkit.analyses.analysis import Subject, analyses
+from dbpkit.analyses.run import analyse, make_analysis
+from dbpkit.evaluation.build import build
+from dbpkit.evaluation.run import Execution
+from dbpkit.evaluation.spec import EvaluationSpec
+from dbpkit.noise import NoisePlan
+from dbpkit.spec import validate
+from tests import parts
+
+EPS = 8 / 255
+FIRST_ID = 100
+TINY = {
+    "name": "tiny",
+    "data": "tests.parts:data",
+    "classifier": "tests.parts:ChannelMean",
+    "denoiser": "tests.parts:gaussian_denoiser",
+    "purifier": {"sampler": "ddpm", "steps": 50},
+}
+
+
+def tiny() -> EvaluationSpec:
+    """The spec of every test here: 12 images of 3 x 8 x 8, three classes."""
+    return validate(TINY, EvaluationSpec, "tiny")
+
+
+def subject(model: nn.Module | None = None) -> Subject:
+    """The tiny spec's parts, with another model if one is given."""
+    made = Subject(tiny(), build(tiny()))
+    return made if model is None else made._replace(parts=made.parts._replace(model=model))
+
+
+class Stub(nn.Module):
+    """A randomised classifier that knows the clean images; the label's logit is 0, one other's is `other`."""
+
+    sites = frozenset({"forward"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        data = parts.data()
+        self.images, self.labels = data.x(), data.labels
+        self.classifier = parts.ChannelMean().requires_grad_(False)
+        self.streams: dict[bool, set[str]] = {True: set(), False: set()}
+
+    def forward(self, x: Tensor, *, noise: NoisePlan) -> Tensor:
+        place = noise.example_ids - FIRST_ID
+        self.streams[x.requires_grad].add(noise.shared.get("forward", noise).stream)
+        other = self.other(x - self.images[place], noise)
+        label = self.labels[place]
+        logits = torch.full((len(x), 3), -1e4)
+        logits[torch.arange(len(x)), label] = 0.0
+        return logits.index_put((torch.arange(len(x)), (label + 1) % 3), other)
+
+    def other(self, delta: Tensor, noise: NoisePlan) -> Tensor:
+        """The wrong class's logit (B,) at a perturbation; positive is misclassified."""
+        raise NotImplementedError
+
+
+class Linear(Stub):
+    """other = <m + s z, delta>: a gradient with a part common to all draws."""
+
+    common, spread = 0.5, 1.0
+
+    def other(self, delta: Tensor, noise: NoisePlan) -> Tensor:
+        g = self.common + self.spread * noise.normal("forward", 0, delta)
+        return (g * delta).flatten(1).sum(dim=1)
+
+
+def gradient(example: int, draw: int, stream: str = "report", lane: int = 0) -> np.ndarray:
+    """The vector m + s z of `Linear` for one example and draw, (3, 8, 8)."""
+    plan = NoisePlan.of(0, [example], stream, draw).in_lane(lane)
+    return (Linear.common + Linear.spread * plan.normal("forward", 0, torch.zeros(1, 3, 8, 8))[0]).numpy()
+
+
+BLOCKS = 4
+
+
+class Blocks(Stub):
+    """Every draw looks at one of four blocks of rows and is fooled if these are raised by 0.4 eps."""
+
+    def other(self, delta: Tensor, noise: NoisePlan) -> Tensor:
+        u = noise.uniform("forward", 0, delta[:, 0, 0, :1])[:, 0]
+        chosen = (u * BLOCKS).long()
+        height = delta.mean(dim=(1, 3)).unflatten(1, (BLOCKS, -1)).mean(dim=2)  # (B, blocks)
+        return 100 * (height[torch.arange(len(delta)), chosen] - 0.4 * EPS)
+
+
+def block(example: int, draw: int, stream: str = "report", lane: int = 0) -> int:
+    """The block of `Blocks` for one example and draw."""
+    plan = NoisePlan.of(0, [example], stream, draw).in_lane(lane)
+    return int(plan.uniform("forward", 0, torch.zeros(1, 1))[0, 0] * BLOCKS)
+
+
+def softplus(v: Any) -> Any:
+    """Cross-entropy of logits (0, v) at the first."""
+    return np.logaddexp(0, v)
+
+
+def measure_all(analysis: Any, of: Subject) -> dict[str, Any]:
+    """What all units measured."""
+    return {unit: analysis.measure(of, unit) for unit in analysis.units(of)}
+
+
+def numbers(result: Any) -> dict[str, Any]:
+    """Numbers by name."""
+    return {n.name: n for n in result.numbers}
+
+
+def check_contract(name: str, options: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records are reused, the conclusion is pure and has two sentences, and the micro-batch is no option."""
+    kind: Any = analyses.get(name)
+    done: list[str] = []
+    real = kind.measure
+
+    def counted(self: Any, of: Subject, unit: str) -> Any:
+        done.append(unit)
+        return real(self, of, unit)
+
+    monkeypatch.setattr(kind, "measure", counted)
+    (first,) = analyse(tiny(), folder / "a", {name: options})
+    units = list(done)
+    path = folder / "a" / "analyses" / name
+    before, lines = (path / "result.json").read_bytes(), (path / "records.jsonl").read_text().splitlines()
+    assert len(units) == len(lines) >= 2
+    (path / "records.jsonl").write_text(lines[0] + "\n" + lines[1][:20])
+    analyse(tiny(), folder / "a", {name: options})
+    assert done == units + units[1:]
+    assert (path / "result.json").read_bytes() == before
+    assert "NaN" not in before.decode()
+
+    measured = {r["unit"]: r["measured"] for r in map(json.loads, lines)}
+    untouched = copy.deepcopy(measured)
+    analysis = make_analysis(name, options)
+    again = analysis.conclude(measured)
+    assert measured == untouched
+    assert again.numbers == first.numbers == analysis.conclude(dict(reversed(measured.items()))).numbers
+    assert len(again.sentences) == 2
+
+    (other,) = analyse(tiny(), folder / "b", {name: options}, Execution(micro_batch=5))
+    for a, b in zip(first.numbers, other.numbers, strict=True):
+        assert (a.value, a.low, a.high, a.holds) == pytest.approx((b.value, b.low, b.high, b.holds), abs=1e-4)

@@ -1,0 +1,214 @@
+"""The law: fits and correlations against scipy, and the prediction where it is exact."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import curve_fit
+from scipy.stats import pearsonr, spearmanr
+
+from dbpkit.analyses.analysis import Subject
+from dbpkit.analyses.configurations import eps_name, pixels, predicted, settings
+from dbpkit.analyses.law import Law, combine, tabulate
+from dbpkit.analyses.run import analyse, make_analysis
+from dbpkit.analyses.sigmoid import fit_sigmoid, leave_one_out
+from dbpkit.errors import UserError
+from dbpkit.evaluation.build import build
+from dbpkit.evaluation.run import Execution
+from dbpkit.evaluation.spec import EvaluationSpec
+from dbpkit.results.analysis import AnalysisResult
+from dbpkit.spec import validate
+from tests.oracles import uniform
+from tests.parts import ChannelMean
+
+
+class TwoChannels(ChannelMean):
+    """Two classes: every gradient of the loss is along the one normal of the boundary."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x)[:, :2]
+
+
+PARTS = {
+    "data": {"name": "tests.parts:data", "options": {"classes": 2, "count": 12}},
+    "classifier": "tests.unit.analyses.test_law:TwoChannels",
+    "denoiser": "tests.parts:gaussian_denoiser",
+    "threat": {"norm": "l2", "eps": "2"},
+}
+SETTINGS = [{"sampler": "one_step", "t_star": t, "steps": 100} for t in (0.05, 0.1, 0.15, 0.2, 0.3)]
+OPTIONS = {"configurations": SETTINGS, "images": 12, "eps": ["0.1", "0.25", "0.4", "0.8"], "iterations": 6}
+LAW = {"law": OPTIONS}
+
+
+@pytest.fixture(scope="module")
+def spec() -> EvaluationSpec:
+    return validate(PARTS, EvaluationSpec, "tiny")
+
+
+@pytest.fixture(scope="module")
+def done(spec: EvaluationSpec, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, AnalysisResult]:
+    out = tmp_path_factory.mktemp("law") / "run"
+    return out, analyse(spec, out, LAW)[0]
+
+
+def measured(out: Path) -> dict[str, Any]:
+    lines = (out / "analyses/law/records.jsonl").read_text().splitlines()
+    return {r["unit"]: r["measured"] for r in map(json.loads, lines)}
+
+
+def test_rate_of_a_linear_purifier_is_theta(done) -> None:
+    for label, batch in measured(done[0]).items():
+        if label.startswith("one_step"):
+            t = float(label.split("t*=")[1].split()[0])
+            beta = np.linspace(1e-4, 2e-2, 1000)
+            alpha_bar = np.cumprod(1 - beta)[round(1000 * t)]
+            theta = 0.05 * alpha_bar / (0.05 * alpha_bar + 1 - alpha_bar)
+            assert batch["tapes"][0]["rate"] == pytest.approx(
+                [theta] * len(batch["tapes"][0]["rate"]), rel=1e-2
+            )
+
+
+def test_prediction_is_exact_for_linear_classifier_and_purifier(done) -> None:
+    """A linear system is fooled if and only if theta * eps exceeds the anchor's margin."""
+    table = tabulate(measured(done[0]))
+    assert table.predicted == pytest.approx(table.attacked, abs=1e-9)
+    assert table.informed == pytest.approx(table.attacked, abs=1e-9)
+    assert 0 < table.attacked.mean() < table.right.mean()
+    error = next(n for n in done[1].numbers if n.name.endswith("and margin: mean error"))
+    assert error.value == 0
+
+
+def test_correlations_are_those_of_scipy(done) -> None:
+    table = tabulate(measured(done[0]))
+    found = {n.name: n for n in done[1].numbers}
+    checked = 0
+    for e, eps in enumerate(table.eps):
+        for name, oracle in (("Spearman", spearmanr), ("Pearson", pearsonr)):
+            number = found.get(f"{name}, compression rate and accuracy at eps {eps_name(eps)}")
+            if number:
+                expected = oracle(table.rate, table.attacked[:, e]).statistic
+                assert number.value == pytest.approx(expected, abs=1e-9)
+                assert number.low <= number.value <= number.high
+                checked += 1
+    assert checked
+
+
+def test_claims_are_judged_by_intervals(done) -> None:
+    claims = [n for n in done[1].numbers if n.claim]
+    assert {n.claim.split(":")[0] for n in claims} == {"negative", "above 0", "within 5% of 0"}
+    for n in claims:
+        low, high = {"n": (-math.inf, 0), "a": (0, math.inf), "w": (-0.05, 0.05)}[n.claim[0]]
+        outside = n.high < low or n.low > high
+        assert n.holds is (True if low <= n.low and n.high <= high else False if outside else None)
+
+
+def test_conclusion_is_pure_and_describes_the_charts(done) -> None:
+    one = Law(**OPTIONS).conclude(measured(done[0]))
+    assert one.numbers == done[1].numbers
+    assert one.charts == done[1].charts
+    assert "5 purifiers" in one.sentences[0]
+    assert [c.kind for c in one.charts] == ["scatter", "scatter", "line", "scatter"]
+    assert all(c.description for c in one.charts)
+
+
+def test_law_resumes_without_repeating_units(done, spec, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = done[0] / "analyses/law"
+    whole = (path / "result.json").read_bytes()
+    lines = (path / "records.jsonl").read_bytes().splitlines(keepends=True)
+    (path / "records.jsonl").write_bytes(b"".join(lines[:-2]))
+    units, measure = [], Law.measure
+    monkeypatch.setattr(Law, "measure", lambda s, subject, u: units.append(u) or measure(s, subject, u))
+    analyse(spec, done[0], LAW)
+    assert units == [json.loads(line)["unit"] for line in lines[-2:]]
+    assert (path / "result.json").read_bytes() == whole
+
+
+def test_law_does_not_depend_on_micro_batch(done, spec, tmp_path: Path) -> None:
+    analyse(spec, tmp_path / "run", LAW, Execution(micro_batch=5))
+    one, other = tabulate(measured(done[0])), tabulate(measured(tmp_path / "run"))
+    for name in ("rate", "attacked", "predicted", "attack_rate", "margins"):
+        assert getattr(other, name) == pytest.approx(getattr(one, name), rel=1e-3)
+
+
+def test_combine_joins_the_purifiers_of_two_runs(done, spec, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    analyse(spec.model_copy(update={"seed": 3}), other, LAW)
+    joint = combine([done[0], other])
+    assert "10 purifiers" in joint.sentences[0]
+    assert {s.name for s in joint.charts[0].series} == {"run: one_step", "other: one_step", "sigmoid"}
+    with pytest.raises(UserError, match="holds no records of the analysis 'law'"):
+        combine([tmp_path])
+
+
+def test_units_refuse_an_unknown_sampler_at_once(spec) -> None:
+    law = Law(configurations=[*SETTINGS, {"sampler": "ddmp"}])
+    with pytest.raises(UserError, match=r"unknown sampler 'ddmp'\. Did you mean 'ddpm'"):
+        law.units(Subject(spec, build(spec)))
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.03])
+@pytest.mark.parametrize("truth", [(0.8, 12.0, 0.4), (1.0, 40.0, 0.3), (0.5, 5.0, 0.7)])
+def test_fit_sigmoid_is_as_good_as_scipy(truth: tuple[float, ...], noise: float) -> None:
+    def curve(x: np.ndarray, plateau: float, slope: float, centre: float) -> np.ndarray:
+        return plateau / (1 + np.exp(slope * (x - centre)))
+
+    x = np.linspace(0.05, 0.95, 30)
+    y = curve(x, *truth) + noise * (uniform(30, seed=5).numpy() - 0.5)
+    oracle, _ = curve_fit(curve, x, y, p0=truth, bounds=([0, 0, -5], [1, 500, 5]))
+    found = fit_sigmoid(x, y)
+    assert np.sum((found.at(x) - y) ** 2) <= np.sum((curve(x, *oracle) - y) ** 2) * (1 + 1e-3) + 1e-8
+    assert found == pytest.approx(oracle, rel=2e-2)
+
+
+def test_fit_sigmoid_of_constant_points_does_not_fail() -> None:
+    assert fit_sigmoid(np.ones(5), np.full(5, 0.4)).at(np.ones(1)) == pytest.approx([0.4], abs=1e-3)
+
+
+def test_leave_one_out_is_small_on_a_sigmoid_and_large_off_it() -> None:
+    x = np.linspace(0, 1, 12)
+    y = 0.9 / (1 + np.exp(10 * (x - 0.5)))
+    assert leave_one_out(x[:, None], y[:, None]).max() < 0.01
+    y[6] += 0.3
+    assert leave_one_out(x[:, None], y[:, None])[6] == pytest.approx(0.3, abs=0.01)
+
+
+def test_predicted_needs_a_right_anchor_and_room() -> None:
+    found = predicted([True, True, False, True], [0.3, 0.1, 9.0, None], 0.2, 1.0)
+    assert found == [True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("0.5/255", 0.5 / 255), ("8/255", 8 / 255), ("0.03", 0.03), (0.25, 0.25)]
+)
+def test_pixels_reads_fractions_of_255(text: str, value: float) -> None:
+    assert pixels(text) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"images": 0}, "images must be whole and at least 1"),
+        ({"eps": ["8/256x"]}, "eps '8/256x' is no positive number"),
+        ({"eps": ["0"]}, "eps '0' is no positive number"),
+        ({"configurations": SETTINGS[:4]}, "at least 5"),
+        ({"configurations": [SETTINGS[0]] * 2}, "is listed twice"),
+        ({"configurations": [{"smapler": "ddpm"}]}, "Did you mean 'sampler'"),
+        ({"configurations": ["ddpm"]}, "must be a table"),
+        ({"tape": 2}, "has no option 'tape'"),
+    ],
+)
+def test_law_refuses_wrong_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_analysis("law", options)
+
+
+def test_default_configurations_are_at_least_twelve_and_cheap(spec) -> None:
+    assert len(settings(Law().configurations)) >= 12
+    subject = Subject(spec, build(spec))
+    law = Law(images=8)
+    assert len(law.units(subject)) == 1 + len(law.configurations)
+    assert torch.tensor([c["steps"] for c in law.configurations]).max() <= 20

@@ -1,0 +1,139 @@
+"""The recommendation: no gradient through a purifier in the screen, and the right order where it is known."""
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import kendalltau
+
+from dbpkit.analyses.analysis import Subject
+from dbpkit.analyses.recommend import Recommend, _front, concordant_share
+from dbpkit.analyses.run import analyse, make_analysis
+from dbpkit.errors import UserError
+from dbpkit.evaluation.build import build
+from dbpkit.evaluation.run import Execution
+from dbpkit.evaluation.spec import EvaluationSpec
+from dbpkit.purify import Purifier
+from dbpkit.results.analysis import AnalysisResult
+from dbpkit.spec import validate
+from tests.oracles import uniform
+
+PARTS = {
+    "data": "tests.parts:data",
+    "classifier": "tests.parts:ChannelMean",
+    "denoiser": "tests.parts:gaussian_denoiser",
+    "threat": {"norm": "l2", "eps": "2"},
+}
+SETTINGS = [{"sampler": "one_step", "t_star": t, "steps": 100} for t in (0.05, 0.1, 0.2)]
+SETTINGS += [{"sampler": "ddpm", "t_star": 0.1, "steps": 50, "options": {"variance": "small"}}]
+OPTIONS = {"configurations": SETTINGS, "images": 12, "confirm": 2, "others": 1, "iterations": 5}
+
+
+@pytest.fixture(scope="module")
+def spec() -> EvaluationSpec:
+    return validate(PARTS, EvaluationSpec, "tiny")
+
+
+@pytest.fixture(scope="module")
+def done(spec: EvaluationSpec, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, AnalysisResult]:
+    out = tmp_path_factory.mktemp("recommend") / "run"
+    return out, analyse(spec, out, {"recommend": OPTIONS})[0]
+
+
+def measured(out: Path) -> dict[str, Any]:
+    lines = (out / "analyses/recommend/records.jsonl").read_text().splitlines()
+    return {r["unit"]: r["measured"] for r in map(json.loads, lines)}
+
+
+def test_prediction_matches_the_attack_where_it_is_exact(done) -> None:
+    numbers = {n.name: n for n in done[1].numbers}
+    best = done[1].sentences[0].removeprefix("Use ").split(":")[0]
+    guess = numbers[f"predicted accuracy at fixed randomness, {best}"].value
+    assert numbers[f"accuracy under exact attack, {best}"].value == pytest.approx(guess, abs=0.03)
+    share = numbers["pairs of settings that the prediction ordered as the attack does"]
+    assert 0 <= share.low <= share.value <= share.high <= 1
+    assert share.low == 0.5
+    assert share.holds is None, "an interval that touches the boundary leaves the claim open"
+
+
+def test_the_best_and_random_others_are_confirmed_once_each(done) -> None:
+    confirmed = {r["setting"] for u, r in measured(done[0]).items() if u.startswith("confirm")}
+    assert len(confirmed) == 3
+    assert done[1].sentences[0].removeprefix("Use ").split(":")[0] in confirmed
+
+
+def test_the_lines_for_the_spec_are_valid(done, spec) -> None:
+    table = tomllib.loads(done[1].sentences[2].partition("\n")[2])
+    pasted = validate({**PARTS, **table}, EvaluationSpec, "pasted")
+    assert table["purifier"].keys() >= {"sampler", "t_star", "steps"}
+    assert build(pasted).model.purifier.calls >= 1
+
+
+def test_screen_takes_no_gradient_through_a_purifier(spec, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = Purifier.forward
+
+    def watched(self, x, *, noise):
+        assert not (torch.is_grad_enabled() and x.requires_grad)
+        return forward(self, x, noise=noise)
+
+    monkeypatch.setattr(Purifier, "forward", watched)
+    analysis = Recommend(**{**OPTIONS, "confirm": 0})
+    subject = Subject(spec, build(spec))
+    units = analysis.units(subject)
+    assert not [u for u in units if u.startswith("confirm")]
+    result = analysis.conclude({u: json.loads(json.dumps(analysis.measure(subject, u))) for u in units})
+    assert "must be confirmed" in result.sentences[1]
+    assert len(result.charts) == 1
+
+
+def test_recommend_resumes_without_repeating_units(done, spec, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = done[0] / "analyses/recommend"
+    whole = (path / "result.json").read_bytes()
+    lines = (path / "records.jsonl").read_bytes().splitlines(keepends=True)
+    (path / "records.jsonl").write_bytes(b"".join(lines[:-2]))
+    units, measure = [], Recommend.measure
+    monkeypatch.setattr(Recommend, "measure", lambda s, subject, u: units.append(u) or measure(s, subject, u))
+    analyse(spec, done[0], {"recommend": OPTIONS})
+    assert units == ["confirm 2 0-7", "confirm 2 8-11"]
+    assert (path / "result.json").read_bytes() == whole
+
+
+def test_recommend_does_not_depend_on_micro_batch(done, spec, tmp_path: Path) -> None:
+    other = analyse(spec, tmp_path / "run", {"recommend": OPTIONS}, Execution(micro_batch=5))[0]
+    assert [n.name for n in other.numbers] == [n.name for n in done[1].numbers]
+    assert [n.value for n in other.numbers] == pytest.approx([n.value for n in done[1].numbers], rel=1e-3)
+
+
+def test_conclusion_is_pure(done) -> None:
+    one, two = (Recommend(**OPTIONS).conclude(measured(done[0])) for _ in range(2))
+    assert one == two
+    assert one.numbers == done[1].numbers
+
+
+def test_concordant_share_is_kendalls_tau() -> None:
+    values = uniform(1, 9, 2, seed=6).numpy()
+    assert concordant_share(values) == pytest.approx((1 + kendalltau(*values[0].T).statistic) / 2)
+    assert concordant_share(np.ones((3, 4, 2))) == 0.5
+
+
+def test_front_keeps_what_nothing_beats() -> None:
+    points = {"a": (0.9, 0.1), "b": (0.5, 0.5), "c": (0.5, 0.4), "d": (0.1, 0.5), "e": (0.4, 0.9)}
+    assert _front(points) == ["e", "b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"confirm": -1}, "confirm must be whole and at least 0"),
+        ({"configurations": []}, "at least one table"),
+        ({"eps": ["x"]}, "eps 'x' is no positive number"),
+        ({"confirms": 1}, "has no option 'confirms'"),
+    ],
+)
+def test_recommend_refuses_wrong_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_analysis("recommend", options)
