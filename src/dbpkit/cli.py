@@ -7,6 +7,7 @@ for programs, on standard output.
 import contextlib
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,8 +25,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from dbpkit.analyses.analysis import analyses
+from dbpkit.analyses.run import analyse
 from dbpkit.attacks import attacks, losses
-from dbpkit.data import datasets
+from dbpkit.data import datasets, load_dataset
 from dbpkit.errors import UserError, unknown_name
 from dbpkit.evaluation.check import quick_check, verdict
 from dbpkit.evaluation.knowledge import known
@@ -33,19 +36,25 @@ from dbpkit.evaluation.run import Execution, evaluate
 from dbpkit.evaluation.spec import EvaluationSpec, PurifierSpec
 from dbpkit.images import purify_files
 from dbpkit.memory import keep_freed_memory
-from dbpkit.models import asset, classifier_sources, denoiser_sources
+from dbpkit.models import asset, classifier_sources, denoiser_sources, load_denoiser, source
 from dbpkit.networks import networks
 from dbpkit.purify import gradients
 from dbpkit.registry import import_module
-from dbpkit.report import console_flags, console_table, write_report
-from dbpkit.results.compare import compare as compare_runs
+from dbpkit.report import console_findings, console_flags, console_table, write_report
+from dbpkit.report.tables import p_text
+from dbpkit.results.compare import compare_runs
+from dbpkit.results.findings import findings
 from dbpkit.results.run_directory import RunDirectory
 from dbpkit.results.summary import Summary, summarise
 from dbpkit.samplers import samplers
 from dbpkit.spec import as_toml, read_spec
 from dbpkit.threat import threats
+from dbpkit.training import loop as training
+from dbpkit.training.fid import Chain, make_features, quality
+from dbpkit.training.levels import noise_levels
 from dbpkit.training.loop import train as train_network
 from dbpkit.training.objectives import objectives
+from dbpkit.training.perturb import perturbations
 from dbpkit.training.spec import TrainingSpec
 
 app = typer.Typer(
@@ -58,6 +67,7 @@ out_console = Console(width=None if sys.stdout.isatty() else 160)  # a pipe or a
 err_console = Console(stderr=True)
 
 REGISTRIES: dict[str, Any] = {
+    "analyses": analyses,
     "attacks": attacks,
     "classifiers": classifier_sources,
     "data": datasets,
@@ -65,7 +75,9 @@ REGISTRIES: dict[str, Any] = {
     "gradients": gradients,
     "losses": losses,
     "networks": networks,
+    "noise-levels": noise_levels,
     "objectives": objectives,
+    "perturbations": perturbations,
     "samplers": samplers,
     "threats": threats,
 }
@@ -105,10 +117,30 @@ SpecFile = Annotated[Path, typer.Argument(help="TOML spec.")]
 
 
 @app.command()
-def demo(out: Out = Path("runs/demo"), device: Device = "cpu", as_json: AsJson = False) -> None:
+def demo(
+    out: Out = Path("runs/demo"),
+    device: Device = "cpu",
+    full: Annotated[
+        bool, typer.Option("--full", help="Also run all analyses; the same command continues.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Evaluate the embedded CIFAR-10 models and write a report page."""
     spec = read_spec(asset("demo.toml"), EvaluationSpec)
-    _evaluate(spec, out, Execution(device), as_json)
+    if not full:
+        _evaluate(spec, out, Execution(device), as_json)
+        return
+    with _progress(as_json) as progress:
+        summary = evaluate(spec, out, Execution(device), progress)
+    with _progress(as_json) as progress:
+        results = analyse(spec, out, execution=Execution(device), progress=progress)
+    path = write_report([out])
+    if as_json:
+        _print_json({"summary": summary.as_json(), "analyses": [r.as_json() for r in results]})
+        return
+    _print_summary(summary, as_json)
+    out_console.print(console_findings(findings(RunDirectory(out))))
+    out_console.print(f"\nReport: {path.resolve()}", soft_wrap=True)
 
 
 @app.command("evaluate")
@@ -129,6 +161,36 @@ def evaluate_command(
     _plugins(plugin)
     execution = Execution(device, batch_size, micro_batch, deterministic, int(memory * 2**30), reverse)
     _evaluate(read_spec(spec, EvaluationSpec, overrides), out, execution, as_json)
+
+
+@app.command("analyse")
+def analyse_command(
+    spec: SpecFile,
+    out: Out,
+    names: Annotated[list[str], typer.Argument(help="Analyses; those of the spec, or all, if none.")] = [],
+    overrides: Set = [],
+    plugin: Plugin = [],
+    device: Device = "cpu",
+    micro_batch: MicroBatch = 32,
+    memory: Memory = 2.0,
+    as_json: AsJson = False,
+) -> None:
+    """Show why: run the papers' analyses on a spec's models; the same command continues."""
+    _plugins(plugin)
+    read = read_spec(spec, EvaluationSpec, overrides)
+    chosen = {name: read.analyses.get(name, {}) for name in names} or None
+    execution = Execution(device, micro_batch=micro_batch, memory_bytes=int(memory * 2**30))
+    with _progress(as_json) as progress:
+        results = analyse(read, out, chosen, execution, progress)
+    path = write_report([out])
+    if as_json:
+        _print_json([r.as_json() for r in results])
+        return
+    for result in results:
+        out_console.print(f"[bold]{result.title}[/bold]")
+        for sentence in result.sentences:
+            out_console.print(f"  {sentence}", highlight=False, markup=False)
+    out_console.print(f"\nReport: {path.resolve()}", soft_wrap=True)
 
 
 @app.command()
@@ -180,21 +242,84 @@ def purify(
 
 @app.command()
 def train(
-    spec: SpecFile, out: Out, overrides: Set = [], plugin: Plugin = [], as_json: AsJson = False
+    spec: SpecFile,
+    out: Out,
+    overrides: Set = [],
+    plugin: Plugin = [],
+    device: Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu or cuda.")] = "auto",
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write the learning curve for TensorBoard too.")
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Train a classifier or a denoiser; run the same command again to continue."""
+    """Train or fine-tune a classifier or a denoiser; run the same command again to continue.
+
+    On several processes or devices: accelerate launch --num_processes N -m dbpkit.cli train ...
+    """
     _plugins(plugin)
-    with _progress(as_json) as progress:
+    read = read_spec(spec, TrainingSpec, overrides)
+    is_first = os.environ.get("RANK", "0") == "0"  # set by accelerate launch and torchrun
+    with _progress(as_json or not is_first) as progress:
         trained = train_network(
-            read_spec(spec, TrainingSpec, overrides),
+            read,
             out,
             lambda done, of, loss: progress(done / of, f"loss {loss:.4f}"),
+            training.Execution(device, tensorboard),
         )
+    if not is_first:
+        return
     if as_json:
         _print_json({"weights": str(trained.weights), **trained.figures})
     else:
         out_console.print_json(json.dumps(trained.figures))
         out_console.print(f"Weights: {trained.weights}\nModel card: {trained.weights.with_name('card.md')}")
+
+
+@app.command("quality")
+def quality_command(
+    denoiser: Annotated[str, typer.Argument(help="Denoiser name, weights file or import path.")],
+    data: Annotated[str, typer.Option(help="Data set name.")] = "embedded",
+    images: Annotated[
+        int | None, typer.Option(min=2, help="Images to generate; half of the data if not given.")
+    ] = None,
+    t_star: Annotated[
+        float, typer.Option(help="1 starts from noise alone; below, from real images noised to t*.")
+    ] = 0.3,
+    sampler: Annotated[str, typer.Option(help="Sampler name or import path.")] = "ddim",
+    steps: Annotated[int, typer.Option(help="Steps of the whole chain.")] = 50,
+    inception: Annotated[
+        str, typer.Option(help="Path of inception-2015-12-05.pt, for the FID; none takes --classifier.")
+    ] = "",
+    classifier: Annotated[str, typer.Option(help="Whose features are used without Inception.")] = "embedded",
+    seed: Annotated[int, typer.Option(help="Seed of noise and choice of images.")] = 0,
+    plugin: Plugin = [],
+    as_json: AsJson = False,
+) -> None:
+    """Measure a denoiser as a generative model: FID, or the distance of a classifier's features."""
+    _plugins(plugin)
+    if inception:
+        features = make_features("inception", {"path": inception})
+    else:
+        name, options = source(classifier)
+        features = make_features("classifier", {"classifier": name, "options": options})
+    made = load_denoiser(*source(denoiser))
+    with _progress(as_json) as progress:
+        found = quality(
+            made,
+            load_dataset(data),
+            features,
+            Chain(t_star, sampler, steps),
+            images=images,
+            seed=seed,
+            progress=lambda done, of: progress(done / of, f"{done} images"),
+        )
+    if as_json:
+        _print_json(found._asdict())
+        return
+    floor = "" if found.floor is None else f", real images against the same: {found.floor:.2f}"
+    out_console.print(f"{found.metric}: {found.value:.2f}{floor} ({found.images} images from {found.start})")
+    if found.warning:
+        out_console.print(found.warning)
 
 
 @app.command()
@@ -218,15 +343,39 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Print the paired differences A - B of two runs over the same examples."""
-    differences = compare_runs(RunDirectory(run_a), RunDirectory(run_b))
+    found = compare_runs(RunDirectory(run_a), RunDirectory(run_b))
+    for sentence in found.warnings:
+        said = f"warning: {sentence}"
+        err_console.print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)
     if as_json:
-        _print_json({row: e._asdict() for row, e in differences.items()})
+        p_values = {row: found.p_values.get(row) for row in found.differences}
+        _print_json({row: {**e._asdict(), "p_value": p_values[row]} for row, e in found.differences.items()})
         return
-    for row, e in differences.items():
+    changed = ", ".join(found.changed) or "nothing, the settings are the same"
+    out_console.print(f"A -> B differs in: {changed}", markup=False, highlight=False, soft_wrap=True)
+    for row, e in found.differences.items():
+        test = f"; McNemar p {p_text(found.p_values[row])}" if row in found.p_values else ""
         out_console.print(
             f"{row:18} {e.value:+7.1%}   95 % interval {e.low:+.1%} to {e.high:+.1%}   n ="
-            f" {e.examples} ({e.method})"
+            f" {e.examples} ({e.method}{test})",
+            soft_wrap=True,
         )
+
+
+@app.command("findings")
+def findings_command(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
+    as_json: AsJson = False,
+) -> None:
+    """Print which of the papers' claims hold in a run: measured, published, and the verdict."""
+    found = {str(run): findings(RunDirectory(run)) for run in runs}
+    if as_json:
+        _print_json({run: [f.as_json() for f in own] for run, own in found.items()})
+        return
+    for run, own in found.items():
+        if len(found) > 1:
+            out_console.print(run, markup=False, highlight=False, soft_wrap=True)
+        out_console.print(console_findings(own))
 
 
 @app.command()

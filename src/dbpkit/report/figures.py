@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from dbpkit.report.tables import ATTACKED, TableRow, short_title
+from dbpkit.results.analysis import Chart, Series
 
 GAIN = 8
 """Factor by which perturbations are amplified to be seen."""
@@ -27,6 +28,10 @@ LARGEST_SIDE = 160
 
 CSS_INCH = 96
 """CSS pixels per inch: the size of the figures is that of the page."""
+
+
+STYLE: Any = {"font.family": "DejaVu Sans", "svg.hashsalt": "dbpkit", "svg.fonttype": "path"}
+"""matplotlib's settings for every figure, while it is made and while it is written."""
 
 
 class Theme(NamedTuple):
@@ -60,6 +65,10 @@ DARK = Theme(
     groups={"Purified, no attack": "#0072B2", ATTACKED: "#D55E00"},
     runs=("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"),
 )
+
+
+PALETTE = list(zip(LIGHT.runs, DARK.runs, strict=True))
+"""Colours of run or model 0, 1, ... on light and dark pages; they begin anew after the last."""
 
 
 class Shape(NamedTuple):
@@ -104,8 +113,8 @@ class Line(NamedTuple):
     bars: list[Bar]
 
 
-class Chart(NamedTuple):
-    """The same chart for light and dark pages, wide and narrow, and its values as text."""
+class ResponsiveChart(NamedTuple):
+    """The same chart for light and dark pages, wide and narrow, as a PNG file, as text and as data."""
 
     light: str
     dark: str
@@ -113,16 +122,18 @@ class Chart(NamedTuple):
     narrow_dark: str
     width: int
     alt: str
+    png: bytes
+    data: Chart
 
 
-def accuracy_chart(runs: Sequence[tuple[str, Sequence[TableRow]]]) -> Chart:
+def accuracy_chart(runs: Sequence[tuple[str, Sequence[TableRow]]]) -> ResponsiveChart:
     """Draws the accuracy per draw of every row with its 95 % interval.
 
     Args:
         runs: a letter (empty for a single run) and the rows of the headline table, for every run.
 
     Returns:
-        Four data URIs and the text that stands for them.
+        Four data URIs, a PNG, the text that stands for them, and the data.
     """
     lines = _lines(runs)
     values = [
@@ -132,9 +143,14 @@ def accuracy_chart(runs: Sequence[tuple[str, Sequence[TableRow]]]) -> Chart:
         for bar in line.bars
     ]
     alt = f"Bar chart of accuracy per draw with 95 % intervals. {'; '.join(values)}."
-    light, dark = (_svg_uri(lines, theme, WIDE) for theme in (LIGHT, DARK))
-    narrow_light, narrow_dark = (_svg_uri(lines, theme, NARROW) for theme in (LIGHT, DARK))
-    return Chart(light, dark, narrow_light, narrow_dark, WIDE.width, alt)
+    figures = [_figure(lines, theme, shape) for shape in (WIDE, NARROW) for theme in (LIGHT, DARK)]
+    return responsive(figures, WIDE.width, alt, _data(runs, alt))
+
+
+def responsive(figures: Sequence[Figure], width: int, alt: str, data: Chart) -> ResponsiveChart:
+    """Returns a chart from its figures: wide light and dark, narrow light and dark."""
+    light, dark, narrow_light, narrow_dark = map(svg_uri, figures)
+    return ResponsiveChart(light, dark, narrow_light, narrow_dark, width, alt, png_bytes(figures[0]), data)
 
 
 def image_uri(image: Tensor) -> str:
@@ -145,6 +161,24 @@ def image_uri(image: Tensor) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
     return _uri("image/png", buffer.getvalue())
+
+
+def svg_uri(figure: Figure) -> str:
+    """Returns a figure as an SVG data URI without date and random ids: the same run gives the same page."""
+    buffer = io.BytesIO()
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # an emoji in a user's name
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return _uri("image/svg+xml", buffer.getvalue())
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """Returns a figure as a PNG file on white, sharp in print."""
+    buffer = io.BytesIO()
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        figure.savefig(buffer, format="png", dpi=2 * CSS_INCH, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
 
 
 def as_picture(image: Tensor) -> Image.Image:
@@ -172,7 +206,18 @@ def _lines(runs: Sequence[tuple[str, Sequence[TableRow]]]) -> list[Line]:
     return sorted(lines.values(), key=lambda line: groups.index(line.group))
 
 
-def _svg_uri(lines: Sequence[Line], theme: Theme, shape: Shape) -> str:
+def _data(runs: Sequence[tuple[str, Sequence[TableRow]]], alt: str) -> Chart:
+    """The chart's values: a series for every run."""
+    series = []
+    for letter, rows in runs:
+        cells = [row.accuracy for row in rows]
+        ends = [c.low for c in cells], [c.high for c in cells]
+        name = f"run {letter}" if letter else "accuracy"
+        series.append(Series(name, [row.title for row in rows], [c.share for c in cells], *ends))
+    return Chart("bar", "Accuracy per draw", "setting", "accuracy per draw", series, alt)
+
+
+def _figure(lines: Sequence[Line], theme: Theme, shape: Shape) -> Figure:
     """Lays the lines out from top to bottom, one unit of y per bar, and draws them."""
     names_edge = -shape.left / (shape.right - shape.left)  # of the figure, as a share of the axes
     elements: list[Callable[[Axes], None]] = []
@@ -221,11 +266,11 @@ def _bar(bar: Bar, group: str, y: float, shape: Shape, theme: Theme, axes: Axes)
         _text(1 + interval_edge, y, accuracy.interval, style, axes)
 
 
-def _render(elements: Sequence[Callable[[Axes], None]], rows: float, shape: Shape, theme: Theme) -> str:
-    """Draws into an SVG with no date and no random ids, so that the same run gives the same page."""
+def _render(elements: Sequence[Callable[[Axes], None]], rows: float, shape: Shape, theme: Theme) -> Figure:
+    """Draws into a figure."""
     margin = 30  # CSS pixels for the scale below
     height = rows * shape.unit + margin
-    with mpl.rc_context({"svg.hashsalt": "dbpkit", "svg.fonttype": "path", "font.family": "DejaVu Sans"}):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(shape.width / CSS_INCH, height / CSS_INCH))
         box = (shape.left + 0.005, margin / height, shape.right - shape.left, 1 - margin / height)
         axes = figure.add_axes(box)
@@ -241,11 +286,7 @@ def _render(elements: Sequence[Callable[[Axes], None]], rows: float, shape: Shap
         axes.grid(axis="x", color=theme.line, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[:].set_visible(False)
-        buffer = io.BytesIO()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing")  # an emoji in a user's name
-            figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _uri("image/svg+xml", buffer.getvalue())
+    return figure
 
 
 def _uri(kind: str, content: bytes) -> str:

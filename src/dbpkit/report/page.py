@@ -13,20 +13,22 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dbpkit.errors import UserError
+from dbpkit.report.analyses import AnalysisView, analysis_views, found_view
+from dbpkit.report.charts import chart_csv
 from dbpkit.report.checks import PREFLIGHT_CHECKS, record_checks
-from dbpkit.report.figures import GAIN, Chart, accuracy_chart
+from dbpkit.report.comparison import ShownRun, compare_shown
+from dbpkit.report.figures import GAIN, ResponsiveChart, accuracy_chart
 from dbpkit.report.strip import Strip, read_strip
 from dbpkit.report.tables import (
-    Cell,
     DifferenceRow,
     TableRow,
-    difference_row,
     difference_rows,
     interval_methods,
     row_title,
     table_rows,
 )
-from dbpkit.results.compare import compare
+from dbpkit.results.analysis import AnalysisResult, Chart, analysis_results
+from dbpkit.results.findings import Finding, evaluation_numbers, gather
 from dbpkit.results.flags import BASELINE_ROWS, Flag
 from dbpkit.results.run_directory import Record, RunDirectory
 from dbpkit.results.summary import Summary, summarise
@@ -69,6 +71,9 @@ class RunView(NamedTuple):
         provenance: name and the value of every session.
         hash: sha256 of the spec.
         records: recorded results.
+        analyses: finished analyses.
+        findings: every claim that was tested.
+        only_analysed: whether no evaluation was begun, so that the analyses are all there is.
     """
 
     letter: str
@@ -88,22 +93,15 @@ class RunView(NamedTuple):
     provenance: list[tuple[str, list[str]]]
     hash: str
     records: int
-
-
-class Comparison(NamedTuple):
-    """Several runs beside each other.
-
-    Attributes:
-        rows: title of every setting and its accuracy in every run, None where a run has no such row.
-        against: letter of another run, and its paired differences with the first or why there are none.
-    """
-
-    rows: list[tuple[str, list[Cell | None]]]
-    against: list[tuple[str, list[DifferenceRow], str]]
+    analyses: list[AnalysisResult]
+    findings: list[Finding]
+    only_analysed: bool
 
 
 def write_report(runs: Sequence[str | Path], out: Path | None = None) -> Path:
-    """Writes one page about one run or several, finished or not.
+    """Writes one page about one run or several, finished or not, and its figures as PNG and CSV.
+
+    The figures lie beside the page, in ``figures`` beside a ``report.html`` and else in ``STEM-figures``.
 
     Args:
         runs: run directories; the first is the one the others are compared with.
@@ -121,16 +119,38 @@ def write_report(runs: Sequence[str | Path], out: Path | None = None) -> Path:
     letters = [""] if len(runs) == 1 else [_letter(number) for number in range(len(runs))]
     views = [_view(run, letter) for run, letter in zip(directories, letters, strict=True)]
     title = views[0].summary.name if len(views) == 1 else f"Comparison of {len(views)} runs"
+    comparison = None
+    chart = accuracy_chart([("", views[0].rows)]) if views[0].rows else None
+    if len(views) > 1:
+        shown = zip(views, directories, strict=True)
+        comparison = compare_shown([ShownRun(v.letter, v.summary.name, d, v.rows) for v, d in shown])
+        chart = comparison.chart
+    analyses = analysis_views([(view.letter, view.analyses) for view in views])
     page = _template().render(
         title=title,
         runs=views,
-        comparison=_comparison(directories, views) if len(views) > 1 else None,
-        chart=_chart(views),
+        comparison=comparison,
+        chart=chart,
         gain=GAIN,
+        analyses=analyses,
+        found=found_view([view.findings for view in views]),
     )
     path = Path(out) if out is not None else directories[0].path / "report.html"
+    folder = path.with_name("figures" if path.name == "report.html" else f"{path.stem}-figures")
+    stem = f"evaluation-1{'-compared' if comparison else ''}"
+    for name, content in _files(stem, chart, analyses).items():
+        write_atomically(folder / name, content)
     write_atomically(path, page.encode())
     return path
+
+
+def _files(stem: str, chart: ResponsiveChart | None, analyses: Sequence[AnalysisView]) -> dict[str, bytes]:
+    """Every figure of the page as PNG, and its data as CSV."""
+    drawn = [(c.stem, c.drawn.png, c.drawn.csv) for view in analyses for line in view.charts for c in line]
+    if chart:
+        drawn.append((stem, chart.png, chart_csv(chart.data)))
+    pictures = {f"{name}.png": png for name, png, _ in drawn}
+    return pictures | {f"{name}.csv": text.encode() for name, _, text in drawn}
 
 
 def _template() -> Any:
@@ -142,12 +162,19 @@ def _template() -> Any:
         lstrip_blocks=True,
     )
     environment.filters["sha256"] = _script_hash
+    environment.filters["csv_uri"] = _csv_uri
     return environment.get_template("template.html")
 
 
 def _script_hash(script: str) -> str:
     """The hash by which the page's policy admits its own script and no other."""
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+
+
+def _csv_uri(content: str | Chart) -> str:
+    """A table as a link that needs no file."""
+    text = content if isinstance(content, str) else chart_csv(content)
+    return f"data:text/csv;charset=utf-8;base64,{base64.b64encode(text.encode()).decode('ascii')}"
 
 
 def _letter(number: int) -> str:
@@ -161,6 +188,8 @@ def _view(run: RunDirectory, letter: str) -> RunView:
     raised = {flag.name for flag in summary.flags}
     checks = {**(PREFLIGHT_CHECKS if preflight_ran else {}), **record_checks(records)}
     asked = _tapes(summary.spec)
+    results = list(analysis_results(run))
+    only_analysed = bool(results) and not records and run.read_json("env.json") is None
     return RunView(
         letter=letter,
         path=str(run.path),
@@ -169,7 +198,7 @@ def _view(run: RunDirectory, letter: str) -> RunView:
         rows=table_rows(summary),
         methods=interval_methods(summary),
         differences=difference_rows(summary),
-        incomplete=_incomplete(asked, _examples_asked(run), records),
+        incomplete=[] if only_analysed else _incomplete(asked, _examples_asked(run), records),
         row_count=len(asked),
         flags=[
             (flag, row_title(flag.row) if flag.row else "")
@@ -179,10 +208,20 @@ def _view(run: RunDirectory, letter: str) -> RunView:
         preflight_ran=preflight_ran,
         strip=read_strip(run, summary.spec, records),
         settings=as_toml(summary.spec),
-        provenance=_provenance(run.read_json("env.json") or []),
+        provenance=_provenance(run.read_json("env.json") or _analysed(run, results)),
         hash=run.spec()["hash"],
         records=len(records),
+        analyses=results,
+        findings=gather(evaluation_numbers(run, summary), results),
+        only_analysed=only_analysed,
     )
+
+
+def _analysed(run: RunDirectory, results: Sequence[AnalysisResult]) -> list[dict[str, Any]]:
+    """The hashes that the analyses noted, each once: all that is known where no evaluation was begun."""
+    noted = [run.read_json(f"analyses/{result.name}/settings.json") or {} for result in results]
+    hashes = [settings["hashes"] for settings in noted if "hashes" in settings]
+    return [h for k, h in enumerate(hashes) if h not in hashes[:k]]
 
 
 def _facts(summary: Summary) -> list[str]:
@@ -250,26 +289,3 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
             shown = ("yes" if value else "no") if isinstance(value, bool) else str(value)
             entries[f"{prefix}{key}"] = shown
     return entries
-
-
-def _chart(views: Sequence[RunView]) -> Chart | None:
-    """The chart of all runs, or None if nothing is recorded."""
-    if not any(view.rows for view in views):
-        return None
-    return accuracy_chart([(view.letter, view.rows) for view in views])
-
-
-def _comparison(directories: Sequence[RunDirectory], views: Sequence[RunView]) -> Comparison:
-    """The runs beside each other, and each against the first."""
-    titles = {row.name: row.title for view in views for row in view.rows}
-    cells = [{row.name: row.accuracy for row in view.rows} for view in views]
-    rows = [(title, [by_name.get(name) for by_name in cells]) for name, title in titles.items()]
-    against: list[Any] = []
-    for run, view in zip(directories[1:], views[1:], strict=True):
-        try:
-            differences = compare(directories[0], run)
-        except UserError as error:  # runs on other data can still be shown beside each other
-            against.append((view.letter, [], str(error)))
-        else:
-            against.append((view.letter, [difference_row(name, e) for name, e in differences.items()], ""))
-    return Comparison(rows, against)

@@ -105,15 +105,33 @@ def difference_rows(summary: Summary) -> list[DifferenceRow]:
     return [difference_row(name, estimate) for name, estimate in summary.differences.items()]
 
 
-def difference_row(name: str, estimate: Estimate) -> DifferenceRow:
-    """Returns one line; ``name`` is two rows as in ``"white_box - dw_both"``, or one row."""
+def difference_row(name: str, estimate: Estimate, p_value: float | None = None) -> DifferenceRow:
+    """Returns one line.
+
+    Args:
+        name: two rows as in ``"white_box - dw_both"``, or one row.
+        estimate: the difference, in [-1, 1]; shown in percentage points.
+        p_value: of McNemar's exact test, shown beside the method.
+    """
     title = row_title(name)
     if name in MEANINGS:
         title = " − ".join(short_title(row_title(part)) for part in name.split(" - "))
-    interval = f"{points(estimate.low)} to {points(estimate.high)}"
+    shown = difference_cell(estimate)
+    method = estimate.method + ("" if p_value is None else f"; McNemar p {p_text(p_value)}")
     return DifferenceRow(
-        title, MEANINGS.get(name, ""), points(estimate.value), interval, estimate.examples, estimate.method
+        title, MEANINGS.get(name, ""), shown.value, shown.interval, estimate.examples, method
     )
+
+
+def difference_cell(estimate: Estimate) -> Cell:
+    """Returns a difference in percentage points: ``"+8.6"`` and ``"+3.9 to +13.3"``."""
+    interval = f"{points(estimate.low)} to {points(estimate.high)}"
+    return Cell(points(estimate.value), interval, *estimate[1:4], "")
+
+
+def p_text(p_value: float) -> str:
+    """Returns ``"= 0.031"``, or ``"< 0.001"`` for what is smaller."""
+    return "< 0.001" if p_value < 0.001 else f"= {p_value:.3f}"
 
 
 def interval_methods(summary: Summary) -> str:
@@ -198,6 +216,13 @@ def short_title(title: str) -> str:
     return title.removeprefix("purified, ").removeprefix("undefended, ")
 
 
+def accuracy_cell(estimate: Estimate) -> Cell:
+    """Returns an accuracy: ``"71.9%"`` and ``"27.9 to 94.4%"``."""
+    kind, _, count = estimate.estimand.partition("@")
+    over = f"{'T' if kind == 'all_tapes' else 'R'} = {count}" if count else ""
+    return Cell(percent(estimate.value), interval(estimate), *estimate[1:4], over)
+
+
 def _table_row(row: Row) -> TableRow:
     estimates = {e.estimand.partition("@")[0]: e for e in row.estimates}
     accuracy = estimates["per_draw"]
@@ -206,16 +231,10 @@ def _table_row(row: Row) -> TableRow:
         row.name,
         row.title,
         GROUPS.get(row.name, ATTACKED),
-        _cell(accuracy),
-        _cell(estimates["majority"]) if "majority" in estimates else None,
-        _cell(every) if every else None,
+        accuracy_cell(accuracy),
+        accuracy_cell(estimates["majority"]) if "majority" in estimates else None,
+        accuracy_cell(every) if every else None,
         accuracy.examples,
         accuracy.draws,
         f"{row.gradient_passes:,.0f}" if row.gradient_passes % 1 < 0.05 else f"{row.gradient_passes:,.1f}",
     )
-
-
-def _cell(estimate: Estimate) -> Cell:
-    kind, _, count = estimate.estimand.partition("@")
-    over = f"{'T' if kind == 'all_tapes' else 'R'} = {count}" if count else ""
-    return Cell(percent(estimate.value), interval(estimate), *estimate[1:4], over)

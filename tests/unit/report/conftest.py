@@ -1,5 +1,6 @@
 """Small run directories, written through the `RunDirectory` API as the evaluation loop writes them."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from dbpkit.results.analysis import AnalysisRecords, AnalysisResult, Chart, Number, Series
 from dbpkit.results.flags import BASELINE_ROWS, Flag
 from dbpkit.results.run_directory import RunDirectory
 
@@ -32,6 +34,59 @@ SINGLE = {"undefended_clean", "undefended", "dw_both", "fixed"}
 """Rows with one draw per tape."""
 
 MakeRun = Callable[..., RunDirectory]
+Analysed = Callable[..., RunDirectory]
+
+CHARTS = {
+    "line": Chart(
+        "line",
+        "A line",
+        "tapes",
+        "share",
+        [
+            Series("known", [1, 2, 4], [0.9, 0.8, 0.6], [0.8, 0.7, 0.5], [0.95, 0.9, 0.7]),
+            Series("unseen", [1, 2, 4], [0.2, math.nan, 0.4]),
+        ],
+        "The lines meet.",
+        x_log=True,
+    ),
+    "bar": Chart(
+        "bar",
+        "Bars",
+        "",
+        "share",
+        [Series("a", ["alone", "+ $x$"], [0.2, -0.1], [0, -0.2], [0.4, 0])],
+        "Two.",
+    ),
+    "histogram": Chart(
+        "bar", "Histogram", "cosine", "images", [Series("a", [0, 1, 2], [3, 5, 1])], "A hump."
+    ),
+    "scatter": Chart(
+        "scatter", "Points", "rate", "accuracy", [Series("a", [0.1, 0.2], [0.5, 0.7])], "A slope."
+    ),
+    "heat": Chart(
+        "heat",
+        "Heat",
+        "judged on",
+        "made on",
+        [
+            Series("tape 0", ["tape 0", "tape 1"], [1.0, -0.2]),
+            Series("tape 1", ["tape 0", "tape 1"], [0.3, math.nan]),
+        ],
+        "A bright diagonal.",
+    ),
+}
+"""One chart of every kind."""
+
+NUMBERS = [
+    Number(
+        "share fooled", 0.42, 0.31, 0.55, 64, "bootstrap", 0.5, "Liu 2025, table 3", "above 0.3: fuzzy", True
+    ),
+    Number("a gap", 0.02, -0.01, 0.05, 20, "bootstrap", claim="above 0: randomness decides"),
+    Number("slope", -12345.6, examples=3, claim="rises", holds=False),
+    Number("rate", 0.25),
+    Number("broken", math.nan, claim="is a number", holds=True),
+]
+"""Numbers that hold, are undecided, do not hold, have no claim, and are none."""
 
 
 def resolved_spec(name: str, knowledge: Sequence[str], count: int | None) -> dict[str, Any]:
@@ -119,6 +174,31 @@ def make_run(tmp_path: Path) -> MakeRun:
         return run
 
     return make
+
+
+@pytest.fixture
+def analysed(tmp_path: Path) -> Analysed:
+    """Returns a function that adds a finished analysis to a run, or makes a run that has nothing else."""
+
+    def add(
+        run: RunDirectory | None = None,
+        name: str = "compression",
+        title: str = "Why it is so",
+        sentences: Sequence[str] = ("It keeps 28% of a length.", "Attacks keep more."),
+        numbers: Sequence[Number] = tuple(NUMBERS),
+        charts: Sequence[Chart] = (CHARTS["line"],),
+        folder: str = "alone",
+    ) -> RunDirectory:
+        if run is None:
+            run = RunDirectory(tmp_path / folder)
+            run.claim(resolved_spec("alone", ["white_box"], 6), "0123abcd" * 8, lambda _old, _new: [])
+        records = AnalysisRecords(run, name)
+        records.claim({"options": {}, "hashes": {"denoiser_sha256": "e" * 64}})
+        result = AnalysisResult(name, title, list(sentences), list(numbers), list(charts), {"images": 8})
+        records.write_result(result)
+        return run
+
+    return add
 
 
 def _write_strip(

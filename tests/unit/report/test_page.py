@@ -63,8 +63,9 @@ def test_page_gives_answer_before_table_and_sections_in_order(make_run: MakeRun)
         sentence,
         "Accuracy per draw",
         "Flags",
-        "Pictures",
         "Paired differences",
+        "Findings",
+        "Pictures",
         "Settings",
         "Provenance",
     ]
