@@ -121,7 +121,7 @@ def grey_attack(target, x, y, *, threat, noise, shift: float = 1.0):
     """An attack of the user's own: leaves the budget on purpose and lets the runner project."""
     from dbpkit.attacks import AttackOutcome
 
-    grad, loss = target.gradient(x, y, noise=noise, eot=1)
+    grad, loss, _ = target.gradient(x, y, noise=noise, eot=1)
     norm = grad.flatten(1).norm(dim=1)
     return AttackOutcome(x + shift * grad.sign(), loss[:, None], norm[:, None])
 
@@ -130,7 +130,7 @@ def lazy_attack(target, x, y, *, threat, noise):
     """An attack that does nothing."""
     from dbpkit.attacks import AttackOutcome
 
-    grad, loss = target.gradient(x, y, noise=noise, eot=1)
+    grad, loss, _ = target.gradient(x, y, noise=noise, eot=1)
     norm = grad.flatten(1).norm(dim=1)
     return AttackOutcome(x.clone(), torch.stack([loss, loss], 1), torch.stack([norm, norm], 1))
 

@@ -170,6 +170,20 @@ class NoisePlan:
             raise UserError(f"noise lane {lane} is outside [0, 2**24).")
         return replace(self, lane=lane)
 
+    def branch(self, part: int) -> "NoisePlan":
+        """Returns the same rows in lanes of their own for part 1 to 15 of an attack made of several.
+
+        No branch of one lane meets a branch of another, or an unbranched lane.
+
+        Raises:
+            UserError: if the part is out of range, or the lane is (as that of a branch).
+        """
+        if not 0 < part < 16 or self.lane >= 1 << 20:
+            raise UserError(
+                f"noise lane {self.lane} has no branch {part}: parts are 1 to 15, lanes below 2**20."
+            )
+        return self.in_lane(part << 20 | self.lane)
+
     def sharing(self, sites: Iterable[str], source: "NoisePlan") -> "NoisePlan":
         """Returns a plan that takes the values of ``sites`` from ``source``, row by row.
 

@@ -475,3 +475,22 @@ def test_values_cuda_agree_with_cpu(dtype: torch.dtype) -> None:
     here, there = plan.normal("reverse", 5, like), plan.normal("reverse", 5, like.cuda())
     torch.testing.assert_close(there.cpu(), here, rtol=0, atol=1e-6)
     assert torch.equal(plan.uniform("reverse", 5, like.cuda()).cpu(), plan.uniform("reverse", 5, like))
+
+
+def test_branches_meet_no_other_lane() -> None:
+    plan = NoisePlan.of(0, [5], "attack")
+    lanes = [plan.in_lane(lane) for lane in (0, 1, 2, (1 << 20) - 1)]
+    every = [flat(p) for lane in lanes for p in (lane, *(lane.branch(k) for k in (1, 2, 15)))]
+    assert len({tuple(values.tolist()) for values in every}) == len(every)
+
+
+@pytest.mark.parametrize(("lane", "part"), [(0, 0), (0, 16), (1 << 20, 1)])
+def test_branch_out_of_range_raises(lane: int, part: int) -> None:
+    with pytest.raises(UserError, match="has no branch"):
+        NoisePlan.of(0, [1]).in_lane(lane).branch(part)
+
+
+def test_branch_keeps_known_noise() -> None:
+    known = NoisePlan.of(0, [5])
+    plan = NoisePlan.of(0, [5], "attack").sharing(["forward"], known)
+    assert torch.equal(flat(plan.branch(3), "forward"), flat(known, "forward"))

@@ -87,7 +87,7 @@ def margins(subject: Subject, x: Tensor, y: Tensor, iterations: int = 5) -> Tens
     unused = NoisePlan.of(0, torch.arange(len(x)))
     delta = torch.zeros_like(x)
     for _ in range(iterations):
-        grad, value = target.gradient(x + delta, y, noise=unused, loss="margin")
+        grad, value, _ = target.gradient(x + delta, y, noise=unused, loss="margin")
         step = ((grad * delta).flatten(1).sum(dim=1) - value) / lengths(grad).square().clamp_min(TINY)
         delta = step[:, None, None, None] * grad
     far = lengths(delta).clamp_min(TINY)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dbpkit.analyses.analysis import Subject
 from dbpkit.attacks import Target
-from dbpkit.attacks.target import ExpectedGradient
+from dbpkit.attacks.target import ExpectedGradient, Loss
 from dbpkit.evaluation.knowledge import Knowledge
 from dbpkit.noise import NoisePlan
 
@@ -35,9 +35,9 @@ class OnTapes(Target):
         self.count = count
 
     def gradient(
-        self, x: Tensor, y: Tensor, *, noise: NoisePlan, eot: int = 1, loss: str = "ce"
+        self, x: Tensor, y: Tensor, *, noise: NoisePlan, eot: int = 1, loss: str | Loss = "ce"
     ) -> ExpectedGradient:
-        """Averages gradient (B, C, H, W) and loss (B,) over the tapes; ``noise`` and ``eot`` are ignored."""
+        """Averages over the tapes, see `Target.gradient`; ``noise`` and ``eot`` are ignored."""
         del noise, eot
         return super().gradient(x, y, noise=self.tapes, eot=self.count, loss=loss)
 
@@ -54,7 +54,7 @@ class Recording(Target):
         self.iterates: list[Tensor] = []
 
     def gradient(
-        self, x: Tensor, y: Tensor, *, noise: NoisePlan, eot: int = 1, loss: str = "ce"
+        self, x: Tensor, y: Tensor, *, noise: NoisePlan, eot: int = 1, loss: str | Loss = "ce"
     ) -> ExpectedGradient:
         """Passes the question on and notes ``x``."""
         self.iterates.append(x.detach())

@@ -66,10 +66,11 @@ def pgd(
     best, best_loss = x_adv, torch.full_like(x[:, 0, 0, 0], -torch.inf)
     loss_path, norm_path = [], []
     for i in range(iterations):
-        grad, value = target.gradient(x_adv, y, noise=noise.at(i), eot=eot, loss=loss)
+        grad, value, _ = target.gradient(x_adv, y, noise=noise.at(i), eot=eot, loss=loss)
         loss_path.append(value)
         norm_path.append(grad.flatten(1).norm(dim=1))
         x_adv = threat.project(x, x_adv + step_size * threat.steepest(grad))
+        target.visit(x_adv, noise)
         if keep == "best":
             judged = _expected_loss(target, x_adv, y, noise.at(iterations * eot + i), keep_draws, loss)
             better = judged > best_loss

@@ -6,6 +6,7 @@ the order of its draws, so that the sum does not depend on how they were cut.
 """
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -21,7 +22,13 @@ from dbpkit.threat import ThreatModel
 from dbpkit.types import RandomisedClassifier
 
 attacks: Registry["Attack"] = Registry("attack")
-losses: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry("loss")
+losses: Registry["Loss"] = Registry("loss")
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""``loss(logits, y)`` of logits (B, K) is (B,); ``y`` is (B,), or (B, n) where the label is not enough."""
+
+Visit = Callable[[Tensor, NoisePlan], None]
+"""Called with an iterate (B, C, H, W) and the attack's plan of its examples."""
 
 
 class AttackOutcome(NamedTuple):
@@ -30,7 +37,7 @@ class AttackOutcome(NamedTuple):
     Attributes:
         x_adv: attacked images (B, C, H, W).
         loss: expected loss at every iterate, before its step, (B, iterations).
-        grad_norm: Euclidean norm of the averaged gradient there, (B, iterations).
+        grad_norm: Euclidean norm of the averaged gradient there, (B, iterations); (B, 0) without gradients.
     """
 
     x_adv: Tensor
@@ -49,10 +56,11 @@ class Attack(Protocol):
 
 
 class ExpectedGradient(NamedTuple):
-    """Averages over draws: ``grad`` (B, C, H, W) and ``loss`` (B,)."""
+    """Averages over draws: ``grad`` (B, C, H, W), ``loss`` (B,), and the share that is right, ``right`` (B,)."""
 
     grad: Tensor
     loss: Tensor
+    right: Tensor
 
 
 class Target:
@@ -65,8 +73,9 @@ class Target:
             that kernels round alike however the rows are cut.
 
     Attributes:
-        forward_rows: rows passed through the model so far.
-        gradient_rows: those of them that were differentiated.
+        forward_passes: rows passed through the model so far, by example id.
+        gradient_passes: those of them that were differentiated.
+        visit: an attack calls it with every iterate, for protocols that judge while the attack runs.
     """
 
     def __init__(
@@ -75,8 +84,19 @@ class Target:
         self.model = model
         self.micro_batch = micro_batch
         self.fixed_shape = fixed_shape
-        self.forward_rows = 0
-        self.gradient_rows = 0
+        self.forward_passes: Counter[int] = Counter()
+        self.gradient_passes: Counter[int] = Counter()
+        self.visit: Visit = lambda _x, _noise: None
+
+    @property
+    def forward_rows(self) -> int:
+        """Rows passed through the model so far."""
+        return self.forward_passes.total()
+
+    @property
+    def gradient_rows(self) -> int:
+        """Those of them that were differentiated."""
+        return self.gradient_passes.total()
 
     @classmethod
     def of(cls, model: "RandomisedClassifier | Target") -> "Target":
@@ -86,7 +106,7 @@ class Target:
     @torch.no_grad()
     def __call__(self, x: Tensor, *, noise: NoisePlan) -> Tensor:
         """Returns logits (B, K) of images (B, C, H, W) under their own noise."""
-        self.forward_rows += len(x)
+        self.forward_passes.update(noise.example_ids.tolist())
         parts = [self._logits(x[rows], noise.rows(rows)) for rows in self._cut(len(x))]
         return torch.cat(parts)
 
@@ -96,39 +116,41 @@ class Target:
         return self(x.repeat_interleave(count, dim=0), noise=plan).unflatten(0, (len(x), count))
 
     def gradient(
-        self, x: Tensor, y: Tensor, *, noise: NoisePlan, eot: int = 1, loss: str = "ce"
+        self, x: Tensor, y: Tensor, *, noise: NoisePlan, eot: int = 1, loss: str | Loss = "ce"
     ) -> ExpectedGradient:
         """Averages the loss and its gradient over ``eot`` draws of each image.
 
         Args:
             x: images (B, C, H, W) in [0, 1].
-            y: labels (B,).
+            y: labels (B,), or (B, n) with the label first, for a loss that needs more than the label.
             noise: plan of the B examples; its repetitions are the draws.
             eot: draws per image.
-            loss: registered loss name.
+            loss: registered loss name, or the loss.
 
         Returns:
-            The averaged gradient (B, C, H, W) and loss (B,).
+            The averaged gradient (B, C, H, W), loss (B,) and accuracy (B,).
 
         Source:
             Athalye et al. 2018 (arXiv:1707.07397), expectation over transformation.
         """
-        loss_function = losses.get(loss)
+        loss_function = losses.get(loss) if isinstance(loss, str) else loss
+        labels = y if y.ndim == 1 else y[:, 0]
         plan = noise.repeat(eot)
         image = torch.arange(len(x)).repeat_interleave(eot)
-        grads, values = [], []
+        grads, values, rights = [], [], []
         for rows in self._cut(len(plan)):
             leaf = x[image[rows]].detach().requires_grad_()
-            value = loss_function(self._logits(leaf, plan.rows(rows)), y[image[rows]])
+            logits = self._logits(leaf, plan.rows(rows))
+            value = loss_function(logits, y[image[rows]])
             (grad,) = torch.autograd.grad(value.sum(), leaf)
             grads.append(grad)
             values.append(value.detach())
-        self.forward_rows += len(plan)
-        self.gradient_rows += len(plan)
-        per_draw = torch.cat(grads).unflatten(0, (len(x), eot))  # (B, R, C, H, W)
-        return ExpectedGradient(
-            _mean_in_order(per_draw), _mean_in_order(torch.cat(values).unflatten(0, (len(x), eot)))
-        )
+            rights.append((logits.detach().argmax(dim=1) == labels[image[rows]]).to(x.dtype))
+        ids = plan.example_ids.tolist()
+        self.forward_passes.update(ids)
+        self.gradient_passes.update(ids)
+        per_draw = (torch.cat(parts).unflatten(0, (len(x), eot)) for parts in (grads, values, rights))
+        return ExpectedGradient(*map(_mean_in_order, per_draw))
 
     def _logits(self, x: Tensor, noise: NoisePlan) -> Tensor:
         """One call of the model, padded to the fixed shape if there is one."""

@@ -117,10 +117,14 @@ def attack_options(attack: PartSpec) -> dict[str, Any]:
     return {k: amount(v) if isinstance(v, str) and fraction.fullmatch(v) else v for k, v in options}
 
 
+SINGLE_DRAW = {"eot": 1, "keep_draws": 1, "judge_draws": 1, "reevaluate": False}
+"""What attack options become where the model is deterministic for the attacker: more draws tell nothing."""
+
+
 def single_draw(attack: PartSpec) -> dict[str, Any]:
     """An attack's options for a deterministic model: one draw, if it knows of draws at all."""
-    options = attack_options(attack)
-    return {**options, "eot": 1} if "eot" in accepted_options(attack.name) else options
+    known = accepted_options(attack.name)
+    return {**attack_options(attack), **{k: v for k, v in SINGLE_DRAW.items() if k in known}}
 
 
 def accepted_options(name: str) -> dict[str, Any]:

@@ -362,11 +362,11 @@ class _Runner:
                     "grad_norm": _numbers(outcome.grad_norm[b]),
                 }
         distance = threat.distance(batch.x, worst).tolist()
-        passes = {
-            "forward_passes": target.forward_rows / len(batch.x),
-            "gradient_passes": target.gradient_rows / len(batch.x),
-        }
-        return worst, [{**d, "distance": distance[b], **passes} for b, d in enumerate(details)]
+        for b, example in enumerate(batch.noise.example_ids.tolist()):
+            details[b]["distance"] = distance[b]
+            details[b]["forward_passes"] = target.forward_passes[example]
+            details[b]["gradient_passes"] = target.gradient_passes[example]
+        return worst, details
 
     def _report(self, x: Tensor, noise: NoisePlan, draws: int | None = None) -> Tensor:
         """Logits (B, R, K) of the purified classifier on report draws."""
