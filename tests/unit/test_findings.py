@@ -132,7 +132,7 @@ def test_findings_command_prints_every_claim_with_value_interval_and_verdict(
         evaluated(tmp_path / "a", {"white_box": [1] * 20, "dw_both": [0] * 20}),
         HOLDS,
         Number("without claim", 1.0),
-        Number("a gap", 0.1, -0.1, 0.3, 8, claim="above 0: more", holds=False),
+        Number("a gap", 0.1, -0.1, 0.3, 8, claim="above 0: more"),
         Number("slope", -1.0, claim="rises", holds=False),
     )
     code, out, err = run("findings", directory.path)

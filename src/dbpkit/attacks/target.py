@@ -56,7 +56,7 @@ class Attack(Protocol):
 
 
 class ExpectedGradient(NamedTuple):
-    """Averages over draws: ``grad`` (B, C, H, W), ``loss`` (B,), and the share that is right, ``right`` (B,)."""
+    """Averages over draws: ``grad`` (B, C, H, W), ``loss`` (B,), share classified right ``right`` (B,)."""
 
     grad: Tensor
     loss: Tensor
