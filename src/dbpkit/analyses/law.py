@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -22,37 +22,31 @@ from dbpkit.analyses.configurations import (
     budgets,
     eps_name,
     pixels,
-    predicted,
     screen,
     settings,
     survival,
     with_eps,
     with_purifier,
 )
+from dbpkit.analyses.law_charts import law_chart, margin_chart, plane, prediction_chart
+from dbpkit.analyses.law_table import CLASSIFIER, Table, clean_margins, tabulate
 from dbpkit.analyses.sigmoid import Sigmoid, fit_sigmoid, leave_one_out
 from dbpkit.errors import UserError
 from dbpkit.results.analysis import (
     AnalysisRecords,
     AnalysisResult,
-    Chart,
     Number,
-    Series,
     above,
     below,
     within,
 )
-from dbpkit.results.estimates import wilson
 from dbpkit.results.intervals import bootstrap, pearson, spearman
 from dbpkit.results.run_directory import RunDirectory
 
 CLOSE = 0.05
 """Predicted and measured accuracy that differ by less are the same for a user's decision."""
 
-CLASSIFIER = "classifier"
-"""Units that measure the margin of the classifier at the images themselves."""
-
 METHOD = "bootstrap over purifiers, which share their images"
-RATE = "compression rate (random directions, fixed noise)"
 
 
 @analyses.register("law")
@@ -132,10 +126,10 @@ class Law:
             ],
             numbers,
             [
-                _law_chart(table, main),
-                _prediction_chart(table),
-                _margin_chart(measured, table),
-                _plane(table),
+                law_chart(table, main),
+                prediction_chart(table),
+                margin_chart(measured, table),
+                plane(table),
             ],
         )
 
@@ -158,84 +152,6 @@ def combine(runs: Sequence[str | Path]) -> AnalysisResult:
             )
         joined |= {f"{Path(run).name}: {unit}": record for unit, record in found.items()}
     return Law().conclude(joined)._replace(name="law", title=Law.title)
-
-
-class Table(NamedTuple):
-    """The records by configuration: N of them, E budgets.
-
-    Attributes:
-        labels: names.
-        images: examples behind each.
-        eps: budgets in pixel units, (E,).
-        lengths: Euclidean length of a uniform perturbation of each budget, (N, E).
-        rate: compression rate, (N,).
-        right: accuracy at the anchors, (N,).
-        attacked: accuracy under attack, (N, E).
-        predicted: by the formula with ``rate``, (N, E).
-        attack_rate: compression rate along the attack's perturbations, (N,); nan if none was made.
-        informed: by the formula with ``attack_rate`` and the length of the attack's perturbations, (N, E).
-        margins: all margins at the anchors, infinity for none found.
-    """
-
-    labels: list[str]
-    images: int
-    eps: list[float]
-    lengths: np.ndarray
-    rate: np.ndarray
-    right: np.ndarray
-    attacked: np.ndarray
-    predicted: np.ndarray
-    attack_rate: np.ndarray
-    informed: np.ndarray
-    margins: np.ndarray
-
-
-def tabulate(measured: Mapping[str, Any]) -> Table:
-    """Averages the records over tapes and images; UserError if the budgets of two records do not match."""
-    groups: dict[str, list[Any]] = {}
-    for unit, found in measured.items():
-        label = unit.rpartition(" ")[0]
-        if not label.endswith(CLASSIFIER):
-            groups.setdefault(label, []).append(found)
-    eps = next(iter(groups.values()))[0]["eps"]
-    if any(len(found["eps"]) != len(eps) for batch in groups.values() for found in batch):
-        raise UserError("the runs were made with different numbers of eps and cannot be combined.")
-    lines = [_line(batch) for batch in groups.values()]
-    *columns, margin = zip(*lines, strict=True)
-    images = min(sum(len(found["tapes"][0]["right"]) for found in batch) for batch in groups.values())
-    return Table._make([list(groups), images, eps, *map(np.array, columns), np.concatenate(margin)])
-
-
-def _line(batch: list[Any]) -> tuple[Any, ...]:
-    """One configuration of the table, its columns in order."""
-    tapes = [tape for found in batch for tape in found["tapes"]]
-    right, margin, rates, survived, length, attack = (
-        [value for tape in tapes for value in tape[key]]
-        for key in ("right", "margin", "rate", "survived", "length", "attack_rate")
-    )
-    reach = np.array(batch[0]["lengths"])
-    rate = float(np.mean(rates))
-    tried = [
-        (a, n / r)
-        for aa, nn in zip(attack, length, strict=True)
-        for a, n, r in zip(aa, nn, reach, strict=True)
-        if n
-    ]
-    attack_rate, stretch = np.mean(tried, axis=0) if tried else (np.nan, np.nan)
-
-    def formula(rate: float, stretch: float) -> np.ndarray:
-        return np.array([np.mean(predicted(right, margin, rate, stretch * r)) for r in reach])
-
-    return (
-        reach,
-        rate,
-        float(np.mean(right)),
-        np.mean(survived, axis=0),
-        formula(rate, 1.0),
-        float(attack_rate),
-        formula(float(attack_rate), float(stretch)),
-        np.array([np.inf if m is None else m for m in margin]),
-    )
 
 
 def _correlations(table: Table, main: int) -> list[Number]:
@@ -337,7 +253,7 @@ def _predictions(table: Table) -> list[Number]:
 
 def _margin_numbers(measured: Mapping[str, Any], table: Table) -> list[Number]:
     """Median margins, at the images and at the anchors."""
-    clean = _clean(measured)
+    clean = clean_margins(measured)
     method = "Euclidean, pixel units; 0 where misclassified"
     return [
         Number(f"median margin of the classifier at the {what}", float(np.median(m)), None, None, n, method)
@@ -346,12 +262,6 @@ def _margin_numbers(measured: Mapping[str, Any], table: Table) -> list[Number]:
             ("anchors", table.margins, table.images),
         )
     ]
-
-
-def _clean(measured: Mapping[str, Any]) -> np.ndarray:
-    """Margins at the images."""
-    found = [m for u, f in measured.items() if u.rpartition(" ")[0].endswith(CLASSIFIER) for m in f["margin"]]
-    return np.array([np.inf if m is None else m for m in found])
 
 
 def _over(
@@ -373,88 +283,3 @@ def _goes_with(rank: Number | None) -> str:
         return "no measurable difference in accuracy"
     word = "more" if rank.high < 0 else "less" if rank.low > 0 else "no clear change in"
     return f"{word} accuracy (rank correlation {rank.value:.2f}, {rank.low:.2f} to {rank.high:.2f})"
-
-
-def _law_chart(table: Table, main: int) -> Chart:
-    """Attacked accuracy against compression rate, with the sigmoid."""
-    y = table.attacked[:, main]
-    line = np.linspace(table.rate.min(), table.rate.max(), 40)
-    fit = fit_sigmoid(table.rate, y)
-    return Chart(
-        "scatter",
-        f"Accuracy at fixed randomness, eps {eps_name(table.eps[main])}",
-        RATE,
-        "accuracy under exact attack",
-        [
-            *(
-                Series(
-                    name,
-                    table.rate[rows].tolist(),
-                    y[rows].tolist(),
-                    *(list(end) for end in zip(*(wilson(v, table.images) for v in y[rows]), strict=True)),
-                )
-                for name, rows in _by_sampler(table)
-            ),
-            Series("sigmoid", line.tolist(), fit.at(line).tolist()),
-        ],
-        "Every purifier's accuracy under attack against its compression rate, with the fitted sigmoid.",
-    )
-
-
-def _prediction_chart(table: Table) -> Chart:
-    """Predicted against measured accuracy, one cloud per budget."""
-    return Chart(
-        "scatter",
-        "Accuracy predicted without an attack",
-        "predicted from compression rate and margin",
-        "measured under exact attack",
-        [
-            *(
-                Series(f"eps {eps_name(eps)}", table.predicted[:, e].tolist(), table.attacked[:, e].tolist())
-                for e, eps in enumerate(table.eps)
-            ),
-            Series("equal", [0, 1], [0, 1]),
-        ],
-        "Measured against predicted accuracy of every purifier and budget; on the diagonal both agree.",
-    )
-
-
-def _margin_chart(measured: Mapping[str, Any], table: Table) -> Chart:
-    """Distribution functions of the margins."""
-    return Chart(
-        "line",
-        "Margin of the classifier",
-        "Euclidean distance to the nearest boundary (pixel units)",
-        "share of images closer than that",
-        [
-            Series(name, values.tolist(), ((np.arange(len(values)) + 1) / len(values)).tolist())
-            for name, values in (
-                ("at the images", np.sort(_clean(measured)[np.isfinite(_clean(measured))])),
-                ("at the anchors", np.sort(table.margins[np.isfinite(table.margins)])),
-            )
-        ],
-        "How far images and anchors are from the nearest boundary; 0 means misclassified.",
-    )
-
-
-def _plane(table: Table) -> Chart:
-    """Clean accuracy against compression rate."""
-    return Chart(
-        "scatter",
-        "What compression costs",
-        RATE,
-        "accuracy at the anchors, without attack",
-        [
-            Series(name, table.rate[rows].tolist(), table.right[rows].tolist())
-            for name, rows in _by_sampler(table)
-        ],
-        "Accuracy of the purified, unattacked images against compression rate; high and left is best.",
-    )
-
-
-def _by_sampler(table: Table) -> list[tuple[str, list[int]]]:
-    """Positions of the configurations of each sampler (and run, if there are several)."""
-    groups: dict[str, list[int]] = {}
-    for i, label in enumerate(table.labels):
-        groups.setdefault(label.split(" t*=")[0], []).append(i)
-    return list(groups.items())

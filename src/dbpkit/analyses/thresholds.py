@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from scipy.special import betainc
 from torch import Tensor
 
 from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, positions, rows
@@ -194,16 +195,14 @@ class Thresholds:
         return AnalysisResult("", "", sentences, numbers, charts)
 
 
-def cap_fraction(height: float, dimensions: int, nodes: int = 400) -> float:
+def cap_fraction(height: float, dimensions: int) -> float:
     """Share of a ball's volume beyond a plane at ``height`` radii from its centre.
 
-    The integral of (1 - t^2)^((d - 1) / 2) from the height to 1, over that from -1 to 1; equals
-    0.5 I_{1 - h^2}((d + 1) / 2, 1 / 2) with the regularised incomplete beta function I.
+    It is 0.5 I_{1 - h^2}((d + 1) / 2, 1 / 2) with the regularised incomplete beta function I.
 
     Args:
         height: threshold / radius, >= 0.
         dimensions: d of the ball.
-        nodes: of the Gauss-Legendre rule.
 
     Returns:
         A share in [0, 0.5]; 0 for heights of 1 and more.
@@ -212,14 +211,7 @@ def cap_fraction(height: float, dimensions: int, nodes: int = 400) -> float:
         Li 2011, "Concise formulas for the area and volume of a hyperspherical cap"; used by Liu & Wei,
         ICLR 2025 submission, section 5.
     """
-    if height >= 1:
-        return 0.0
-    t, weights = np.polynomial.legendre.leggauss(nodes)
-    end = min(1.0, height + 12 / math.sqrt(dimensions))  # beyond: below exp(-72) of its start
-    half = (end - height) / 2
-    values = np.exp((dimensions - 1) / 2 * np.log1p(-((height + half * (1 + t)) ** 2)))
-    log_whole = math.log(math.pi) / 2 + math.lgamma((dimensions + 1) / 2) - math.lgamma(dimensions / 2 + 1)
-    return float(half * (weights @ values) / math.exp(log_whole))
+    return 0.5 * float(betainc((dimensions + 1) / 2, 0.5, 1 - height**2)) if height < 1 else 0.0
 
 
 def fit_slope(position: np.ndarray, changed: np.ndarray, steepest: float = 100.0) -> float:

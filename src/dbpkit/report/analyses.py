@@ -7,6 +7,7 @@ beside each other have the same axes.
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Group
@@ -16,6 +17,7 @@ from dbpkit.report.charts import Drawn, draw
 from dbpkit.report.tables import NOTHING
 from dbpkit.results.analysis import AnalysisResult, Chart, Number
 from dbpkit.results.findings import EVALUATION, Finding, Verdict, verdict
+from dbpkit.weights import write_atomically
 
 ORDER: dict[Verdict | None, str] = {"holds": "3", "undecided": "2", "does not hold": "1", None: ""}
 """Places of the verdicts when a table is sorted; empty stands last."""
@@ -146,6 +148,27 @@ def console_findings(found: Sequence[Finding]) -> Group:
             source = f" ({cell.source})" if cell.source else ""
             lines.append(Text(f"{'':18}published: {cell.published}{source}", style="dim"))
     return Group(*lines, Text(findings_sentence(found)))
+
+
+def console_analysis(result: AnalysisResult) -> Group:
+    """Returns an analysis for a terminal: its sentences, then every number."""
+    lines = [Text(result.title, style="bold"), *(Text(f"  {sentence}") for sentence in result.sentences)]
+    for number in result.numbers:
+        cell = number_cell(number)
+        inside = f" (95 % interval {cell.interval}, n = {cell.examples})" if cell.interval else ""
+        lines.append(Text(f"  {number.name}: {cell.value}{inside}", style="dim"))
+    return Group(*lines)
+
+
+def write_charts(result: AnalysisResult, folder: Path) -> list[Path]:
+    """Writes every chart of an analysis as PNG and its data as CSV; returns the files."""
+    written = []
+    for number, chart in enumerate(result.charts, start=1):
+        drawn, stem = draw(chart), folder / f"{file_stem(result.name)}-{number}"
+        write_atomically(stem.with_suffix(".png"), drawn.png)
+        write_atomically(stem.with_suffix(".csv"), drawn.csv.encode())
+        written += [stem.with_suffix(".png"), stem.with_suffix(".csv")]
+    return written
 
 
 def number_cell(number: Number) -> NumberCell:

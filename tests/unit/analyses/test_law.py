@@ -13,7 +13,8 @@ from scipy.stats import pearsonr, spearmanr
 
 from dbpkit.analyses.analysis import Subject
 from dbpkit.analyses.configurations import eps_name, pixels, predicted, settings
-from dbpkit.analyses.law import Law, combine, tabulate
+from dbpkit.analyses.law import Law, combine
+from dbpkit.analyses.law_table import tabulate
 from dbpkit.analyses.run import analyse, make_analysis
 from dbpkit.analyses.sigmoid import fit_sigmoid, leave_one_out
 from dbpkit.errors import UserError
@@ -22,8 +23,11 @@ from dbpkit.evaluation.run import Execution
 from dbpkit.evaluation.spec import EvaluationSpec
 from dbpkit.results.analysis import AnalysisResult
 from dbpkit.spec import validate
+from tests.integration.test_cli import run
 from tests.oracles import uniform
 from tests.parts import ChannelMean
+
+__all__ = ["run"]
 
 
 class TwoChannels(ChannelMean):
@@ -142,6 +146,21 @@ def test_combine_joins_the_purifiers_of_two_runs(done, spec, tmp_path: Path) -> 
     assert {s.name for s in joint.charts[0].series} == {"run: one_step", "other: one_step", "sigmoid"}
     with pytest.raises(UserError, match="holds no records of the analysis 'law'"):
         combine([tmp_path])
+
+
+def test_law_command_joins_runs_and_writes_their_charts(run, done, spec, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    analyse(spec.model_copy(update={"seed": 3}), other, LAW)
+    joint = combine([done[0], other])
+    code, out, _ = run("law", done[0], other, "--out", tmp_path / "charts")
+    assert code == 0
+    assert joint.sentences[0] in " ".join(out.split())
+    assert all(number.name in out for number in joint.numbers)
+    assert {p.name for p in (tmp_path / "charts").iterdir()} == {
+        f"law-{n}.{kind}" for n in range(1, 5) for kind in ("png", "csv")
+    }
+    code, out, _ = run("law", done[0], other, "--json")
+    assert json.loads(out)["sentences"] == joint.sentences
 
 
 def test_units_refuse_an_unknown_sampler_at_once(spec) -> None:
