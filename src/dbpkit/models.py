@@ -116,7 +116,7 @@ def load_denoiser(name: str, options: Mapping[str, Any] | None = None) -> Denois
 
 
 def source(text: str) -> tuple[str, dict[str, Any]]:
-    """Returns the source and its options for a command line's text: weights file, name or import path."""
+    """Returns the source and its options for a text: weights file, name or import path."""
     return ("weights", {"path": text}) if text.endswith(".safetensors") else (text, {})
 
 
@@ -132,12 +132,13 @@ def state_sha256(model: Any) -> str:
 
 def _make(registry: Registry, name: str, options: Mapping[str, Any] | None) -> Any:
     """A part built by its source; an nn.Module instance at an import path is taken as it is."""
-    source = registry.get(name)
-    if isinstance(source, nn.Module):
+    name, more = source(name)
+    made_by = registry.get(name)
+    if isinstance(made_by, nn.Module):
         if options:
             raise UserError(f"{registry.kind} '{name}' is a finished module and takes no options.")
-        return source
-    return call_with_options(source, options or {}, f"{registry.kind} '{name}'")
+        return made_by
+    return call_with_options(made_by, {**more, **(options or {})}, f"{registry.kind} '{name}'")
 
 
 def _of_kind(kind: str, path: str, sha256: str | None) -> nn.Module:

@@ -73,7 +73,8 @@ def with_purifier(subject: Subject, chosen: PurifierSpec) -> Subject:
 
 def with_eps(subject: Subject, eps: float) -> Subject:
     """Returns the subject with another budget in the spec's norm, in pixel units."""
-    return subject._replace(parts=subject.parts._replace(threat=make_threat(subject.spec.threat.norm, eps)))
+    threat = make_threat(subject.spec.threat.norm, eps, subject.spec.threat.options)
+    return subject._replace(parts=subject.parts._replace(threat=threat))
 
 
 def budgets(subject: Subject, texts: Sequence[str]) -> list[float]:

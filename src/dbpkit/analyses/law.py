@@ -29,7 +29,7 @@ from dbpkit.analyses.configurations import (
     with_purifier,
 )
 from dbpkit.analyses.law_charts import law_chart, margin_chart, plane, prediction_chart
-from dbpkit.analyses.law_table import CLASSIFIER, Table, clean_margins, tabulate
+from dbpkit.analyses.law_table import CLASSIFIER, Table, at_shared_budgets, clean_margins, tabulate
 from dbpkit.analyses.sigmoid import Sigmoid, fit_sigmoid, leave_one_out
 from dbpkit.errors import UserError
 from dbpkit.results.analysis import (
@@ -138,10 +138,10 @@ def combine(runs: Sequence[str | Path]) -> AnalysisResult:
     """Concludes from the law's records of several run directories at once, such as two data sets.
 
     Args:
-        runs: directories in which ``law`` has been run with equally many budgets.
+        runs: directories in which ``law`` has been run; the budgets that all of them have are used.
 
     Raises:
-        UserError: if one holds no records of it, or the budgets do not match.
+        UserError: if one holds no records of it, or they have no budget in common.
     """
     joined: dict[str, Any] = {}
     for run in runs:
@@ -151,7 +151,7 @@ def combine(runs: Sequence[str | Path]) -> AnalysisResult:
                 f"'{run}' holds no records of the analysis 'law'. Run 'dbpkit analyse' there first."
             )
         joined |= {f"{Path(run).name}: {unit}": record for unit, record in found.items()}
-    return Law().conclude(joined)._replace(name="law", title=Law.title)
+    return Law().conclude(at_shared_budgets(joined))._replace(name="law", title=Law.title)
 
 
 def _correlations(table: Table, main: int) -> list[Number]:
@@ -182,7 +182,7 @@ def _sigmoid_numbers(table: Table, main: int) -> list[Number]:
     y = table.attacked[:, main : main + 1]
     left = leave_one_out(table.rate[:, None], y)
     others = (y.sum() - y) / (len(y) - 1)
-    gain = np.abs(y - others)[:, 0] - left
+    gain = np.round(np.abs(y - others)[:, 0] - left, 9)  # a flat fit is the mean but for rounding
     remaining = table.rate[:, None] * table.lengths
     all_eps = np.stack([remaining, table.attacked], axis=2)
     return [

@@ -34,7 +34,7 @@ def law_chart(table: Table, main: int) -> Chart:
                 )
                 for name, rows in _by_sampler(table)
             ),
-            Series("sigmoid", line.tolist(), fit.at(line).tolist()),
+            Series("sigmoid", line.tolist(), fit.at(line).tolist(), is_curve=True),
         ],
         "Every purifier's accuracy under attack against its compression rate, with the fitted sigmoid.",
     )
@@ -52,7 +52,7 @@ def prediction_chart(table: Table) -> Chart:
                 Series(f"eps {eps_name(eps)}", table.predicted[:, e].tolist(), table.attacked[:, e].tolist())
                 for e, eps in enumerate(table.eps)
             ),
-            Series("equal", [0, 1], [0, 1]),
+            Series("equal", [0, 1], [0, 1], is_curve=True),
         ],
         "Measured against predicted accuracy of every purifier and budget; on the diagonal both agree.",
     )

@@ -11,6 +11,8 @@ from dbpkit.errors import UserError
 CLASSIFIER = "classifier"
 """Units that measure the margin of the classifier at the images themselves."""
 
+_PER_BUDGET = ("survived", "length", "attack_rate")
+
 
 class Table(NamedTuple):
     """The records by configuration: N of them, E budgets.
@@ -46,16 +48,41 @@ def tabulate(measured: Mapping[str, Any]) -> Table:
     """Averages the records over tapes and images; UserError if the budgets of two records do not match."""
     groups: dict[str, list[Any]] = {}
     for unit, found in measured.items():
-        label = unit.rpartition(" ")[0]
-        if not label.endswith(CLASSIFIER):
-            groups.setdefault(label, []).append(found)
+        if not _is_of_classifier(unit):
+            groups.setdefault(unit.rpartition(" ")[0], []).append(found)
     eps = next(iter(groups.values()))[0]["eps"]
-    if any(len(found["eps"]) != len(eps) for batch in groups.values() for found in batch):
-        raise UserError("the runs were made with different numbers of eps and cannot be combined.")
+    if any(found["eps"] != eps for batch in groups.values() for found in batch):
+        raise UserError("the records of the law have different budgets. Combine runs with dbpkit law.")
     lines = [_line(batch) for batch in groups.values()]
     *columns, margin = zip(*lines, strict=True)
     images = min(sum(len(found["tapes"][0]["right"]) for found in batch) for batch in groups.values())
     return Table._make([list(groups), images, eps, *map(np.array, columns), np.concatenate(margin)])
+
+
+def at_shared_budgets(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """The records at the budgets that all of them have; UserError if there is none."""
+    budgets = [found["eps"] for unit, found in measured.items() if not _is_of_classifier(unit)]
+    shared = [e for e in budgets[0] if all(any(_same(e, other) for other in own) for own in budgets)]
+    if not shared:
+        raise UserError("the runs have no budget in common. Give the analysis 'law' the same eps in each.")
+
+    def cut(found: Mapping[str, Any]) -> dict[str, Any]:
+        kept = [i for e in shared for i, own in enumerate(found["eps"]) if _same(e, own)]
+        tapes = [
+            {**tape, **{key: [[v[i] for i in kept] for v in tape[key]] for key in _PER_BUDGET}}
+            for tape in found["tapes"]
+        ]
+        return {**found, "eps": shared, "lengths": [found["lengths"][i] for i in kept], "tapes": tapes}
+
+    return {u: found if _is_of_classifier(u) else cut(found) for u, found in measured.items()}
+
+
+def _is_of_classifier(unit: str) -> bool:
+    return unit.rpartition(" ")[0].endswith(CLASSIFIER)
+
+
+def _same(a: float, b: float) -> bool:
+    return abs(a - b) < 1e-9
 
 
 def _line(batch: list[Any]) -> tuple[Any, ...]:

@@ -38,9 +38,9 @@ def analyse(
     """
     wanted = chosen or spec.analyses or {name: {} for name in analyses}
     made = {name: make_analysis(name, options) for name, options in wanted.items()}
-    run = RunDirectory(out)
-    run.claim(spec.model_dump(mode="json"), spec_hash(spec), differences)
     parts = build(spec, execution.device, execution.memory_bytes)
+    run = RunDirectory(out)  # claimed only now: a spec that cannot be built leaves no directory
+    run.claim(spec.model_dump(mode="json"), spec_hash(spec), differences)
     subject = Subject(spec, parts, execution.micro_batch)
     results = []
     for number, (name, analysis) in enumerate(made.items()):

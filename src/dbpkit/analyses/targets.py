@@ -35,11 +35,18 @@ class OnTapes(Target):
         self.count = count
 
     def gradient(
-        self, x: Tensor, y: Tensor, *, noise: NoisePlan, eot: int = 1, loss: str | Loss = "ce"
+        self,
+        x: Tensor,
+        y: Tensor,
+        *,
+        noise: NoisePlan,
+        eot: int = 1,
+        loss: str | Loss = "ce",
+        deviation: float = 0.0,
     ) -> ExpectedGradient:
         """Averages over the tapes, see `Target.gradient`; ``noise`` and ``eot`` are ignored."""
         del noise, eot
-        return super().gradient(x, y, noise=self.tapes, eot=self.count, loss=loss)
+        return super().gradient(x, y, noise=self.tapes, eot=self.count, loss=loss, deviation=deviation)
 
 
 class Recording(Target):
@@ -54,11 +61,18 @@ class Recording(Target):
         self.iterates: list[Tensor] = []
 
     def gradient(
-        self, x: Tensor, y: Tensor, *, noise: NoisePlan, eot: int = 1, loss: str | Loss = "ce"
+        self,
+        x: Tensor,
+        y: Tensor,
+        *,
+        noise: NoisePlan,
+        eot: int = 1,
+        loss: str | Loss = "ce",
+        deviation: float = 0.0,
     ) -> ExpectedGradient:
         """Passes the question on and notes ``x``."""
         self.iterates.append(x.detach())
-        return super().gradient(x, y, noise=noise, eot=eot, loss=loss)
+        return super().gradient(x, y, noise=noise, eot=eot, loss=loss, deviation=deviation)
 
 
 def attack_path(

@@ -61,6 +61,7 @@ class Columns(NamedTuple):
     y: np.ndarray
     low: np.ndarray
     high: np.ndarray
+    is_curve: bool = False
 
 
 class Scale(NamedTuple):
@@ -133,7 +134,7 @@ def _columns(chart: Chart, names: Sequence[str]) -> list[Columns]:
             x = np.where(x > 0, x, math.nan)
         if chart.y_log and chart.kind != "heat":
             y = np.where(y > 0, y, math.nan)
-        found.append(Columns(series.name, x, y, low, high))
+        found.append(Columns(series.name, x, y, low, high, series.is_curve))
     return found
 
 
@@ -191,9 +192,9 @@ def _figure(chart: Chart, columns: Sequence[Columns], scale: Scale, theme: Theme
             heat_map(axes, chart, table, scale.names, scale.y, theme)
         else:
             _axes(axes, chart, columns, scale, theme, sideways=sideways)
-            PAINTERS["sideways" if sideways else chart.kind](axes, columns, scale, theme)
+            drawn = PAINTERS["sideways" if sideways else chart.kind](axes, columns, scale, theme)
             if len(columns) > 1:
-                _legend(figure, columns, theme)
+                _legend(figure, drawn, columns, theme)
         if title:
             figure.suptitle(textwrap.fill(title, 52), x=0.01, ha="left", size=FONT + 1.5, parse_math=False)
     return figure
@@ -254,8 +255,9 @@ def _ink(number: int, theme: Theme) -> str:
     return theme.runs[number % len(theme.runs)]
 
 
-def _lines(axes: Axes, columns: Sequence[Columns], scale: Scale, theme: Theme) -> None:
+def _lines(axes: Axes, columns: Sequence[Columns], scale: Scale, theme: Theme) -> list[Any]:
     """Lines with a band for their interval, and whiskers at every point, which is all that one point has."""
+    drawn: list[Any] = []
     for number, c in enumerate(columns):
         colour, low = _ink(number, theme), np.maximum(c.low, scale.y[0])
         axes.fill_between(c.x, low, c.high, color=colour, alpha=0.18, linewidth=0, zorder=2)
@@ -265,27 +267,35 @@ def _lines(axes: Axes, columns: Sequence[Columns], scale: Scale, theme: Theme) -
         style: dict[str, Any] = {"linewidth": 1.8, "markersize": 5, "markeredgewidth": 0}
         marker = "" if many else MARKERS[number % len(MARKERS)][0]
         dash = DASHES[number // len(theme.runs) % len(DASHES)]
-        axes.plot(c.x, c.y, color=colour, marker=marker, linestyle=dash, clip_on=False, zorder=3, **style)
+        drawn += axes.plot(
+            c.x, c.y, color=colour, marker=marker, linestyle=dash, clip_on=False, zorder=3, **style
+        )
+    return drawn
 
 
-def _points(axes: Axes, columns: Sequence[Columns], scale: Scale, theme: Theme) -> None:
+def _points(axes: Axes, columns: Sequence[Columns], scale: Scale, theme: Theme) -> list[Any]:
     """Points, with whiskers where they have an interval."""
+    drawn: list[Any] = []
     for number, c in enumerate(columns):
         colour = _ink(number, theme)
+        if c.is_curve:
+            drawn += axes.plot(c.x, c.y, color=theme.muted, linewidth=1.3, linestyle=(0, (5, 3)), zorder=2)
+            continue
         axes.vlines(
             c.x, np.maximum(c.low, scale.y[0]), c.high, color=colour, linewidth=1, alpha=0.6, zorder=2
         )
-        marker = MARKERS[number % len(MARKERS)][0]
-        axes.scatter(
-            c.x, c.y, s=26, color=colour, marker=marker, alpha=0.75, linewidths=0, zorder=3, clip_on=False
-        )
+        rounds = number // len(theme.runs)  # where colours begin anew, markers are moved on by one
+        marker = MARKERS[(number + rounds) % len(MARKERS)][0]
+        style: dict[str, Any] = {"s": 26, "alpha": 0.75, "linewidths": 0, "zorder": 3, "clip_on": False}
+        drawn.append(axes.scatter(c.x, c.y, color=colour, marker=marker, **style))
+    return drawn
 
 
 def _bars(
     axes: Axes, columns: Sequence[Columns], scale: Scale, theme: Theme, *, sideways: bool = False
-) -> None:
+) -> list[Any]:
     """Bars of the series beside each other in every category, with whiskers."""
-    width = 0.78 / len(columns)
+    width, drawn = 0.78 / len(columns), []
     start = scale.y[0] if min(scale.y) > 0 else 0.0
     for number, c in enumerate(columns):
         at = c.x + width * (number - (len(columns) - 1) / 2)
@@ -293,18 +303,19 @@ def _bars(
         style: dict[str, Any] = {"color": _ink(number, theme), "linewidth": 0, "zorder": 2}
         whisker: dict[str, Any] = {"color": theme.text, "linewidth": 1.3, "zorder": 3}
         if sideways:
-            axes.barh(at, c.y - start, 0.92 * width, left=start, **style)
+            drawn.append(axes.barh(at, c.y - start, 0.92 * width, left=start, **style))
             axes.hlines(at, low, c.high, **whisker)
         else:
-            axes.bar(at, c.y - start, 0.92 * width, bottom=start, **style)
+            drawn.append(axes.bar(at, c.y - start, 0.92 * width, bottom=start, **style))
             axes.vlines(at, low, c.high, **whisker)
+    return drawn
 
 
-def _sideways(axes: Axes, columns: Sequence[Columns], scale: Scale, theme: Theme) -> None:
-    _bars(axes, columns, scale, theme, sideways=True)
+def _sideways(axes: Axes, columns: Sequence[Columns], scale: Scale, theme: Theme) -> list[Any]:
+    return _bars(axes, columns, scale, theme, sideways=True)
 
 
-PAINTERS: dict[str, Callable[[Axes, Sequence[Columns], Scale, Theme], None]] = {
+PAINTERS: dict[str, Callable[[Axes, Sequence[Columns], Scale, Theme], list[Any]]] = {
     "line": _lines,
     "scatter": _points,
     "bar": _bars,
@@ -312,15 +323,13 @@ PAINTERS: dict[str, Callable[[Axes, Sequence[Columns], Scale, Theme], None]] = {
 }
 
 
-def _legend(figure: Figure, columns: Sequence[Columns], theme: Theme) -> None:
+def _legend(figure: Figure, drawn: list[Any], columns: Sequence[Columns], theme: Theme) -> None:
     """Names of the series below the chart, each on a line of its own if they are long."""
-    axes = figure.axes[0]
-    handles: list[Any] = [*axes.lines] or [*axes.containers] or [*axes.collections[1::2]]
     names = [textwrap.fill(c.name, 62) for c in columns]
     wide = max(map(len, names))
     style: dict[str, Any] = {"frameon": False, "fontsize": FONT - 1, "handlelength": 1.8}
     columns_of_names = max(1, min(len(names), 58 // (wide + 6)))
     place: Any = "outside lower left"
-    legend = figure.legend(handles, names, loc=place, labelcolor=theme.text, ncols=columns_of_names, **style)
+    legend = figure.legend(drawn, names, loc=place, labelcolor=theme.text, ncols=columns_of_names, **style)
     for text in legend.get_texts():
         text.set_parse_math(False)

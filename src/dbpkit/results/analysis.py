@@ -70,6 +70,7 @@ class Series(NamedTuple):
         y: values.
         low: lower ends of intervals, or nothing.
         high: upper ends, or nothing.
+        is_curve: whether a scatter chart shows it as a line without points, such as a fit.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Series(NamedTuple):
     y: Sequence[float]
     low: Sequence[float] = ()
     high: Sequence[float] = ()
+    is_curve: bool = False
 
 
 class Chart(NamedTuple):

@@ -148,6 +148,26 @@ def test_combine_joins_the_purifiers_of_two_runs(done, spec, tmp_path: Path) -> 
         combine([tmp_path])
 
 
+def test_combine_uses_the_budgets_that_all_runs_have(done, spec, tmp_path: Path) -> None:
+    options = {"law": {**LAW["law"], "eps": [*LAW["law"]["eps"][1:], "1"]}}
+    other = tmp_path / "other"
+    analyse(spec, other, options)
+    joint = combine([done[0], other])
+    named = {eps_name(pixels(e)) for e in LAW["law"]["eps"][1:]}
+    assert {s.name.removeprefix("eps ") for s in joint.charts[1].series} == {*named, "equal"}
+    own = {n.name: n.value for n in combine([done[0]]).numbers}
+    again = combine([other])
+    for e in LAW["law"]["eps"][1:]:
+        name = f"Pearson, compression rate and accuracy at eps {eps_name(pixels(e))}"
+        if name in own:  # the same models and noise: the same numbers, wherever the budget stands in the list
+            assert next(n.value for n in again.numbers if n.name == name) == pytest.approx(
+                own[name], abs=1e-9
+            )
+    analyse(spec, tmp_path / "apart", {"law": {**LAW["law"], "eps": ["1"]}})
+    with pytest.raises(UserError, match="no budget in common"):
+        combine([done[0], tmp_path / "apart"])
+
+
 def test_law_command_joins_runs_and_writes_their_charts(run, done, spec, tmp_path: Path) -> None:
     other = tmp_path / "other"
     analyse(spec.model_copy(update={"seed": 3}), other, LAW)
