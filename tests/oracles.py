@@ -101,6 +101,11 @@ class NoisyClassifier(nn.Module):
         """Returns logits (B, K)."""
         return self.classifier(x + self.sigma * noise.normal("forward", 0, x))
 
+    def traced(self, x: Tensor, *, noise: NoisePlan) -> tuple[Tensor, Tensor]:
+        """Returns logits (B, K), and the mean square of the noisy image as a deviation (B,)."""
+        noisy = x + self.sigma * noise.normal("forward", 0, x)
+        return self(x, noise=noise), noisy.square().flatten(1).mean(dim=1)
+
 
 def fill(module: nn.Module, seed: int) -> None:
     """Gives a module nonzero float64 weights in [-0.5, 0.5), reproducibly."""

@@ -2,14 +2,18 @@
 
 from dbpkit.attacks import Target
 from dbpkit.attacks.pgd import pgd
+from dbpkit.benchmarking import Benchmark, benchmark
 from dbpkit.data import Dataset, load_dataset
 from dbpkit.denoiser import EDMDenoiser, VPDenoiser, from_pretrained
 from dbpkit.errors import UserError
+from dbpkit.evaluation.check import check
 from dbpkit.evaluation.knowledge import Knowledge
+from dbpkit.evaluation.replay import replay
 from dbpkit.evaluation.run import Execution, evaluate
 from dbpkit.evaluation.spec import EvaluationSpec
 from dbpkit.models import load_classifier, load_denoiser, load_embedded
 from dbpkit.noise import NoisePlan
+from dbpkit.perceptual import FeatureDistance
 from dbpkit.purify import PurifiedClassifier, Purifier, Undefended
 from dbpkit.results.run_directory import RunDirectory
 from dbpkit.results.summary import summarise
@@ -23,10 +27,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "L2",
+    "Benchmark",
     "Dataset",
     "EDMDenoiser",
     "EvaluationSpec",
     "Execution",
+    "FeatureDistance",
     "Knowledge",
     "Linf",
     "NoisePlan",
@@ -38,6 +44,8 @@ __all__ = [
     "Undefended",
     "UserError",
     "VPDenoiser",
+    "benchmark",
+    "check",
     "evaluate",
     "from_pretrained",
     "load_classifier",
@@ -47,6 +55,7 @@ __all__ = [
     "load_weights",
     "pgd",
     "read_spec",
+    "replay",
     "summarise",
     "train",
 ]

@@ -26,12 +26,14 @@ from rich.progress import (
 )
 
 from dbpkit.analyses.analysis import analyses
+from dbpkit.analyses.law import combine
 from dbpkit.analyses.run import analyse
 from dbpkit.attacks import attacks, losses
 from dbpkit.data import datasets, load_dataset
 from dbpkit.errors import UserError, unknown_name
-from dbpkit.evaluation.check import quick_check, verdict
+from dbpkit.evaluation.check import quick_check
 from dbpkit.evaluation.knowledge import known
+from dbpkit.evaluation.replay import replay
 from dbpkit.evaluation.run import Execution, evaluate
 from dbpkit.evaluation.spec import EvaluationSpec, PurifierSpec
 from dbpkit.images import purify_files
@@ -40,10 +42,20 @@ from dbpkit.models import asset, classifier_sources, denoiser_sources, load_deno
 from dbpkit.networks import networks
 from dbpkit.purify import gradients
 from dbpkit.registry import import_module
-from dbpkit.report import console_findings, console_flags, console_table, write_report
-from dbpkit.report.tables import p_text
+from dbpkit.report import (
+    console_analysis,
+    console_findings,
+    console_flags,
+    console_table,
+    replay_table,
+    write_charts,
+    write_replay_png,
+    write_report,
+)
+from dbpkit.report.tables import cost_text, p_text
 from dbpkit.results.compare import compare_runs
 from dbpkit.results.findings import findings
+from dbpkit.results.protocols import protocols
 from dbpkit.results.run_directory import RunDirectory
 from dbpkit.results.summary import Summary, summarise
 from dbpkit.samplers import samplers
@@ -78,6 +90,7 @@ REGISTRIES: dict[str, Any] = {
     "noise-levels": noise_levels,
     "objectives": objectives,
     "perturbations": perturbations,
+    "protocols": protocols,
     "samplers": samplers,
     "threats": threats,
 }
@@ -207,13 +220,15 @@ def check(
     _plugins(plugin)
     execution = Execution(device, micro_batch=micro_batch)
     with _progress(as_json) as progress:
-        flags = quick_check(read_spec(spec, EvaluationSpec, overrides), examples, execution, progress)
+        found = quick_check(read_spec(spec, EvaluationSpec, overrides), examples, execution, progress)
     if as_json:
-        _print_json({"verdict": verdict(flags), "flags": [f._asdict() for f in flags]})
+        flags = [f._asdict() for f in found.flags]
+        _print_json({"verdict": found.verdict, "flags": flags, "checks": found.checks})
     else:
-        out_console.print(console_flags(flags))
-        out_console.print(verdict(flags))
-    raise typer.Exit(int(any(f.severity == "error" for f in flags)))
+        out_console.print(console_flags(found.flags))
+        out_console.print(f"{len(found.checks)} checks ran: {', '.join(found.checks)}.", style="dim")
+        out_console.print(found.verdict)
+    raise typer.Exit(int(not found.trustworthy))
 
 
 @app.command()
@@ -349,7 +364,13 @@ def compare(
         err_console.print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)
     if as_json:
         p_values = {row: found.p_values.get(row) for row in found.differences}
-        _print_json({row: {**e._asdict(), "p_value": p_values[row]} for row, e in found.differences.items()})
+        costs = found.network_calls
+        _print_json(
+            {
+                row: {**e._asdict(), "p_value": p_values[row], "network_calls": costs[row]}
+                for row, e in found.differences.items()
+            }
+        )
         return
     changed = ", ".join(found.changed) or "nothing, the settings are the same"
     out_console.print(f"A -> B differs in: {changed}", markup=False, highlight=False, soft_wrap=True)
@@ -357,7 +378,7 @@ def compare(
         test = f"; McNemar p {p_text(found.p_values[row])}" if row in found.p_values else ""
         out_console.print(
             f"{row:18} {e.value:+7.1%}   95 % interval {e.low:+.1%} to {e.high:+.1%}   n ="
-            f" {e.examples} ({e.method}{test})",
+            f" {e.examples} ({e.method}{test}){cost_text(*found.network_calls[row])}",
             soft_wrap=True,
         )
 
@@ -376,6 +397,51 @@ def findings_command(
         if len(found) > 1:
             out_console.print(run, markup=False, highlight=False, soft_wrap=True)
         out_console.print(console_findings(own))
+
+
+@app.command("law")
+def law_command(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories in which the analysis 'law' was run.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the charts as PNG and CSV.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Join the compression law of several runs, such as two data sets, into one."""
+    joint = combine(runs)
+    files = write_charts(joint, out) if out else []
+    if as_json:
+        _print_json(joint.as_json())
+        return
+    out_console.print(console_analysis(joint), highlight=False)
+    if files:
+        out_console.print(f"{len(files)} files in {out}", soft_wrap=True)
+
+
+@app.command("replay")
+def replay_command(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    example: Annotated[int, typer.Option(min=0, help="Example id.")],
+    row: Annotated[str, typer.Option(help="Row of the table.")] = "white_box",
+    tape: Annotated[int, typer.Option(min=0, help="Tape of the row.")] = 0,
+    attack: Annotated[bool, typer.Option(help="Also run the attack again, on this example alone.")] = True,
+    out: Annotated[Path | None, typer.Option("--out", help="PNG of the images; none if not given.")] = None,
+    device: Annotated[str | None, typer.Option(help="That of the run if not given.")] = None,
+    plugin: Plugin = [],
+    as_json: AsJson = False,
+) -> None:
+    """Compute one example of a run again and compare it with the record; exit code 1 if it differs."""
+    _plugins(plugin)
+    found = replay(run, example, row, tape, attack=attack, device=device)
+    names = dict(enumerate(found.class_names))
+    label, predicted = names[found.label], [names.get(k, str(k)) for k in found.predicted]
+    if out:
+        write_replay_png(out, found.x, found.x_adv, found.x_pure, label, predicted)
+    if as_json:
+        _print_json(found.as_json())
+    else:
+        out_console.print(f"example {example}, row {row}, tape {tape}: {label}", markup=False)
+        out_console.print(replay_table(found.logits.tolist(), found.recorded, found.class_names))
+        out_console.print(found.verdict, markup=False, highlight=False)
+    raise typer.Exit(int(not found.reproduced))
 
 
 @app.command()

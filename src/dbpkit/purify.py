@@ -18,7 +18,7 @@ from dbpkit.noise import NoisePlan
 from dbpkit.registry import Registry
 from dbpkit.samplers import make_sampler
 from dbpkit.samplers.method import BoundSampler
-from dbpkit.types import Denoiser
+from dbpkit.types import Denoiser, StepHook
 
 gradients: Registry[Callable[..., Any]] = Registry("gradient")
 """What an attacker differentiates: ``view(model, **options)`` returns the model as the attacker sees it."""
@@ -93,8 +93,51 @@ class Purifier(nn.Module):
         Returns:
             Purified images (B, C, H, W), in [0, 1] if ``clamp``.
         """
+        return self._purify(x, noise, Replay(self.calls, self.memory_bytes, verify=self.verify_replay))
+
+    def traced(self, x: Tensor, *, noise: NoisePlan) -> tuple[Tensor, Tensor]:
+        """Purifies images and tells how far the way back strays from the way there.
+
+        Of every third state, counted from the purified image upwards, the deviation is the mean squared
+        difference from the forward state at its level, on the same draw and in the sampler's own units.
+
+        Args:
+            x: images (B, C, H, W), nominally in [0, 1].
+            noise: plan of the same B examples.
+
+        Returns:
+            Purified images (B, C, H, W) and deviations (B,), both differentiable in ``x``.
+
+        Raises:
+            UserError: if the sampler does not pass one state per level to its step hook.
+
+        Source:
+            Kang et al. 2023 (DiffAttack, NeurIPS), the deviated-reconstruction loss at a third of the steps,
+            taken evenly and weighted equally.
+        """
         hook = Replay(self.calls, self.memory_bytes, verify=self.verify_replay)
-        x0 = self.sampler.sample(self.denoiser, 2 * x - 1, self.sampler.levels, noise=noise, step=hook)
+        states: list[Tensor] = []
+
+        def kept(function: Callable[[Tensor], Tensor], state: Tensor) -> Tensor:
+            states.append(hook(function, state))
+            return states[-1]
+
+        x_pure = self._purify(x, noise, kept)
+        if len(states) != self.calls:
+            raise UserError(
+                f"sampler '{self.settings['sampler']}' made {len(states)} steps on a grid of {self.calls};"
+                " its states cannot be compared with forward states. Use an attack without their deviation."
+            )
+        image, sampler = 2 * x - 1, self.sampler
+        z = noise.normal("forward", 0, image) if "forward" in sampler.sites else torch.zeros_like(image)
+        gaps = []
+        for state, sigma in list(zip(states, sampler.levels[1:].tolist(), strict=True))[::-3]:
+            forward = sampler.scale(sigma) * (image + sigma * z)
+            gaps.append((state - forward).square().flatten(1).mean(dim=1))
+        return x_pure, torch.stack(gaps, dim=1).mean(dim=1)
+
+    def _purify(self, x: Tensor, noise: NoisePlan, step: StepHook) -> Tensor:
+        x0 = self.sampler.sample(self.denoiser, 2 * x - 1, self.sampler.levels, noise=noise, step=step)
         x_pure = (x0 + 1) / 2
         return x_pure.clamp(0, 1) if self.clamp else x_pure
 
@@ -159,6 +202,21 @@ class PurifiedClassifier(nn.Module):
         """
         return self.classifier(self.purifier(x, noise=self._fresh(len(x)) if noise is None else noise))
 
+    def traced(self, x: Tensor, *, noise: NoisePlan) -> tuple[Tensor, Tensor]:
+        """Returns logits (B, K) and the purifier's deviation (B,), see `Purifier.traced`.
+
+        Raises:
+            UserError: if the purifier does not tell its states.
+        """
+        if not isinstance(self.purifier, Purifier):
+            raise UserError(
+                "the deviation of purification states needs a dbpkit Purifier, which"
+                f" {type(self.purifier).__name__} is not. Use the gradient 'exact' or 'surrogate', or an"
+                " attack without it."
+            )
+        x_pure, deviation = self.purifier.traced(x, noise=noise)
+        return self.classifier(x_pure), deviation
+
     @torch.no_grad()
     def draws(self, x: Tensor, *, noise: NoisePlan, count: int) -> Tensor:
         """Returns logits (B, R, K) of ``count`` = R independent purifications of each image."""
@@ -211,6 +269,10 @@ class Undefended(nn.Module):
         del noise
         return self.classifier(x)
 
+    def traced(self, x: Tensor, *, noise: NoisePlan | None = None) -> tuple[Tensor, Tensor]:
+        """Returns logits (B, K) and a deviation (B,) of 0: nothing is purified."""
+        return self(x, noise=noise), torch.zeros_like(x[:, 0, 0, 0])
+
 
 @gradients.register("exact")
 def exact(model: PurifiedClassifier) -> nn.Module:
@@ -242,6 +304,42 @@ def surrogate(model: PurifiedClassifier, steps: int = 50) -> nn.Module:
 def blind(model: PurifiedClassifier) -> nn.Module:
     """The attacker does not know of the purifier and attacks the classifier alone."""
     return Undefended(model.classifier)
+
+
+@gradients.register("other_tape")
+def other_tape(model: PurifiedClassifier, tape: int = 0) -> nn.Module:
+    """The attacker knows one tape of noise by heart, but not the defender's; exact on that tape.
+
+    The tape is draw number ``tape`` of lane 0 of the attack stream, which no attack and no score draws from.
+    """
+    return Taped(model, tape)
+
+
+class Taped(nn.Module):
+    """A purified classifier with the same noise at every call, one tape for each example.
+
+    Args:
+        model: the purified classifier.
+        tape: number of the tape.
+    """
+
+    sites: frozenset[str] = frozenset()
+
+    def __init__(self, model: PurifiedClassifier, tape: int = 0) -> None:
+        super().__init__()
+        self.model = model
+        self.tape = tape
+
+    def forward(self, x: Tensor, *, noise: NoisePlan) -> Tensor:
+        """Returns logits (B, K) of images (B, C, H, W) in [0, 1]; of ``noise`` only the examples count."""
+        return self.model(x, noise=self._own(noise))
+
+    def traced(self, x: Tensor, *, noise: NoisePlan) -> tuple[Tensor, Tensor]:
+        """Returns logits (B, K) and deviation (B,) on the tape, see `Purifier.traced`."""
+        return self.model.traced(x, noise=self._own(noise))
+
+    def _own(self, noise: NoisePlan) -> NoisePlan:
+        return NoisePlan.of(noise.seed, noise.example_ids, "attack", draw=self.tape)
 
 
 class StraightThrough(nn.Module):

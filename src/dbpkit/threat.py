@@ -4,18 +4,20 @@ The thing people get wrong: the budget is on pixels in [0, 1]. A budget of 8/255
 [-1, 1] units that diffusion models use.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from dbpkit.errors import UserError
 from dbpkit.noise import NoisePlan
-from dbpkit.registry import Registry
+from dbpkit.registry import Registry, call_with_options
 
-threats: Registry[Callable[[float], "ThreatModel"]] = Registry("threat model")
+threats: Registry[Callable[..., "ThreatModel"]] = Registry("threat model")
+"""Called with ``eps`` and options."""
 
 _TINY = 1e-10
 
@@ -25,7 +27,7 @@ class ThreatModel(Protocol):
 
     @property
     def eps(self) -> float:
-        """Budget in [0, 1] pixel units."""
+        """Budget: in [0, 1] pixel units, or of the distance if that is none of pixels."""
         ...
 
     @property
@@ -127,12 +129,19 @@ class L2:
         return (x_adv - x).flatten(1).norm(dim=1)
 
 
-def make_threat(norm: str, eps: float) -> ThreatModel:
-    """Builds a threat model by name; UserError if the name is unknown or the budget negative or above 255."""
+def make_threat(norm: str, eps: float, options: Mapping[str, Any] | None = None) -> ThreatModel:
+    """Builds a threat model by name.
+
+    Raises:
+        UserError: if the name or an option is unknown, or the budget is negative or above the pixel range.
+    """
     if not eps >= 0:
         raise UserError(
             f'threat.eps {eps:g} is negative. Give a budget in [0, 1] pixel units, such as "8/255".'
         )
     if norm == "linf" and eps > 1:
         raise UserError(f'threat.eps {eps:g} exceeds the pixel range [0, 1]. Did you mean "{eps:g}/255"?')
-    return threats.get(norm)(eps)
+    made: ThreatModel = call_with_options(
+        partial(threats.get(norm), eps), options or {}, f"threat model '{norm}'"
+    )
+    return made

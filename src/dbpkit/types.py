@@ -4,7 +4,7 @@ Axes: B batch, C H W image, K classes, R draws.
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -46,4 +46,16 @@ class RandomisedClassifier(Protocol):
 
     def __call__(self, x: Tensor, *, noise: NoisePlan) -> Tensor:
         """Returns logits (B, K) of images (B, C, H, W) in [0, 1], differentiable in ``x``."""
+        ...
+
+
+@runtime_checkable
+class Traced(Protocol):
+    """What a randomised classifier may tell an attack besides its logits; optional."""
+
+    def traced(self, x: Tensor, *, noise: NoisePlan) -> tuple[Tensor, Tensor]:
+        """Returns logits (B, K) and how far the purification strays from its forward states, (B,) >= 0.
+
+        Both are differentiable in ``x``; the logits are those of the call without this method.
+        """
         ...

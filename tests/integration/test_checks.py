@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -7,10 +8,11 @@ from torch import Tensor
 
 from dbpkit import evaluate
 from dbpkit.evaluation.build import build
-from dbpkit.evaluation.check import quick_check, verdict
+from dbpkit.evaluation.check import quick_check
 from dbpkit.evaluation.checks import preflight
 from dbpkit.evaluation.spec import EvaluationSpec
 from dbpkit.results.flags import Flag, record_flags
+from dbpkit.results.summary import Summary
 from tests import parts
 
 Tiny = Callable[..., EvaluationSpec]
@@ -25,9 +27,42 @@ def test_preflight_sound_set_up_raises_nothing(tiny: Tiny) -> None:
 
 
 def test_quick_check_sound_set_up_finds_nothing_and_says_so(tiny: Tiny) -> None:
-    flags = quick_check(tiny(), examples=6)
-    assert flags == []
-    assert verdict(flags) == "Nothing suspicious was found on these examples."
+    found = quick_check(tiny(), examples=6)
+    assert found.flags == []
+    assert found.verdict == "Trustworthy on these examples. Nothing suspicious was found."
+    assert {"derivative", "black_box_stronger", "planned_attacks"} <= set(found.checks)
+
+
+def test_quick_check_runs_the_settings_of_the_spec_and_no_others(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = []
+
+    def noted(spec: EvaluationSpec, *arguments: Any) -> Summary:
+        ran.append(spec)
+        return evaluate(spec, *arguments)
+
+    monkeypatch.setattr("dbpkit.evaluation.check.evaluate", noted)
+    attack = {"name": "pgd", "options": {"iterations": 100, "eot": 1, "step_size": "2/255"}}
+    quick_check(tiny(knowledge=["dw_fwd", {"name": "fixed", "tapes": 5}], attacks=[attack]), examples=4)
+    (spec,) = ran
+    assert [(k.name, k.tapes) for k in spec.knowledge] == [("dw_fwd", 1), ("fixed", 1)]
+    assert spec.attacks[0].options == {"iterations": 5, "eot": 1, "step_size": "2/255"}
+    assert spec.examples.count == 4
+
+
+def test_quick_check_attacker_who_sees_no_noise_needs_no_check_of_it(tiny: Tiny) -> None:
+    every = quick_check(tiny(knowledge=["white_box"]), examples=4).checks
+    known = quick_check(tiny(knowledge=["dw_both"]), examples=4).checks
+    assert set(every) - set(known) == {"gradient_noise", "worst_of_n_control"}
+
+
+def test_quick_check_broken_model_is_not_attacked(tiny: Tiny) -> None:
+    found = quick_check(tiny(classifier="tests.parts:Detached"), examples=4)
+    assert not found.trustworthy
+    assert "mend gradient_mismatch first" in found.verdict
+    assert "black_box_stronger" not in found.checks
+    assert "planned_attacks" not in found.checks
 
 
 @pytest.mark.parametrize(
@@ -37,6 +72,7 @@ def test_quick_check_sound_set_up_finds_nothing_and_says_so(tiny: Tiny) -> None:
         ("Detached", "gradient_mismatch"),
         ("Dropped", "untracked_randomness"),
         ("Saturated", "zero_gradient"),
+        ("Saturated", "piecewise_constant"),
     ],
 )
 def test_preflight_broken_classifier_is_flagged(classifier: str, flag: str, tiny: Tiny) -> None:
@@ -115,8 +151,9 @@ def test_every_flag_has_a_section_in_the_docs() -> None:
 
     root = Path(__file__).parents[2]
     source = "".join(
-        (root / f"src/dbpkit/{p}.py").read_text() for p in ("evaluation/checks", "results/flags")
+        (root / f"src/dbpkit/{p}.py").read_text()
+        for p in ("evaluation/checks", "evaluation/sanity", "results/flags")
     )
-    used = set(re.findall(r'Flag\(\s*"([a-z_]+)"', source))
+    used = set(re.findall(r'(?:Flag|_ahead|_against_white_box)\(\s*"([a-z_]+)"', source))
     documented = set(re.findall(r"^## ([a-z_]+)$", (root / "docs/flags.md").read_text(), flags=re.M))
     assert used == documented

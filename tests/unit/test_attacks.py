@@ -1,6 +1,5 @@
 """Attacks against known optima, the averaging of gradients against an explicit loop, and the seam."""
 
-import itertools
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from torch.nn import functional
 from dbpkit.attacks import Target, attacks, losses, make_attack
 from dbpkit.attacks.pgd import pgd
 from dbpkit.errors import UserError
-from dbpkit.noise import NoisePlan
+from dbpkit.noise import SITES, NoisePlan
 from dbpkit.purify import Undefended
 from dbpkit.threat import L2, Linf, make_threat, threats
 from tests.oracles import NoisyClassifier, TinyClassifier, case_name, cross_entropy, uniform
@@ -19,14 +18,40 @@ from tests.oracles import NoisyClassifier, TinyClassifier, case_name, cross_entr
 ROUND_OFF = 1e-10
 """Float64 arithmetic on values of order one, and the 1e-10 of L2's norms."""
 EPS = {"linf": 8 / 255, "l2": 0.3}
-MORE = {
-    "pgd": [{"start": "random", "keep": "best", "iterations": 4, "eot": 2, "keep_draws": 3, "loss": "margin"}]
+SHORT: dict[str, list[dict[str, Any]]] = {
+    "apgd": [
+        {"iterations": 5, "eot": 2, "judge_draws": 3, "n_restarts": 2},
+        {"iterations": 5, "eot": 1, "judge_draws": 2, "n_restarts": 2, "loss": "dlr", "stop": True},
+    ],
+    "apgd_targeted": [{"iterations": 3, "eot": 2, "judge_draws": 2, "n_targets": 2, "stop": True}],
+    "autoattack": [
+        {"version": "rand", "iterations": 3, "eot": 2, "judge_draws": 3},
+        {"iterations": 2, "eot": 1, "judge_draws": 1, "parts": ["apgd", "apgd_targeted", "fab"]},
+    ],
+    "diffattack": [{"iterations": 5, "eot": 2}, {"weight": 0.0, "iterations": 4, "eot": 2}],
+    "fab": [
+        {"iterations": 4, "eot": 2, "n_targets": 2},
+        {"iterations": 4, "eot": 1, "n_targets": 2, "n_restarts": 2},
+    ],
+    "low_frequency": [{"iterations": 5, "eot": 2}, {"step": "adam", "iterations": 4, "eot": 2}],
+    "pgd": [
+        {"iterations": 5, "eot": 3},
+        {"iterations": 4, "eot": 2, "start": "random", "keep": "best", "keep_draws": 3, "loss": "margin"},
+    ],
+    "selective_eot": [{"iterations": 5, "eot": 3}, {"iterations": 4, "eot": 3, "momentum": 0.0}],
+    "square": [{"iterations": 20, "eot": 2}, {"iterations": 20, "eot": 1, "reevaluate": False}],
 }
-"""Options of known attacks that take other branches than the defaults."""
+"""Options with which the tests of the seam run an attack: short, with restarts, and with early stopping.
+
+An attack that is not named here runs once, with its defaults.
+"""
+OURS = [name for name in attacks if attacks.get(name).__module__.startswith("dbpkit.attacks.")]
+"""Attacks of the package; those of other libraries have a contract of their own."""
 each_attack = pytest.mark.parametrize(
-    ("attack", "options"), [(a, o) for a in attacks for o in [{}, *MORE.get(a, [])]], ids=case_name
+    ("attack", "options"), [(a, o) for a in OURS for o in SHORT.get(a, [{}])], ids=case_name
 )
-each_threat = pytest.mark.parametrize("norm", list(threats))
+two_class_losses = [name for name in losses if name != "dlr"]  # which needs a third class
+each_threat = pytest.mark.parametrize("norm", [norm for norm in threats if norm != "perceptual"])  # norms
 
 
 def linear(features: int, seed: int = 3) -> tuple[nn.Module, Tensor]:
@@ -45,7 +70,7 @@ def toward_other_class(y: Tensor, difference: Tensor, shape: torch.Size) -> Tens
 # ------------------------------------------------------------------ known optimum
 
 
-@pytest.mark.parametrize("loss", list(losses))
+@pytest.mark.parametrize("loss", two_class_losses)
 @pytest.mark.parametrize("start", ["zero", "random"])
 def test_pgd_linf_linear_classifier_reaches_the_optimum(start: str, loss: str) -> None:
     """The margin w . x falls most at x - eps sign(w); 20 steps of eps / 4 get there from any start."""
@@ -67,7 +92,7 @@ def test_pgd_linf_linear_classifier_at_the_pixel_range_reaches_the_clipped_optim
     assert float((found.x_adv - x).abs().min()) == 0  # the pixel range does bind
 
 
-@pytest.mark.parametrize("loss", list(losses))
+@pytest.mark.parametrize("loss", two_class_losses)
 def test_pgd_l2_linear_classifier_reaches_the_optimum(loss: str) -> None:
     """x - eps w / |w|."""
     model, w = linear(12)
@@ -198,7 +223,7 @@ def test_pgd_unknown_choice_raises(options: dict[str, Any]) -> None:
 def test_pgd_unknown_loss_raises_with_nearest() -> None:
     model, _ = linear(4)
     with pytest.raises(
-        UserError, match=r"unknown loss 'margn'\. Did you mean 'margin'\? Available: ce, margin"
+        UserError, match=r"unknown loss 'margn'\. Did you mean 'margin'\? Available: ce, dlr, margin"
     ):
         pgd(
             model,
@@ -243,9 +268,8 @@ def test_gradient_and_logits_any_cut_are_bit_equal_with_a_fixed_shape() -> None:
         for i in range(0, 7, size):
             rows = slice(i, min(i + size, 7))
             logits.append(target(x[rows], noise=noise.rows(rows)))
-            images.append(
-                pgd(target, x[rows], y[rows], threat=threat, noise=noise.rows(rows), iterations=3, eot=3)
-            )
+            found = pgd(target, x[rows], y[rows], threat=threat, noise=noise.rows(rows), iterations=3, eot=3)
+            images.append((found.x_adv, found.loss, found.grad_norm))
         outcomes.append([torch.cat(logits), *(torch.cat(parts) for parts in zip(*images, strict=True))])
     for other in outcomes[1:]:
         for a, b in zip(outcomes[0], other, strict=True):
@@ -367,8 +391,8 @@ def test_attack_any_stays_within_budget_and_raises_the_loss(
     attack: str, options: dict[str, Any], norm: str
 ) -> None:
     threat = make_threat(norm, EPS.get(norm, 0.1))
-    classifier = TinyClassifier()
-    x, y = uniform(4, 1, 4, 4), torch.tensor([0, 1, 2, 0])
+    classifier, x = TinyClassifier(classes=5), uniform(4, 1, 4, 4)
+    y = classifier(x).argmax(dim=1)
     found = make_attack(attack, options)(
         NoisyClassifier(classifier, 0.05), x, y, threat=threat, noise=NoisePlan.of(0, range(4), "attack")
     )
@@ -377,9 +401,12 @@ def test_attack_any_stays_within_budget_and_raises_the_loss(
     assert not found.x_adv.requires_grad
     assert float(threat.distance(x, found.x_adv).max()) <= threat.eps + 1e-9
     assert 0 <= float(found.x_adv.min()) <= float(found.x_adv.max()) <= 1
-    assert bool((cross_entropy(classifier(found.x_adv), y) > cross_entropy(classifier(x), y)).all())
-    assert found.loss.shape == found.grad_norm.shape
+    rises = [loss(classifier(found.x_adv), y) > loss(classifier(x), y) for loss in map(losses.get, losses)]
+    assert bool(torch.stack(rises).any(dim=0).all())  # an attack may maximise any of them
+    assert found.grad_norm.shape in (found.loss.shape, (4, 0))  # (4, 0): it uses no gradients
     assert len(found.loss) == 4
+    assert bool(found.loss.isfinite().all())
+    assert bool(found.grad_norm.isfinite().all())
 
 
 @each_attack
@@ -387,36 +414,42 @@ def test_attack_any_leaves_its_arguments_alone(attack: str, options: dict[str, A
     x, y = uniform(2, 1, 4, 4), torch.tensor([0, 1])
     before = x.clone()
     make_attack(attack, options)(
-        NoisyClassifier(TinyClassifier()), x, y, threat=Linf(0.05), noise=NoisePlan.of(0, range(2))
+        NoisyClassifier(TinyClassifier(classes=5)), x, y, threat=Linf(0.05), noise=NoisePlan.of(0, range(2))
     )
     assert torch.equal(x, before)
     assert y.tolist() == [0, 1]
 
 
 class Aligned(nn.Module):
-    """Refuses rows whose noise belongs to another image: pixel (0, 0) of example i is i / 16, give or take.
+    """Refuses rows whose noise belongs to another image: two pixels of example i are its octal digits.
 
-    Its logits depend on the example's noise, so that a wrong draw changes the attack as well.
+    It is blind to these pixels, so that gradients leave them alone. Its logits depend on the example's noise,
+    so that a wrong draw changes the attack as well.
     """
 
     sites = frozenset({"forward"})
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = uniform(3, 1, 4, 4, seed=8, low=-1, high=1)
+        self.weight = uniform(5, 1, 4, 4, seed=8, low=-1, high=1)
+        self.weight[:, :, 0, :2] = 0
 
     def forward(self, x: Tensor, *, noise: NoisePlan) -> Tensor:
-        carried = (16 * x[:, 0, 0, 0].detach()).round().long()
+        carried = (8 * x[:, 0, 0, :2].detach()).round().long() @ torch.tensor([8, 1])
         if not torch.equal(carried, noise.example_ids):
             raise AssertionError(f"images {carried.tolist()} met the noise of {noise.example_ids.tolist()}")
         z = torch.tanh(x + 0.5 * noise.normal("forward", 0, x))
         return torch.stack([(3 * w * z).flatten(1).sum(dim=1) for w in self.weight], dim=1)
 
+    def traced(self, x: Tensor, *, noise: NoisePlan) -> tuple[Tensor, Tensor]:
+        return self(x, noise=noise), noise.normal("forward", 0, x).mul(x).square().flatten(1).mean(dim=1)
 
-def labelled_images() -> Tensor:
-    """Sixteen images that carry their number in one pixel; a budget of 0.02 cannot move it by half a step."""
-    x = uniform(16, 1, 4, 4, low=0.2, high=0.8)
-    x[:, 0, 0, 0] = torch.arange(16) / 16
+
+def labelled_images(count: int) -> Tensor:
+    """Images that carry their number in two pixels; a budget of 0.02 cannot move them by half a step."""
+    x = uniform(count, 1, 4, 4, low=0.2, high=0.8)
+    number = torch.arange(count)
+    x[:, 0, 0, :2] = torch.stack([number // 8, number % 8], dim=1) / 8
     return x
 
 
@@ -425,23 +458,42 @@ def labelled_images() -> Tensor:
 def test_attack_any_batch_size_gives_the_same_images_with_aligned_noise(
     attack: str, options: dict[str, Any], norm: str
 ) -> None:
-    x, y, model = labelled_images(), torch.arange(16) % 3, Aligned()
-    noise, threat = NoisePlan.of(0, range(16), "attack"), make_threat(norm, 0.02)
+    x, model, threat = labelled_images(48), Aligned(), make_threat(norm, 0.02)
+    noise = NoisePlan.of(0, range(48), "attack")
+    y = model(x, noise=noise).argmax(dim=1)
     run = make_attack(attack, options)
     whole = run(model, x, y, threat=threat, noise=noise).x_adv
-    assert float(threat.distance(x, whole).min()) > 0.01
-    for size in (1, 3):
-        cuts = [slice(i, min(i + size, 16)) for i in range(0, 16, size)]
+    assert float(threat.distance(x, whole).median()) > 0.005
+    for size, count in ((1, 8), (3, 24), (16, 48)):
+        cuts = [slice(i, i + size) for i in range(0, count, size)]
         parts = [run(model, x[c], y[c], threat=threat, noise=noise.rows(c)).x_adv for c in cuts]
-        torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=ROUND_OFF)
-    order = torch.arange(15, -1, -1)
+        torch.testing.assert_close(torch.cat(parts), whole[:count], rtol=0, atol=ROUND_OFF)
+    order = torch.arange(47, -1, -1)
     backwards = run(model, x[order], y[order], threat=threat, noise=noise.rows(order)).x_adv
     torch.testing.assert_close(backwards[order], whole, rtol=0, atol=ROUND_OFF)
 
 
+@each_threat
+@each_attack
+def test_attack_any_cut_is_bit_equal_with_a_fixed_shape(
+    attack: str, options: dict[str, Any], norm: str
+) -> None:
+    """In float32, where a rounding that depends on the batch could tip a choice."""
+    model, x = NoisyClassifier(TinyClassifier(channels=3, classes=5).float()), uniform(7, 3, 8, 8).float()
+    noise, threat = NoisePlan.of(0, range(20, 27), "attack"), make_threat(norm, EPS.get(norm, 0.1))
+    y, run = model.classifier(x).argmax(dim=1), make_attack(attack, options)
+    outcomes = []
+    for size in (7, 3):
+        target = Target(model, 4, fixed_shape=True)
+        cuts = [slice(i, min(i + size, 7)) for i in range(0, 7, size)]
+        parts = [run(target, x[c], y[c], threat=threat, noise=noise.rows(c))[:3] for c in cuts]
+        outcomes.append([torch.cat(tensors) for tensors in zip(*parts, strict=True)])
+    assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True))
+
+
 def test_aligned_stub_wrong_noise_is_refused() -> None:
     """So that the test above can fail."""
-    x, model = labelled_images(), Aligned()
+    x, model = labelled_images(16), Aligned()
     with pytest.raises(AssertionError, match="met the noise of"):
         model(x, noise=NoisePlan.of(0, [*range(1, 16), 0]))
     with pytest.raises(AssertionError, match="met the noise of"):
@@ -450,7 +502,8 @@ def test_aligned_stub_wrong_noise_is_refused() -> None:
 
 @each_attack
 def test_attack_any_uses_its_own_plan_and_no_other_randomness(attack: str, options: dict[str, Any]) -> None:
-    x, y, model = uniform(2, 1, 4, 4), torch.tensor([0, 1]), NoisyClassifier(TinyClassifier())
+    x, model = uniform(2, 1, 4, 4), NoisyClassifier(TinyClassifier(classes=5))
+    y = model.classifier(x).argmax(dim=1)
     run = make_attack(attack, options)
     state = torch.get_rng_state()
     first, again, other = (
@@ -473,20 +526,31 @@ class Taped(nn.Module):
         self.tape = tape
 
     def forward(self, x: Tensor, *, noise: NoisePlan) -> Tensor:
-        where = [self.tape.example_ids.tolist().index(i) for i in noise.example_ids.tolist()]
-        return self.model(x, noise=self.tape.rows(where))
+        return self.model(x, noise=self.looked_up(noise))
+
+    def traced(self, x: Tensor, *, noise: NoisePlan) -> tuple[Tensor, Tensor]:
+        return self.model.traced(x, noise=self.looked_up(noise))
+
+    def looked_up(self, noise: NoisePlan) -> NoisePlan:
+        return self.tape.rows([self.tape.example_ids.tolist().index(i) for i in noise.example_ids.tolist()])
 
 
 @each_attack
 def test_attack_any_known_noise_reaches_the_model(attack: str, options: dict[str, Any]) -> None:
-    """With the defender's draws shared, the attack meets those draws and no others, whatever its own plan."""
-    x, y, model = uniform(2, 1, 4, 4), torch.tensor([0, 1]), NoisyClassifier(TinyClassifier())
-    run = make_attack(attack, {**options, "start": "zero"} if attack == "pgd" else options)
+    """With the defender's draws shared, the attack meets those draws and no others, whatever its own plan.
+
+    Random starts and searches are shared as well, so that nothing else tells the plans apart.
+    """
+    x, y, model = uniform(2, 1, 4, 4), torch.tensor([0, 1]), NoisyClassifier(TinyClassifier(classes=5))
+    run = make_attack(attack, options)
     report = NoisePlan.of(0, [1, 2], "report", draw=3)
-    plans = [NoisePlan.of(0, [1, 2], "attack").in_lane(lane).sharing(["forward"], report) for lane in (0, 5)]
+    own = NoisePlan.of(0, [1, 2], "attack")
+    plans = [own.in_lane(lane).sharing(SITES, report) for lane in (0, 5)]
     images = [run(model, x, y, threat=L2(0.3), noise=plan).x_adv for plan in plans]
     torch.testing.assert_close(images[0], images[1], rtol=0, atol=ROUND_OFF)
-    tape = run(Taped(model, report), x, y, threat=L2(0.3), noise=NoisePlan.of(9, [1, 2])).x_adv
+    tape = run(
+        Taped(model, report), x, y, threat=L2(0.3), noise=NoisePlan.of(9, [1, 2]).sharing(SITES, report)
+    ).x_adv
     torch.testing.assert_close(images[0], tape, rtol=0, atol=1e-7)  # mean of equal gradients, summed in turn
 
 
@@ -513,4 +577,4 @@ def test_make_attack_options_are_bound() -> None:
     settings: dict[str, Any] = {"threat": Linf(0.05), "noise": NoisePlan.of(0, [1, 2])}
     bound = make_attack("pgd", {"iterations": 2, "eot": 1})(model, x, y, **settings)
     direct = pgd(model, x, y, iterations=2, eot=1, **settings)
-    assert all(torch.equal(a, b) for a, b in itertools.zip_longest(bound, direct))
+    assert all(torch.equal(a, b) for a, b in zip(bound[:3], direct[:3], strict=True))

@@ -17,7 +17,8 @@ ROUND_OFF = 1e-9
 """Float64 arithmetic, and the 1e-10 that the L2 model adds to its norms, as the published code does."""
 EPS = {"linf": 0.06, "l2": 0.4}
 """A budget that binds on 16 pixel values; another norm takes 0.1."""
-each_threat = pytest.mark.parametrize("name", list(threats))
+each_threat = pytest.mark.parametrize("name", [name for name in threats if name != "perceptual"])
+"""Norms; the perceptual distance is none, see test_perceptual.py."""
 
 
 def threat_of(name: str) -> Linf | L2:
@@ -221,7 +222,7 @@ def test_make_threat_budget_in_wrong_units_raises_with_the_fraction() -> None:
 
 def test_make_threat_unknown_norm_raises_with_nearest() -> None:
     with pytest.raises(
-        UserError, match=r"unknown threat model 'inf'\. Did you mean 'linf'\? Available: l2, linf"
+        UserError, match=r"unknown threat model 'inf'\. Did you mean 'linf'\? Available: l2, linf, perceptual"
     ):
         make_threat("inf", 0.1)
 

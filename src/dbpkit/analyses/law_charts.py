@@ -34,9 +34,10 @@ def law_chart(table: Table, main: int) -> Chart:
                 )
                 for name, rows in _by_sampler(table)
             ),
-            Series("sigmoid", line.tolist(), fit.at(line).tolist(), is_curve=True),
+            Series("sigmoid", line.tolist(), fit.at(line).tolist()),
         ],
         "Every purifier's accuracy under attack against its compression rate, with the fitted sigmoid.",
+        curves=("sigmoid",),
     )
 
 
@@ -52,9 +53,10 @@ def prediction_chart(table: Table) -> Chart:
                 Series(f"eps {eps_name(eps)}", table.predicted[:, e].tolist(), table.attacked[:, e].tolist())
                 for e, eps in enumerate(table.eps)
             ),
-            Series("equal", [0, 1], [0, 1], is_curve=True),
+            Series("equal", [0, 1], [0, 1]),
         ],
         "Measured against predicted accuracy of every purifier and budget; on the diagonal both agree.",
+        curves=("equal",),
     )
 
 

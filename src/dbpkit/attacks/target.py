@@ -19,7 +19,7 @@ from dbpkit.errors import UserError
 from dbpkit.noise import NoisePlan
 from dbpkit.registry import Registry
 from dbpkit.threat import ThreatModel
-from dbpkit.types import RandomisedClassifier
+from dbpkit.types import RandomisedClassifier, Traced
 
 attacks: Registry["Attack"] = Registry("attack")
 losses: Registry["Loss"] = Registry("loss")
@@ -38,11 +38,13 @@ class AttackOutcome(NamedTuple):
         x_adv: attacked images (B, C, H, W).
         loss: expected loss at every iterate, before its step, (B, iterations).
         grad_norm: Euclidean norm of the averaged gradient there, (B, iterations); (B, 0) without gradients.
+        claimed: where another library says that it succeeded, (B,); None for attacks that claim nothing.
     """
 
     x_adv: Tensor
     loss: Tensor
     grad_norm: Tensor
+    claimed: Tensor | None = None
 
 
 class Attack(Protocol):
@@ -61,6 +63,14 @@ class ExpectedGradient(NamedTuple):
     grad: Tensor
     loss: Tensor
     right: Tensor
+
+
+class DrawGradients(NamedTuple):
+    """Of every draw: ``grad`` (B, R, C, H, W), ``loss`` (B, R) and ``logits`` (B, R, K)."""
+
+    grad: Tensor
+    loss: Tensor
+    logits: Tensor
 
 
 class Target:
@@ -116,7 +126,14 @@ class Target:
         return self(x.repeat_interleave(count, dim=0), noise=plan).unflatten(0, (len(x), count))
 
     def gradient(
-        self, x: Tensor, y: Tensor, *, noise: NoisePlan, eot: int = 1, loss: str | Loss = "ce"
+        self,
+        x: Tensor,
+        y: Tensor,
+        *,
+        noise: NoisePlan,
+        eot: int = 1,
+        loss: str | Loss = "ce",
+        deviation: float = 0.0,
     ) -> ExpectedGradient:
         """Averages the loss and its gradient over ``eot`` draws of each image.
 
@@ -126,39 +143,80 @@ class Target:
             noise: plan of the B examples; its repetitions are the draws.
             eot: draws per image.
             loss: registered loss name, or the loss.
+            deviation: weight of the purification's deviation, which is added to the loss.
 
         Returns:
             The averaged gradient (B, C, H, W), loss (B,) and accuracy (B,).
 
+        Raises:
+            UserError: if a deviation is asked of a model that does not tell it, see `Traced`.
+
         Source:
             Athalye et al. 2018 (arXiv:1707.07397), expectation over transformation.
         """
-        loss_function = losses.get(loss) if isinstance(loss, str) else loss
+        found = self.per_draw(x, y, noise=noise, eot=eot, loss=loss, deviation=deviation)
         labels = y if y.ndim == 1 else y[:, 0]
+        right = (found.logits.argmax(dim=2) == labels[:, None]).to(x.dtype)
+        return ExpectedGradient(*map(mean_in_order, (found.grad, found.loss, right)))
+
+    def per_draw(
+        self,
+        x: Tensor,
+        y: Tensor,
+        *,
+        noise: NoisePlan,
+        eot: int = 1,
+        loss: str | Loss = "ce",
+        deviation: float = 0.0,
+    ) -> DrawGradients:
+        """Returns gradient, loss and logits of each of ``eot`` = R draws; arguments and errors as `gradient`.
+
+        All R gradients of an image are held at once.
+        """
+        loss_function = losses.get(loss) if isinstance(loss, str) else loss
         plan = noise.repeat(eot)
         image = torch.arange(len(x)).repeat_interleave(eot)
-        grads, values, rights = [], [], []
+        grads, values, outputs = [], [], []
         for rows in self._cut(len(plan)):
             leaf = x[image[rows]].detach().requires_grad_()
-            logits = self._logits(leaf, plan.rows(rows))
-            value = loss_function(logits, y[image[rows]])
+            if deviation:
+                logits, apart = self._traced(leaf, plan.rows(rows))
+                value = loss_function(logits, y[image[rows]]) + deviation * apart
+            else:
+                logits = self._logits(leaf, plan.rows(rows))
+                value = loss_function(logits, y[image[rows]])
             (grad,) = torch.autograd.grad(value.sum(), leaf)
             grads.append(grad)
             values.append(value.detach())
-            rights.append((logits.detach().argmax(dim=1) == labels[image[rows]]).to(x.dtype))
+            outputs.append(logits.detach())
         ids = plan.example_ids.tolist()
         self.forward_passes.update(ids)
         self.gradient_passes.update(ids)
-        per_draw = (torch.cat(parts).unflatten(0, (len(x), eot)) for parts in (grads, values, rights))
-        return ExpectedGradient(*map(_mean_in_order, per_draw))
+        parts = (torch.cat(rows).unflatten(0, (len(x), eot)) for rows in (grads, values, outputs))
+        return DrawGradients(*parts)
 
     def _logits(self, x: Tensor, noise: NoisePlan) -> Tensor:
-        """One call of the model, padded to the fixed shape if there is one."""
-        count = len(x)
+        """One call of the model."""
+        rows = self._padded(len(x))
+        return self.model(x[rows], noise=noise.rows(rows))[: len(x)]
+
+    def _traced(self, x: Tensor, noise: NoisePlan) -> tuple[Tensor, Tensor]:
+        """Logits (B, K) and deviation (B,) from one call of the model."""
+        if not isinstance(self.model, Traced):
+            raise UserError(
+                f"the loss has a deviation of purification states, which {type(self.model).__name__} does not"
+                " tell. Attack a PurifiedClassifier by its exact gradient, or give the model a method"
+                " traced(x, noise=...) that returns logits (B, K) and deviation (B,)."
+            )
+        rows = self._padded(len(x))
+        logits, deviation = self.model.traced(x[rows], noise=noise.rows(rows))
+        return logits[: len(x)], deviation[: len(x)]
+
+    def _padded(self, count: int) -> Tensor | slice:
+        """All rows, and the last one again up to the fixed shape if there is one."""
         if self.fixed_shape and count < self.micro_batch:
-            rows = torch.arange(self.micro_batch).clamp(max=count - 1)
-            return self.model(x[rows.to(x.device)], noise=noise.rows(rows))[:count]
-        return self.model(x, noise=noise)
+            return torch.arange(self.micro_batch).clamp(max=count - 1)
+        return slice(None)
 
     def _cut(self, count: int) -> list[slice]:
         return [slice(i, min(i + self.micro_batch, count)) for i in range(0, count, self.micro_batch)]
@@ -198,7 +256,7 @@ def make_attack(name: str, options: Mapping[str, Any] | None = None) -> Attack:
     return partial(attack, **(options or {}))
 
 
-def _mean_in_order(per_draw: Tensor) -> Tensor:
+def mean_in_order(per_draw: Tensor) -> Tensor:
     """Mean over the second axis, added up draw by draw so that rounding never depends on the batch."""
     total = per_draw[:, 0].clone()
     for r in range(1, per_draw.shape[1]):

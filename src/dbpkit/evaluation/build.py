@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+import dbpkit.adapters  # noqa: F401 - registers other libraries' attacks
 from dbpkit.attacks import attacks, make_attack
 from dbpkit.attacks.target import Attack
 from dbpkit.data import Dataset, load_dataset
@@ -15,6 +16,7 @@ from dbpkit.errors import UserError
 from dbpkit.evaluation.spec import EvaluationSpec, PurifierSpec
 from dbpkit.gradients import DEFAULT_MEMORY
 from dbpkit.models import load_classifier, load_denoiser, state_sha256
+from dbpkit.perceptual import Perceptual
 from dbpkit.purify import PurifiedClassifier, Purifier, Undefended
 from dbpkit.spec import PartSpec, amount
 from dbpkit.threat import ThreatModel, make_threat
@@ -32,7 +34,7 @@ class Parts(NamedTuple):
         threat: the budget.
         attacks: name and attack, in the spec's order.
         single_draw_attacks: the same for a deterministic model, where averaging over draws is a waste.
-        hashes: sha256 of classifier, denoiser and data.
+        hashes: sha256 of classifier, denoiser and data, and of the classifier of a perceptual threat.
     """
 
     data: Dataset
@@ -59,12 +61,14 @@ def build(spec: EvaluationSpec, device: str = "cpu", memory_bytes: int = DEFAULT
         denoiser = denoiser.to(where)
     purifier = make_purifier(spec.purifier, denoiser, memory_bytes)
     model = PurifiedClassifier(purifier, classifier, seed=spec.seed)
-    threat = make_threat(spec.threat.norm, amount(spec.threat.eps))
+    threat = make_threat(spec.threat.norm, amount(spec.threat.eps), spec.threat.options)
     hashes = {
         "classifier_sha256": state_sha256(classifier),
         "denoiser_sha256": state_sha256(denoiser),
         "data_sha256": data.sha256,
     }
+    if isinstance(threat, Perceptual):
+        hashes["features_sha256"] = state_sha256(threat.features.classifier)
     full = [(a.name, make_attack(a.name, attack_options(a))) for a in spec.attacks]
     single = [(a.name, make_attack(a.name, single_draw(a))) for a in spec.attacks]
     return Parts(data, denoiser, model, Undefended(classifier), threat, full, single, hashes)

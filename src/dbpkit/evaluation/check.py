@@ -1,20 +1,123 @@
-"""`dbpkit check`: the checks of an evaluation on a few examples, before a long run.
+"""`dbpkit check`: is a number from this model and these settings to be trusted?
 
+It looks at the model, attacks it in ways that ought to agree, and runs the planned attackers for a while.
 The thing people get wrong: a check that only looks at settings misses a broken gradient. This one attacks.
 """
 
+import contextlib
+import inspect
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple, cast
 
-from dbpkit.evaluation.build import accepted_options
+import torch
+from torch import Tensor, nn
+
+from dbpkit.errors import UserError
+from dbpkit.evaluation.build import Parts, accepted_options, attack_options, build
+from dbpkit.evaluation.checks import CHECKS, PROBE_EXAMPLES, Check, check_fit, check_logits, suspicious_level
+from dbpkit.evaluation.culprits import Plain
 from dbpkit.evaluation.run import DEFAULT_EXECUTION, Execution, Progress, evaluate
-from dbpkit.evaluation.spec import DrawsSpec, EvaluationSpec, ExamplesSpec, KnowledgeSpec
+from dbpkit.evaluation.sanity import SANITY, gradient_noise, more_iterations_help, shared_attacks
+from dbpkit.evaluation.spec import DrawsSpec, EvaluationSpec, ExamplesSpec
+from dbpkit.noise import NoisePlan, seeded_generator
+from dbpkit.purify import gradients
 from dbpkit.results.flags import Flag
-from dbpkit.spec import PartSpec
+from dbpkit.results.run_directory import RunDirectory
+from dbpkit.spec import PartSpec, differences, spec_hash
+from dbpkit.threat import L2, Linf, ThreatModel
+from dbpkit.types import RandomisedClassifier
 
-QUICK = {"iterations": 5, "eot": 2}
-"""Attack settings of a check: enough to see a loss rise, not to measure an accuracy."""
+QUICK = {"iterations": 5, "eot": 2, "n_restarts": 1, "judge_draws": 2, "keep_draws": 2, "target_classes": 2}
+"""Most that a check spends on an attack's options: enough to see a loss rise, not to measure an accuracy."""
+
+DEFAULT_THREAT = Linf(8 / 255)
+"""The field's budget on CIFAR-10, also for short attacks where the threat is none of pixel values."""
+
+
+class Checked(NamedTuple):
+    """What a check found.
+
+    Attributes:
+        flags: every flag that came up.
+        checks: names of the checks that ran, in their order.
+    """
+
+    flags: list[Flag]
+    checks: tuple[str, ...]
+
+    @property
+    def verdict(self) -> str:
+        """What follows from the flags, in a sentence."""
+        return verdict(self.flags)
+
+    @property
+    def trustworthy(self) -> bool:
+        """Whether nothing must be mended."""
+        return not any(f.severity == "error" for f in self.flags)
+
+
+def check(
+    model: nn.Module | RandomisedClassifier,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: ThreatModel = DEFAULT_THREAT,
+    noise: NoisePlan | None = None,
+    eot: int = 10,
+    progress: Progress = lambda *_: None,
+) -> Checked:
+    """Tells whether an attack on a model of your own would prove anything.
+
+    First the model itself is looked at with the first 4 images: gradients, randomness, saturation. If
+    nothing is broken, short attacks on all images must agree with each other. Modes, weights, buffers and the
+    state of torch's generator are left as they were.
+
+    Args:
+        model: maps images in [0, 1] to logits (B, K). With an argument ``noise`` it is a randomised
+            classifier such as `PurifiedClassifier`; without one it is taken to be deterministic, and flagged
+            if it is not.
+        x: images (B, C, H, W) in [0, 1]; 8 to 32 are enough.
+        y: labels (B,).
+        threat: the budget.
+        noise: plan of the B images; ids 0 to B - 1 and seed 0 if not given.
+        eot: draws per gradient that you plan to use.
+        progress: called before every check.
+
+    Returns:
+        Flags, the names of the checks that ran, and a verdict.
+
+    Raises:
+        UserError: if images, labels, plan and model do not fit.
+
+    Example:
+        >>> import dbpkit
+        >>> _, classifier = dbpkit.load_embedded()
+        >>> data = dbpkit.load_dataset("embedded").select(slice(0, 4))
+        >>> dbpkit.check(classifier, data.x(), data.labels).verdict
+        'Trustworthy on these examples. Nothing suspicious was found.'
+    """
+    if x.ndim != 4 or not len(x) or not x.is_floating_point() or bool((x < 0).any() or (x > 1).any()):
+        raise UserError(
+            f"check needs images (B, C, H, W) in [0, 1], not {tuple(x.shape)} in [{float(x.min()):g},"
+            f" {float(x.max()):g}]."
+            if x.numel()
+            else f"check needs images (B, C, H, W) in [0, 1], not {tuple(x.shape)}."
+        )
+    if y.shape != x.shape[:1] or y.is_floating_point() or int(y.min()) < 0:
+        raise UserError(f"check needs {len(x)} labels as whole numbers from 0 on, not {tuple(y.shape)}.")
+    if eot < 1:
+        raise UserError(f"check needs eot of at least 1, not {eot}.")
+    noise = NoisePlan.of(0, range(len(x)), "select") if noise is None else noise
+    asked: RandomisedClassifier = model if _takes_noise(model) else Plain(model)
+    with torch.no_grad(), _left_as_it_was(model):
+        check_logits(
+            asked(x[:PROBE_EXAMPLES], noise=noise.rows(slice(0, PROBE_EXAMPLES))), x[:PROBE_EXAMPLES], y
+        )
+    sanity = {**_named(SANITY), "gradient_noise": cast(Check, partial(gradient_noise, eot=eot))}
+    return _check(asked, x, y, noise, threat, sanity, progress)
 
 
 def quick_check(
@@ -22,29 +125,45 @@ def quick_check(
     examples: int = 8,
     execution: Execution = DEFAULT_EXECUTION,
     progress: Progress = lambda *_: None,
-) -> list[Flag]:
-    """Runs the preflight and short attacks (white box and DW_Both) on a few examples.
+) -> Checked:
+    """Checks a planned evaluation: the model, attacks that ought to agree, and its own attackers, all short.
 
     Args:
-        spec: the evaluation that is planned.
+        spec: the evaluation that is planned; its knowledge settings run with one tape each.
         examples: how many of its examples are looked at.
         execution: device and batch sizes.
         progress: called whenever work is done.
 
     Returns:
-        Every flag that came up.
+        Every flag that came up, the names of the checks that ran, and a verdict. The attacks are left out if
+        the model itself is broken.
+
+    Raises:
+        UserError: if the parts do not fit each other at all.
     """
-    count = min(examples, spec.examples.count or examples)
-    short = spec.model_copy(
-        update={
-            "examples": ExamplesSpec(count=count, first=spec.examples.first),
-            "draws": DrawsSpec(report=4, select=2),
-            "attacks": [_shortened(a) for a in spec.attacks],
-            "knowledge": [KnowledgeSpec.model_validate(name) for name in ("white_box", "dw_both")],
-        }
+    short = _shortened_spec(spec, min(examples, spec.examples.count or examples))
+    parts = build(short, execution.device, execution.memory_bytes)
+    x, y = parts.data.x().to(execution.device), parts.data.labels.to(execution.device)
+    noise = NoisePlan.of(spec.seed, parts.data.ids, "select")
+    check_fit(parts, x[:PROBE_EXAMPLES], y[:PROBE_EXAMPLES])
+    found = _check(
+        parts.model,
+        x,
+        y,
+        noise,
+        parts.threat,
+        _planned(spec, parts),
+        lambda done, what: progress(done / 2, what),
     )
+    flags = [*found.flags, *suspicious_level(parts, spec)]
+    if not found.trustworthy:
+        return Checked(flags, found.checks)
     with tempfile.TemporaryDirectory() as folder:
-        return evaluate(short, Path(folder) / "check", execution, progress).flags
+        run = RunDirectory(Path(folder) / "check")
+        run.claim(short.model_dump(mode="json"), spec_hash(short), differences)
+        run.write_json("checks.json", [])  # they have run above
+        flags += evaluate(short, run.path, execution, lambda done, what: progress((1 + done) / 2, what)).flags
+    return Checked(flags, (*found.checks, "planned_attacks"))
 
 
 def verdict(flags: Sequence[Flag]) -> str:
@@ -54,12 +173,100 @@ def verdict(flags: Sequence[Flag]) -> str:
         return f"Do not trust a number from this set-up yet: mend {', '.join(errors)} first (docs/flags.md)."
     if flags:
         return "Nothing is broken; read the warnings before a long run (docs/flags.md)."
-    return "Nothing suspicious was found on these examples."
+    return "Trustworthy on these examples. Nothing suspicious was found."
+
+
+def _check(
+    model: RandomisedClassifier,
+    x: Tensor,
+    y: Tensor,
+    noise: NoisePlan,
+    threat: ThreatModel,
+    sanity: dict[str, Check],
+    progress: Progress,
+) -> Checked:
+    """The checks of the model on the first images; if none finds an error, the short attacks on all."""
+    flags: dict[tuple[str, str], Flag] = {}
+    names: list[str] = []
+    few = slice(0, PROBE_EXAMPLES)
+    probed = model, x[few], y[few], noise.rows(few), threat
+    stages: list[tuple[dict[str, Check], Any]] = [
+        (_named(CHECKS), probed),
+        (sanity, (model, x, y, noise, threat if isinstance(threat, Linf | L2) else DEFAULT_THREAT)),
+    ]
+    total = sum(len(checks) for checks, _ in stages)
+    with _left_as_it_was(model), shared_attacks():
+        for checks, arguments in stages:
+            for name, one in checks.items():
+                progress(len(names) / total, name)
+                for flag in one(*arguments):
+                    flags.setdefault((flag.name, flag.row), flag)
+                names.append(name)
+                if ("untracked_randomness", "") in flags:  # every other check would see its noise
+                    return Checked(list(flags.values()), tuple(names))
+            if any(f.severity == "error" for f in flags.values()):
+                break
+    return Checked(list(flags.values()), tuple(names))
+
+
+def _planned(spec: EvaluationSpec, parts: Parts) -> dict[str, Check]:
+    """The sanity checks with a spec's attack and draws; of random models only where one is seen."""
+    checks = _named(SANITY)
+    settings = [k.resolve() for k in spec.knowledge]
+    views = [gradients.get(k.gradient)(parts.model, **k.gradient_options) for k in settings]
+    if all(k.leaves_nothing_random(v.sites) for k, v in zip(settings, views, strict=True)):
+        del checks["gradient_noise"], checks["worst_of_n_control"]
+    options = {a.name: {**accepted_options(a.name), **attack_options(a)} for a in spec.attacks}
+    if "gradient_noise" in checks and (draws := [o["eot"] for o in options.values() if "eot" in o]):
+        checks["gradient_noise"] = partial(gradient_noise, eot=max(draws))
+    iterated = next((a for a in spec.attacks if "iterations" in options[a.name]), None)
+    if iterated is not None:
+        checks["more_iterations_help"] = partial(
+            more_iterations_help, attack=iterated.name, options=attack_options(iterated)
+        )
+    return checks
+
+
+def _shortened_spec(spec: EvaluationSpec, count: int) -> EvaluationSpec:
+    """The spec on a few examples, with short attacks, few draws and one tape."""
+    draws = DrawsSpec(report=min(4, spec.draws.report), select=min(2, spec.draws.select))
+    return spec.model_copy(
+        update={
+            "examples": ExamplesSpec(count=count, first=spec.examples.first),
+            "draws": draws,
+            "attacks": [_shortened(a) for a in spec.attacks],
+            "knowledge": [k.model_copy(update={"tapes": 1}) for k in spec.knowledge],
+        }
+    )
 
 
 def _shortened(attack: PartSpec) -> PartSpec:
-    known = accepted_options(attack.name)
-    return PartSpec(
-        name=attack.name,
-        options={**attack.options, **{k: v for k, v in QUICK.items() if k in known}},
-    )
+    """The attack with every option of `QUICK` it has, unless the spec asks for less."""
+    options = {**accepted_options(attack.name), **attack_options(attack)}
+    quick = {k: min(v, options[k]) for k, v in QUICK.items() if k in options}
+    return PartSpec(name=attack.name, options={**attack.options, **quick})
+
+
+def _named(checks: Sequence[Any]) -> dict[str, Check]:
+    return {one.__name__: one for one in checks}
+
+
+def _takes_noise(model: Any) -> bool:
+    """Whether a model has the argument of a randomised classifier."""
+    call = model.forward if isinstance(model, nn.Module) else model
+    return "noise" in inspect.signature(call).parameters
+
+
+@contextlib.contextmanager
+def _left_as_it_was(model: Any) -> Iterator[None]:
+    """Inside the block, torch's generator is seeded; afterwards it and the model's buffers are restored."""
+    module = model.module if isinstance(model, Plain) else model
+    buffers = dict(module.named_buffers()) if isinstance(module, nn.Module) else {}
+    before = {name: buffer.clone() for name, buffer in buffers.items()}
+    device = next((b.device for b in buffers.values()), None)
+    try:
+        with seeded_generator(0, device):
+            yield
+    finally:
+        for name, buffer in buffers.items():
+            buffer.copy_(before[name])

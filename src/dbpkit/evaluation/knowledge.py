@@ -18,7 +18,7 @@ class Knowledge(NamedTuple):
 
     Attributes:
         name: row of the table.
-        gradient: registered gradient: ``exact``, ``bpda``, ``surrogate`` or ``blind``.
+        gradient: registered gradient: ``exact``, ``bpda``, ``surrogate``, ``blind`` or ``other_tape``.
         gradient_options: its keyword arguments.
         shared_sites: noise the attacker knows; ``reverse`` stands for all noise of the way back.
         tapes: independent repetitions of the whole attack, each against another tape.
@@ -62,6 +62,7 @@ known: dict[str, Knowledge] = {
         Knowledge("bpda", gradient="bpda"),
         Knowledge("surrogate", gradient="surrogate"),
         Knowledge("blind", gradient="blind"),
+        Knowledge("other_tape", gradient="other_tape"),
     )
 }
 """Settings by name. Source: Liu et al., ICLR 2025, section 3 (DW); Liu & Wei 2025 (fixed randomness)."""

@@ -5,11 +5,12 @@ Device, batch sizes and the output directory are no part of it, because they mus
 
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-from dbpkit.errors import unknown_name
+from dbpkit.errors import UserError, unknown_name
 from dbpkit.evaluation.knowledge import Knowledge, known
 from dbpkit.results.flags import BASELINE_ROWS
+from dbpkit.results.protocols import DEFAULT, protocols
 from dbpkit.spec import Amount, PartSpec, Strict
 
 _HEADLINE = ("white_box", "dw_fwd", "dw_rev", "dw_both", "fixed")
@@ -37,10 +38,25 @@ class PurifierSpec(Strict):
 
 
 class ThreatSpec(Strict):
-    """The budget: ``norm`` of the perturbation at most ``eps``, in [0, 1] pixel units."""
+    """The budget: ``norm`` of the perturbation at most ``eps``, in [0, 1] pixel units.
+
+    Attributes:
+        norm: registered name or import path of the threat model.
+        eps: budget; for ``perceptual`` in units of its distance.
+        options: keyword arguments of the threat model.
+    """
 
     norm: str = "linf"
     eps: Amount = "8/255"
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_serializer(mode="wrap")
+    def _without_empty_options(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves empty options out, so that specs made before there were options keep their hash."""
+        table: dict[str, Any] = handler(self)
+        if not table.get("options"):
+            table.pop("options", None)
+        return table
 
 
 class ExamplesSpec(Strict):
@@ -105,6 +121,7 @@ class EvaluationSpec(Strict):
         knowledge: what the attacker knows; one row of the table each.
         examples: which examples.
         draws: how many purifications per image.
+        protocol: registered name of the protocol whose estimate is the headline.
         seed: decides every random number.
         analyses: options by name of analysis, for ``dbpkit analyse``; no part of the evaluation or its hash.
     """
@@ -122,8 +139,26 @@ class EvaluationSpec(Strict):
     )
     examples: ExamplesSpec = ExamplesSpec()
     draws: DrawsSpec = DrawsSpec()
+    protocol: str = DEFAULT
     seed: int = Field(default=0, ge=0, lt=2**32)
     analyses: dict[str, dict[str, Any]] = Field(default_factory=dict, exclude=True)
+
+    @field_validator("protocol")
+    @classmethod
+    def _known_protocol(cls, name: str) -> str:
+        try:
+            protocols.get(name)
+        except UserError as error:
+            raise ValueError(str(error).rstrip(".")) from error
+        return name
+
+    @model_serializer(mode="wrap")
+    def _without_default_protocol(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves the default protocol out, so that specs made before there were protocols keep their hash."""
+        table: dict[str, Any] = handler(self)
+        if table.get("protocol") == DEFAULT:
+            del table["protocol"]
+        return table
 
     @model_validator(mode="after")
     def _unique_names(self) -> "EvaluationSpec":

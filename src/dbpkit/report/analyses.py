@@ -110,7 +110,9 @@ def analysis_views(runs: Sequence[tuple[str, Sequence[AnalysisResult]]]) -> list
 def found_view(runs: Sequence[Sequence[Finding]]) -> Findings | None:
     """Returns the claims of one run or several, or None if there is none."""
     numbers = [{(f.analysis, f.number.name): f.number for f in found} for found in runs]
-    rows = _rows(numbers, lambda key: key[1] if key[0] == EVALUATION else f"{key[0]}: {key[1]}")
+    rows = _rows(
+        numbers, lambda key: key[1] if key[0] == EVALUATION else f"{key[0].replace('eot', 'EoT')}: {key[1]}"
+    )
     sentences = [findings_sentence(found) if found else "No claim has been tested." for found in runs]
     return Findings(sentences, rows) if rows else None
 

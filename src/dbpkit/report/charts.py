@@ -134,7 +134,7 @@ def _columns(chart: Chart, names: Sequence[str]) -> list[Columns]:
             x = np.where(x > 0, x, math.nan)
         if chart.y_log and chart.kind != "heat":
             y = np.where(y > 0, y, math.nan)
-        found.append(Columns(series.name, x, y, low, high, series.is_curve))
+        found.append(Columns(series.name, x, y, low, high, series.name in chart.curves))
     return found
 
 

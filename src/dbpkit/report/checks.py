@@ -11,6 +11,9 @@ from dbpkit.results.run_directory import Record
 PREFLIGHT_CHECKS = {
     "probabilities": "the classifier returns logits, not probabilities",
     "untracked_randomness": "the same image and noise give the same output twice",
+    "batch_dependence": "an image's logits do not depend on the rest of the batch",
+    "piecewise_constant": "the logits move when the pixels do",
+    "saturated_loss": "the loss's gradient is not lost in rounding",
     "suspicious_level": "purification starts at a noise level the papers use",
     "suspicious_grid": "the sampler takes enough steps",
     "gradient_mismatch": "the exact gradient agrees with a numeric derivative",

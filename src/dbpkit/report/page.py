@@ -23,15 +23,17 @@ from dbpkit.report.tables import (
     DifferenceRow,
     TableRow,
     difference_rows,
+    headline_title,
     interval_methods,
     row_title,
     table_rows,
 )
 from dbpkit.results.analysis import AnalysisResult, Chart, analysis_results
 from dbpkit.results.findings import Finding, evaluation_numbers, gather
-from dbpkit.results.flags import BASELINE_ROWS, Flag
+from dbpkit.results.flags import Flag
+from dbpkit.results.protocols import DEFAULT
 from dbpkit.results.run_directory import Record, RunDirectory
-from dbpkit.results.summary import Summary, summarise
+from dbpkit.results.summary import Summary, expected_rows, has_purifier, summarise
 from dbpkit.spec import as_toml
 from dbpkit.weights import write_atomically
 
@@ -59,6 +61,7 @@ class RunView(NamedTuple):
         facts: what was evaluated, in a few words each.
         summary: its numbers, flags and sentence.
         rows: lines of the headline table.
+        protocol: what the headline is called, or empty if it is the accuracy per draw.
         methods: how the intervals were made.
         differences: lines of the table of paired differences.
         incomplete: rows that have not all their examples, by how many they have.
@@ -81,6 +84,7 @@ class RunView(NamedTuple):
     facts: list[str]
     summary: Summary
     rows: list[TableRow]
+    protocol: str
     methods: str
     differences: list[DifferenceRow]
     incomplete: list[Incomplete]
@@ -187,7 +191,10 @@ def _view(run: RunDirectory, letter: str) -> RunView:
     preflight_ran = run.read_json("checks.json") is not None
     raised = {flag.name for flag in summary.flags}
     checks = {**(PREFLIGHT_CHECKS if preflight_ran else {}), **record_checks(records)}
-    asked = _tapes(summary.spec)
+    if any(row.control for row in summary.rows):
+        checks["control_as_low"] = "the attack, not the protocol, takes most of what is lost"
+    asked = expected_rows(summary.spec)
+    titles = {row.name: row.title for row in summary.rows}
     results = list(analysis_results(run))
     only_analysed = bool(results) and not records and run.read_json("env.json") is None
     return RunView(
@@ -196,12 +203,13 @@ def _view(run: RunDirectory, letter: str) -> RunView:
         facts=_facts(summary),
         summary=summary,
         rows=table_rows(summary),
+        protocol=headline_title(summary),
         methods=interval_methods(summary),
         differences=difference_rows(summary),
         incomplete=[] if only_analysed else _incomplete(asked, _examples_asked(run), records),
         row_count=len(asked),
         flags=[
-            (flag, row_title(flag.row) if flag.row else "")
+            (flag, titles.get(flag.row) or row_title(flag.row) if flag.row else "")
             for flag in sorted(summary.flags, key=lambda f: f.severity != "error")
         ],
         silent={name: what for name, what in checks.items() if name not in raised},
@@ -233,17 +241,14 @@ def _facts(summary: Summary) -> list[str]:
         attack["name"] + "".join(f", {key} {value}" for key, value in attack["options"].items())
         for attack in spec["attacks"]
     ]
+    defence = f"purifier {purifier['sampler']}, t* = {purifier['t_star']:g}, {purifier['steps']} steps"
     return [
         f"data {spec['data']['name']}",
-        f"purifier {purifier['sampler']}, t* = {purifier['t_star']:g}, {purifier['steps']} steps",
+        defence if has_purifier(spec) else f"classifier {spec['classifier']['name']}",
         f"budget {norm} {threat['eps']}",
         f"attack {' + '.join(attacks)}",
+        *([] if summary.protocol == DEFAULT else [f"protocol {summary.protocol}"]),
     ]
-
-
-def _tapes(spec: Mapping[str, Any]) -> dict[str, int]:
-    """Every row that was asked for, with its tapes."""
-    return {**dict.fromkeys(BASELINE_ROWS, 1), **{k["name"]: k["tapes"] for k in spec["knowledge"]}}
 
 
 def _examples_asked(run: RunDirectory) -> int | None:

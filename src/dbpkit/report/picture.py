@@ -1,9 +1,11 @@
 """The strip of pictures as one PNG, for a README: clean, attacked and purified images under each other."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -57,6 +59,38 @@ def write_strip_png(run: str | Path, path: str | Path, row: str = "white_box") -
     ]
     buffer = io.BytesIO()
     _strip(lines, min(EXAMPLES, len(labels))).save(buffer, format="PNG", optimize=True)
+    write_atomically(Path(path), buffer.getvalue())
+    return Path(path)
+
+
+def write_replay_png(
+    path: str | Path,
+    x: Tensor,
+    x_adv: Tensor,
+    x_pure: Tensor | None,
+    label: str,
+    predicted: Sequence[str],
+) -> Path:
+    """Writes a replayed example as a PNG: the clean image, the attacked one, and it after each purification.
+
+    Args:
+        path: the PNG file.
+        x: clean image (C, H, W) in [0, 1].
+        x_adv: attacked image (C, H, W).
+        x_pure: the attacked image purified R times (R, C, H, W), or None without a purifier.
+        label: true class.
+        predicted: class of each draw, R of them; without a purifier that of the attacked image.
+
+    Returns:
+        The path of the PNG file. At most 8 purifications are shown.
+    """
+    judged = [_judged(said, label) for said in predicted]
+    images, texts = [x, x_adv], [(label, INK), judged[0] if x_pure is None else ("attacked", MUTED)]
+    if x_pure is not None:
+        images += list(x_pure[:EXAMPLES])
+        texts += judged[:EXAMPLES]
+    buffer = io.BytesIO()
+    _strip([("", torch.stack(images), texts)], len(images)).save(buffer, format="PNG", optimize=True)
     write_atomically(Path(path), buffer.getvalue())
     return Path(path)
 

@@ -15,7 +15,8 @@ from rich.text import Text
 
 from dbpkit.results.estimates import Estimate
 from dbpkit.results.flags import Flag
-from dbpkit.results.summary import TITLES, Row, Summary
+from dbpkit.results.protocols import DEFAULT, protocols
+from dbpkit.results.summary import TITLES, Row, Summary, has_purifier
 
 NOTHING = "–"
 """Stands where there is no number, such as a majority over a single draw."""
@@ -29,6 +30,9 @@ GROUPS = {
 """Headings of rows that are not an attack on the purified classifier."""
 
 ATTACKED = "Purified, attacked"
+
+COUNTS = {"all_tapes": "T", "any_iterate": "N"}
+"""Letter of the count in the name of an estimand, if it is not R."""
 
 MEANINGS = {
     "white_box - dw_both": "robustness that rests on noise the attacker cannot foresee",
@@ -71,6 +75,9 @@ class TableRow(NamedTuple):
         examples: n.
         draws: draws behind every example.
         gradient_passes: purifications per image that the attack differentiated.
+        network_calls: forward calls of the network per image by the attack, or empty if not recorded.
+        headline: what the run's protocol publishes.
+        control: the same of unattacked images at the same number of queries, or None.
     """
 
     name: str
@@ -82,6 +89,9 @@ class TableRow(NamedTuple):
     examples: int
     draws: int
     gradient_passes: str
+    network_calls: str
+    headline: Cell
+    control: Cell | None
 
 
 class DifferenceRow(NamedTuple):
@@ -97,7 +107,13 @@ class DifferenceRow(NamedTuple):
 
 def table_rows(summary: Summary) -> list[TableRow]:
     """Returns the lines of the headline table, in the order of the summary."""
-    return [_table_row(row) for row in summary.rows]
+    purified = has_purifier(summary.spec)
+    return [_table_row(row, purified) for row in summary.rows]
+
+
+def headline_title(summary: Summary) -> str:
+    """Returns what the headline is called, ``"right on all N draws"``; empty if it is per draw."""
+    return "" if summary.protocol == DEFAULT else protocols.get(summary.protocol).title
 
 
 def difference_rows(summary: Summary) -> list[DifferenceRow]:
@@ -134,6 +150,14 @@ def p_text(p_value: float) -> str:
     return "< 0.001" if p_value < 0.001 else f"= {p_value:.3f}"
 
 
+def cost_text(a: float | None, b: float | None) -> str:
+    """Returns ``"   network calls per image 2,420, 220"`` for two runs, or nothing where neither attacked."""
+    if not a and not b:
+        return ""
+    shown = ["not recorded" if calls is None else _count(calls) for calls in (a, b)]
+    return f"   network calls per image {', '.join(shown)}"
+
+
 def interval_methods(summary: Summary) -> str:
     """Returns how the intervals of the headline table were made."""
     methods = dict.fromkeys(e.method for row in summary.rows for e in row.estimates)
@@ -143,36 +167,90 @@ def interval_methods(summary: Summary) -> str:
 def console_table(summary: Summary) -> Table:
     """Returns the headline table for a terminal; it fits 80 columns."""
     methods = interval_methods(summary)
-    caption = (
-        f"Intervals: {methods}, over n images. R draws, T tapes." if methods else "Nothing recorded yet."
-    )
+    counts = "N queries, unattacked images asked as often" if headline_title(summary) else "R draws, T tapes"
+    caption = f"Intervals: {methods}, over n images. {counts}." if methods else "Nothing recorded yet."
     table = Table(
         title=Text(summary.name), caption=Text(caption), box=SIMPLE_HEAD, padding=0, show_edge=False
     )
+    rows = table_rows(summary)
+    columns = _protocol_columns(summary, rows) or _columns(rows)
     table.add_column("setting", overflow="fold")
-    table.add_column("accuracy per draw\n(95 % interval)", no_wrap=True)
-    table.add_column("majority", justify="right", no_wrap=True)
-    table.add_column("all\ndraws@R", justify="right", no_wrap=True)
-    table.add_column("n", justify="right", no_wrap=True)
-    table.add_column("draws", justify="right", no_wrap=True)
-    table.add_column("gradient\npasses\nper image", justify="right", no_wrap=True)
+    for number, title in enumerate(columns):
+        table.add_column(title, justify="right" if number else "left", no_wrap=True)
     group = None
-    for row in table_rows(summary):
+    for k, row in enumerate(rows):
         if row.group != group:
             table.add_row(Text(row.group, style="bold"))
             group = row.group
-        every = f"{row.every.value} {row.every.over.replace(' ', '')}" if row.every else NOTHING
-        cells = (
-            short_title(row.title),
-            f"{row.accuracy.value:>6} ({row.accuracy.interval})",
-            row.majority.value if row.majority else NOTHING,
-            every,
-            str(row.examples),
-            str(row.draws),
-            row.gradient_passes,
-        )
-        title, *numbers = (Text(cell) for cell in cells)  # Text: a user's name is no markup
-        table.add_row(Padding(title, (0, 0, 0, 1)), *numbers)
+        numbers = (Text(cells[k]) for cells in columns.values())  # Text: a user's name is no markup
+        table.add_row(Padding(Text(short_title(row.title)), (0, 0, 0, 1)), *numbers)
+    return table
+
+
+def _columns(rows: Sequence[TableRow]) -> dict[str, list[str]]:
+    """Title and cells of every column but the first."""
+    return {
+        "accuracy per draw\n(95 % interval)": [_with_interval(r.accuracy) for r in rows],
+        "majority": [r.majority.value if r.majority else NOTHING for r in rows],
+        "all\ndraws@R": [_with_count(r.every) for r in rows],
+        "n": [str(r.examples) for r in rows],
+        "draws": [str(r.draws) for r in rows],
+        **_cost_column(rows),
+    }
+
+
+def _protocol_columns(summary: Summary, rows: Sequence[TableRow]) -> dict[str, list[str]]:
+    """The same for a protocol other than one shot: its estimate beside its control; empty for one shot."""
+    title = headline_title(summary)
+    if not title:
+        return {}
+    return {
+        f"{title}\n(95 % interval)": [_with_interval(r.headline) for r in rows],
+        "N": [r.headline.over.partition("= ")[2] or NOTHING for r in rows],
+        "un-\nattacked": [r.control.value if r.control else NOTHING for r in rows],
+        "per\ndraw": [r.accuracy.value for r in rows],
+        "n": [str(r.examples) for r in rows],
+        **_cost_column(rows),
+    }
+
+
+def _cost_column(rows: Sequence[TableRow]) -> dict[str, list[str]]:
+    """Network calls, or gradient passes for runs that did not record those."""
+    if all(r.network_calls for r in rows):
+        return {"network\ncalls\nper image": [r.network_calls for r in rows]}
+    return {"gradient\npasses\nper image": [r.gradient_passes for r in rows]}
+
+
+def _with_interval(cell: Cell) -> str:
+    return f"{cell.value:>6} ({cell.interval})"
+
+
+def _with_count(cell: Cell | None) -> str:
+    return f"{cell.value} {cell.over.replace(' ', '')}" if cell else NOTHING
+
+
+def replay_table(logits: Sequence[Sequence[float]], recorded: Sequence[int], names: Sequence[str]) -> Table:
+    """Returns the logits of one example for a terminal: a column per class and a line per draw.
+
+    Args:
+        logits: of R draws, K each; of more than 12 classes the largest three are shown.
+        recorded: predictions of the record, R of them.
+        names: of the K classes; a class without a name has its number.
+    """
+    named = {k: names[k] if k < len(names) else str(k) for k in {*range(len(logits[0])), *recorded}}
+    few = len(logits[0]) <= 12
+    classes = [named[k] for k in range(len(logits[0]))]
+    table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False)
+    for title in ("draw", *([name[:6] for name in classes] if few else ["largest logits"])):
+        table.add_column(Text(title), justify="right", no_wrap=True)
+    table.add_column("predicted", no_wrap=True)
+    table.add_column("recorded", no_wrap=True)
+    for draw, (values, before) in enumerate(zip(logits, recorded, strict=False)):
+        order = sorted(range(len(values)), key=values.__getitem__, reverse=True)
+        top = ", ".join(f"{named[k]} {values[k]:.3f}" for k in order[:3])
+        cells = [f"{v:.3f}" for v in values] if few else [top]
+        said = [named[order[0]], named[before]]
+        table.add_row(*(Text(cell) for cell in (str(draw), *cells, *said)))
     return table
 
 
@@ -219,22 +297,31 @@ def short_title(title: str) -> str:
 def accuracy_cell(estimate: Estimate) -> Cell:
     """Returns an accuracy: ``"71.9%"`` and ``"27.9 to 94.4%"``."""
     kind, _, count = estimate.estimand.partition("@")
-    over = f"{'T' if kind == 'all_tapes' else 'R'} = {count}" if count else ""
+    over = f"{COUNTS.get(kind, 'R')} = {count}" if count else ""
     return Cell(percent(estimate.value), interval(estimate), *estimate[1:4], over)
 
 
-def _table_row(row: Row) -> TableRow:
+def _table_row(row: Row, purified: bool) -> TableRow:
     estimates = {e.estimand.partition("@")[0]: e for e in row.estimates}
     accuracy = estimates["per_draw"]
     every = estimates.get("all_tapes") or estimates.get("all_draws")
+    group = GROUPS.get(row.name, ATTACKED)
     return TableRow(
         row.name,
         row.title,
-        GROUPS.get(row.name, ATTACKED),
+        group if purified else group.partition(", ")[2].capitalize(),
         accuracy_cell(accuracy),
         accuracy_cell(estimates["majority"]) if "majority" in estimates else None,
         accuracy_cell(every) if every else None,
         accuracy.examples,
         accuracy.draws,
-        f"{row.gradient_passes:,.0f}" if row.gradient_passes % 1 < 0.05 else f"{row.gradient_passes:,.1f}",
+        _count(row.gradient_passes),
+        "" if row.network_calls is None else _count(row.network_calls),
+        accuracy_cell(row.headline),
+        accuracy_cell(row.control) if row.control else None,
     )
+
+
+def _count(value: float) -> str:
+    """Returns ``"1,234"``, or one decimal where it is no whole number."""
+    return f"{value:,.0f}" if value % 1 < 0.05 else f"{value:,.1f}"

@@ -70,7 +70,6 @@ class Series(NamedTuple):
         y: values.
         low: lower ends of intervals, or nothing.
         high: upper ends, or nothing.
-        is_curve: whether a scatter chart shows it as a line without points, such as a fit.
     """
 
     name: str
@@ -78,7 +77,6 @@ class Series(NamedTuple):
     y: Sequence[float]
     low: Sequence[float] = ()
     high: Sequence[float] = ()
-    is_curve: bool = False
 
 
 class Chart(NamedTuple):
@@ -94,6 +92,7 @@ class Chart(NamedTuple):
         description: text alternative: what a reader sees, in a sentence.
         x_log: whether the x axis is logarithmic.
         y_log: whether the y axis is.
+        curves: names of series that a scatter chart shows as lines without points, such as a fit.
     """
 
     kind: Literal["line", "bar", "scatter", "heat"]
@@ -104,6 +103,7 @@ class Chart(NamedTuple):
     description: str
     x_log: bool = False
     y_log: bool = False
+    curves: Sequence[str] = ()
 
 
 class AnalysisResult(NamedTuple):

@@ -31,12 +31,14 @@ class RunComparison(NamedTuple):
         p_values: McNemar's exact p-value of the rows with one draw per example in both runs.
         changed: leaves in which the specs or weights differ, ``"denoiser.name embedded -> my:model"``.
         warnings: sentences about what makes the differences hard to read; empty if only the model differs.
+        network_calls: row to what its attack cost per example in A and in B, None where it was not recorded.
     """
 
     differences: dict[str, Estimate]
     p_values: dict[str, float]
     changed: list[str]
     warnings: list[str]
+    network_calls: dict[str, tuple[float | None, float | None]]
 
 
 def compare(run_a: RunDirectory, run_b: RunDirectory) -> dict[str, Estimate]:
@@ -81,7 +83,8 @@ def compare_runs(run_a: RunDirectory, run_b: RunDirectory) -> RunComparison:
         warnings.append(
             f"Only examples that both runs have are compared; {len(uneven)} of {len(found)} rows have others."
         )
-    return RunComparison(found, p_values, changed, warnings)
+    costs = {row: (_network_calls(rows_a[row]), _network_calls(rows_b[row])) for row in found}
+    return RunComparison(found, p_values, changed, warnings, costs)
 
 
 def spec_changes(run_a: RunDirectory, run_b: RunDirectory) -> list[str]:
@@ -151,6 +154,13 @@ def _alike(run_a: RunDirectory, run_b: RunDirectory) -> tuple[dict[str, Any], di
 def _first_session(run: RunDirectory) -> Mapping[str, Any]:
     """What the run's first session noted: hashes of data and weights."""
     return (run.read_json("env.json") or [{}])[0]
+
+
+def _network_calls(records: list[Record]) -> float | None:
+    """Mean over examples of the network calls of their attacks, tapes added."""
+    if any("network_calls" not in r for r in records if r.get("forward_passes")):
+        return None
+    return sum(r.get("network_calls", 0.0) for r in records) / len({r["example"] for r in records})
 
 
 def _most_draws(records: list[Record]) -> int:

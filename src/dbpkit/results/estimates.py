@@ -58,25 +58,44 @@ def wilson(mean: float, examples: int) -> tuple[float, float]:
 def per_draw(predicted: Sequence[Sequence[int]], labels: Sequence[int]) -> Estimate:
     """Accuracy of one deployed query: the mean over examples of the mean over draws."""
     right = [sum(p == y for p in ps) / len(ps) for ps, y in zip(predicted, labels, strict=True)]
-    return _estimate("per_draw", right, _draws(predicted))
+    return mean_accuracy("per_draw", right, _draws(predicted))
 
 
 def majority(predicted: Sequence[Sequence[int]], labels: Sequence[int]) -> Estimate:
     """Accuracy of a vote over all draws; a tie counts against the defence."""
-    right = []
-    for ps, y in zip(predicted, labels, strict=True):
-        votes = np.bincount([*ps, y])  # one vote too many for the label, taken back below
-        votes[y] -= 1
-        right.append(
-            float(votes[y] > 0 and votes[y] > max((v for k, v in enumerate(votes) if k != y), default=0))
-        )
-    return _estimate("majority", right, _draws(predicted))
+    right = [float(vote(ps, y)) for ps, y in zip(predicted, labels, strict=True)]
+    return mean_accuracy("majority", right, _draws(predicted))
+
+
+def vote(predicted: Sequence[int], label: int) -> bool:
+    """Whether the label got strictly more of the draws than any other class."""
+    votes = np.bincount([*predicted, label])  # one vote too many for the label, taken back below
+    votes[label] -= 1
+    return bool(votes[label] > max((v for k, v in enumerate(votes) if k != label), default=0))
 
 
 def all_draws(predicted: Sequence[Sequence[int]], labels: Sequence[int]) -> Estimate:
     """Share of examples right on every draw: the adversary may resubmit as often as there are draws."""
     right = [float(all(p == y for p in ps)) for ps, y in zip(predicted, labels, strict=True)]
-    return _estimate(f"all_draws@{_draws(predicted)}", right, _draws(predicted))
+    return mean_accuracy(f"all_draws@{_draws(predicted)}", right, _draws(predicted))
+
+
+def any_iterate(failed_at: Sequence[int | None], queries: Sequence[int]) -> Estimate:
+    """Share of examples that no query broke while the attack ran.
+
+    Args:
+        failed_at: number of the first query that was answered wrongly, from 1 on; None where none was.
+        queries: how many each example met; the largest is in the name.
+    """
+    most = max(queries, default=0)
+    return mean_accuracy(f"any_iterate@{most}", [float(at is None) for at in failed_at], most)
+
+
+def mean_accuracy(estimand: str, right: Sequence[float], draws: int) -> Estimate:
+    """An estimate of a mean over examples of values in [0, 1], with Wilson's interval."""
+    mean = sum(right) / len(right) if right else math.nan
+    low, high = wilson(mean, len(right)) if right else (math.nan, math.nan)
+    return Estimate(estimand, mean, low, high, len(right), draws, "wilson")
 
 
 def paired_difference(
@@ -173,13 +192,6 @@ def _chunks(resamples: int, examples: int, values: int = 2_000_000) -> list[rang
     """Sample numbers cut so that at most about ``values`` random numbers are held at once."""
     size = max(1, values // examples)
     return [range(i, min(i + size, resamples)) for i in range(0, resamples, size)]
-
-
-def _estimate(estimand: str, right: Sequence[float], draws: int) -> Estimate:
-    """An estimate of a mean over examples."""
-    mean = sum(right) / len(right) if right else math.nan
-    low, high = wilson(mean, len(right)) if right else (math.nan, math.nan)
-    return Estimate(estimand, mean, low, high, len(right), draws, "wilson")
 
 
 def _draws(predicted: Sequence[Sequence[int]]) -> int:

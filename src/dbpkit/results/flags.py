@@ -105,7 +105,28 @@ def _attack_flags(row: str, records: Sequence[Record]) -> list[Flag]:
                 row,
             )
         )
-    return flags
+    return flags + _claim_flags(row, records)
+
+
+def _claim_flags(row: str, records: Sequence[Record]) -> list[Flag]:
+    """A flag if another library's claims disagree with most report draws of the same image."""
+    judged = [
+        (bool(r["claimed_success"]), sum(p == r["label"] for p in r["predicted"]) / len(r["predicted"]))
+        for r in records
+        if "claimed_success" in r
+    ]
+    stands = sum(claimed and right > 0.5 for claimed, right in judged)
+    falls = sum(not claimed and right < 0.5 for claimed, right in judged)
+    if not stands + falls:
+        return []
+    share = sum(claimed for claimed, _ in judged) / len(judged)
+    right = sum(r for _, r in judged) / len(judged)
+    message = (
+        f"The attack's library claims success on {share:.1%} of {len(judged)} images, report draws leave"
+        f" {right:.1%} right: {stands} claimed images are right on most draws, {falls} images without a claim"
+        " are wrong on most."
+    )
+    return [Flag("claim_disagrees", "warning", message, row)]
 
 
 def _comparison_flags(by_row: dict[str, list[Record]]) -> list[Flag]:

@@ -1,13 +1,15 @@
 """The run directory: the whole result, readable without dbpkit, appendable, resumable.
 
 ``spec.json`` resolved spec and hash; ``env.json`` versions and hashes of every session; ``records.jsonl`` one
-line per example and row, append-only; ``x_adv/`` attacked images; ``checks.json`` findings of the preflight;
+line per example and row, append-only; ``x_adv/`` attacked images; ``logits/`` what the judged images were
+given; ``checks.json`` findings of the preflight;
 ``strip.safetensors`` a few images for the report; ``summary.json`` derived. The thing people get wrong: a
 killed process tears the last line; it is dropped.
 """
 
 import json
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -134,6 +136,26 @@ class RunDirectory:
         """Returns the attacked images of one shard by example id."""
         tensors, _ = read_tensors(self.path / "x_adv" / file)
         return dict(zip(tensors["ids"].tolist(), tensors["x_adv"], strict=True))
+
+    def write_logits(self, name: str, ids: Tensor, logits: Tensor, how: dict[str, Any]) -> None:
+        """Stores the report logits (B, R, K) of a batch under ``logits/``, and how they were computed."""
+        tensors = {"ids": ids.contiguous(), "logits": logits.detach().cpu().contiguous()}
+        write_tensors(self.path / "logits" / f"{name}.safetensors", tensors, {"how": json.dumps(how)})
+
+    def read_logits(self, row: str, tape: int, example: int) -> list[tuple[Tensor, Tensor, dict[str, Any]]]:
+        """Returns ids (B,), logits (B, R, K) and settings of every batch that judged an example in a row.
+
+        There is none in runs that stored no logits, and more than one if an example was judged again in
+        another batch.
+        """
+        batch = re.compile(rf"{re.escape(row)}-{tape}-\d+-\d+-\d+\.safetensors")
+        found = []
+        for path in sorted((self.path / "logits").glob("*.safetensors")):
+            if batch.fullmatch(path.name):
+                tensors, metadata = read_tensors(path)
+                if example in tensors["ids"].tolist():
+                    found.append((tensors["ids"], tensors["logits"], json.loads(metadata["how"])))
+        return found
 
     def write_strip(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
         """Stores the report's picture: images by name, and labels, predictions and class names."""

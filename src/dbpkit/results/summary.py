@@ -7,11 +7,27 @@ tapes; the tapes of one example are no independent examples.
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dbpkit.results.estimates import Estimate, all_draws, majority, paired_difference, per_draw
+from dbpkit.results.estimates import (
+    Estimate,
+    all_draws,
+    any_iterate,
+    majority,
+    paired_difference,
+    per_draw,
+)
 from dbpkit.results.flags import BASELINE_ROWS, Flag, example_scores, record_flags
+from dbpkit.results.protocols import (
+    DEFAULT,
+    UNDEFENDED_ROWS,
+    Protocol,
+    headline,
+    protocol_flags,
+    protocols,
+)
 from dbpkit.results.run_directory import Record, RunDirectory
 
-_PASSES = ("forward_passes", "gradient_passes")
+NO_DENOISER = "none"
+"""Name of the denoiser in the spec of a run on a classifier without a purifier."""
 
 TITLES = {
     "undefended_clean": "undefended, clean",
@@ -27,6 +43,7 @@ TITLES = {
     "bpda": "purified, BPDA (inexact gradient)",
     "surrogate": "purified, surrogate (inexact gradient)",
     "blind": "purified, attacker unaware of it",
+    "other_tape": "purified, attack made on another tape",
 }
 """What rows are called in tables."""
 
@@ -38,9 +55,14 @@ class Row(NamedTuple):
         name: ``white_box``, ``clean``, ...
         title: the same for people.
         tapes: independent noise tapes the attacker was given in turn, or 1.
-        estimates: ``per_draw`` first; ``majority`` and ``all_draws@R`` where there are R > 1 draws.
+        estimates: ``per_draw`` first; ``majority`` and ``all_draws@R`` where there are R > 1 draws;
+            ``any_iterate@N`` where iterates were judged.
+        headline: the estimate that the spec's protocol publishes.
+        control: the same of unattacked images at the same number of queries, or None.
         forward_passes: purifications per example that the attack ran, each tape's added.
         gradient_passes: those of them that were differentiated.
+        network_calls: forward calls of the denoiser that the passes mean, or of the model where it has none;
+            None in runs that did not record them.
         failed: records without a result, one per example and tape.
     """
 
@@ -48,8 +70,11 @@ class Row(NamedTuple):
     title: str
     tapes: int
     estimates: list[Estimate]
+    headline: Estimate
+    control: Estimate | None
     forward_passes: float
     gradient_passes: float
+    network_calls: float | None
     failed: int
 
 
@@ -63,6 +88,11 @@ class Summary(NamedTuple):
     flags: list[Flag]
     sentence: str
 
+    @property
+    def protocol(self) -> str:
+        """Name of the protocol that decides the headline."""
+        return str(self.spec.get("protocol", DEFAULT))
+
     def row(self, name: str) -> Row:
         """Returns the row called ``name``; KeyError if there is none."""
         return next(r for r in self.rows if r.name == name)
@@ -72,7 +102,16 @@ class Summary(NamedTuple):
         return {
             "name": self.name,
             "sentence": self.sentence,
-            "rows": [{**r._asdict(), "estimates": [e._asdict() for e in r.estimates]} for r in self.rows],
+            "protocol": self.protocol,
+            "rows": [
+                {
+                    **r._asdict(),
+                    "estimates": [e._asdict() for e in r.estimates],
+                    "headline": r.headline._asdict(),
+                    "control": r.control._asdict() if r.control else None,
+                }
+                for r in self.rows
+            ],
             "differences": {k: e._asdict() for k, e in self.differences.items()},
             "flags": [f._asdict() for f in self.flags],
         }
@@ -86,9 +125,14 @@ def summarise(run: RunDirectory) -> Summary:
     """
     spec = run.spec()["spec"]
     records = run.records()
-    order = [*BASELINE_ROWS, *(k["name"] for k in spec["knowledge"])]
-    grouped = {name: [r for r in records if r["row"] == name] for name in order}
-    rows = [_row(name, group) for name, group in grouped.items() if any("error" not in r for r in group)]
+    protocol = protocols.get(spec.get("protocol", DEFAULT))
+    grouped = {name: [r for r in records if r["row"] == name] for name in expected_rows(spec)}
+    good = {name: [r for r in group if "error" not in r] for name, group in grouped.items()}
+    rows = []
+    for name, group in good.items():
+        if group:
+            failed = len(grouped[name]) - len(group)
+            rows.append(_row(name, group, protocol, _unattacked(good, name), failed, has_purifier(spec)))
     preflight = [Flag(**f) for f in run.read_json("checks.json") or []]
     scores = {name: example_scores(group) for name, group in grouped.items()}
     differences = {}
@@ -98,6 +142,8 @@ def summarise(run: RunDirectory) -> Summary:
             pairs = [scores[a][i] for i in shared], [scores[b][i] for i in shared]
             differences[f"{a} - {b}"] = paired_difference(*pairs)
     flags = record_flags(records, preflight)
+    for name, group in good.items():
+        flags += protocol_flags(protocol, name, group, _unattacked(good, name))
     return Summary(
         spec["name"],
         spec,
@@ -118,27 +164,59 @@ def by_example(records: Sequence[Record]) -> tuple[list[int], list[list[int]]]:
     return list(labels.values()), list(predicted.values())
 
 
-def _row(name: str, records: Sequence[Record]) -> Row:
+def has_purifier(spec: Mapping[str, Any]) -> bool:
+    """Whether a resolved spec is of a purified classifier."""
+    return bool(spec.get("denoiser", {}).get("name") != NO_DENOISER)
+
+
+def expected_rows(spec: Mapping[str, Any]) -> dict[str, int]:
+    """Returns every row that a resolved spec asks for, with its tapes."""
+    baseline = BASELINE_ROWS if has_purifier(spec) else ("clean", "noise_control")
+    return {**dict.fromkeys(baseline, 1), **{k["name"]: k["tapes"] for k in spec["knowledge"]}}
+
+
+def _unattacked(rows: Mapping[str, list[Record]], name: str) -> list[Record]:
+    """The records of the same model on clean images."""
+    return rows.get(UNDEFENDED_ROWS[0] if name in UNDEFENDED_ROWS else "clean", [])
+
+
+def _row(
+    name: str,
+    good: Sequence[Record],
+    protocol: Protocol,
+    clean: Sequence[Record],
+    failed: int,
+    purified: bool,
+) -> Row:
     """The estimates of one row."""
-    good = [r for r in records if "error" not in r]
     tapes = 1 + max(r["tape"] for r in good)
     labels, predicted = by_example(good)
     estimates = [per_draw(predicted, labels)]
     if tapes == 1 and estimates[0].draws > 1:
         estimates += [majority(predicted, labels), all_draws(predicted, labels)]
+    if tapes == 1 and all("queries" in r for r in good):
+        estimates.append(any_iterate([r["failed_at"] for r in good], [r["queries"] for r in good]))
     if tapes > 1:
         every = all_draws(predicted, labels)
         estimates.append(every._replace(estimand=f"all_tapes@{tapes}"))
+    shown = headline(protocol, name, good, clean)
     examples = len(labels)
-    forward, gradient = (sum(r.get(k, 0.0) for r in good) / examples for k in _PASSES)
+    forward, gradient = (
+        sum(r.get(k, 0.0) for r in good) / examples for k in ("forward_passes", "gradient_passes")
+    )
+    counted = all("network_calls" in r for r in good if r.get("forward_passes"))
+    title = TITLES.get(name, f"purified, {name}")
     return Row(
         name,
-        TITLES.get(name, f"purified, {name}"),
+        title if purified else title.removeprefix("purified, "),
         tapes,
         estimates,
+        shown.estimate,
+        shown.control,
         forward,
         gradient,
-        len(records) - len(good),
+        sum(r.get("network_calls", 0.0) for r in good) / examples if counted else None,
+        failed,
     )
 
 

@@ -29,6 +29,7 @@ class Method:
         levels: ``levels(t_star, steps, **grid)`` gives its noise levels, the last one 0.
         clamps: whether the published pipeline clips the purified image to the pixel range.
         sites: noise sites it draws from, given its options.
+        scale: a state at level sigma is ``scale(sigma) * (x0 + sigma * z)``.
     """
 
     sample: Callable[..., Tensor]
@@ -37,6 +38,7 @@ class Method:
     sites: Callable[[Mapping[str, Any]], frozenset[str]] = field(
         default=lambda _: frozenset({"forward", "reverse"})
     )
+    scale: Callable[[float], float] = lambda _: 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "__doc__", self.sample.__doc__)  # `dbpkit list` shows the algorithm's
@@ -50,12 +52,14 @@ class BoundSampler(NamedTuple):
         levels: (calls + 1,) float64, decreasing to 0.
         clamps: whether the purified image is clipped to the pixel range.
         sites: noise sites it draws from.
+        scale: a state at level sigma is ``scale(sigma) * (x0 + sigma * z)``.
     """
 
     sample: Sampler
     levels: Tensor
     clamps: bool
     sites: frozenset[str]
+    scale: Callable[[float], float] = lambda _: 1.0
 
 
 def make_sampler(
@@ -97,7 +101,9 @@ def make_sampler(
     settings = {"t_star": t_star, "steps": steps, **(grid or {})}
     levels = call_with_options(method.levels, settings, f"the grid of sampler '{name}'")
     check_levels(levels, name)
-    return BoundSampler(partial(method.sample, **options), levels, method.clamps, method.sites(options))
+    return BoundSampler(
+        partial(method.sample, **options), levels, method.clamps, method.sites(options), method.scale
+    )
 
 
 def check_levels(levels: Tensor, name: str) -> None:

@@ -87,4 +87,12 @@ def _sites(options: Mapping[str, Any]) -> frozenset[str]:
     return frozenset({"forward", "reverse"} | corrector)
 
 
-samplers.register("vpsde")(Method(vpsde, levels=continuous_levels, clamps=False, sites=_sites))
+samplers.register("vpsde")(
+    Method(
+        vpsde,
+        levels=continuous_levels,
+        clamps=False,
+        sites=_sites,
+        scale=lambda sigma: 1 / math.sqrt(1 + sigma**2),
+    )
+)

@@ -1,0 +1,183 @@
+"""FAB: the nearest misclassified image, by projecting onto the linearised decision boundary.
+
+The thing people get wrong: a random defence has no boundary to be near to, its boundary moves with every
+draw. FAB is right for deterministic models; with ``eot`` above 1 it is an approximation.
+"""
+
+import itertools
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dbpkit.attacks.target import AttackOutcome, Target, mean_in_order, attacks, margin
+from dbpkit.errors import UserError
+from dbpkit.noise import NoisePlan
+from dbpkit.threat import ThreatModel
+
+
+@attacks.register("fab")
+def fab(
+    target: Target,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: ThreatModel,
+    noise: NoisePlan,
+    iterations: int = 100,
+    n_targets: int = 9,
+    n_restarts: int = 1,
+    alpha_max: float = 0.1,
+    eta: float = 1.05,
+    beta: float = 0.9,
+    eot: int = 10,
+) -> AttackOutcome:
+    """Targeted FAB: seeks the smallest perturbation that makes each of the likeliest other classes win.
+
+    With ``eot = 1`` the model is taken to be deterministic, and an image within the budget ends the search
+    for its example. With more draws, logits and gradients are averaged over them: a search near the boundary
+    of the expected logits, which need not be where a single draw fails, and no example ends early. A clean
+    image that is misclassified has distance 0 and is returned as it is. AutoAttack's form: no final search.
+
+    Args:
+        target: the classifier, as an attack may use it.
+        x: images (B, C, H, W) in [0, 1].
+        y: labels (B,).
+        threat: Linf or L2, or any other norm l_p with p > 1; the budget ends a search and bounds the outcome.
+        noise: draws of the attack. Draw block 0 ranks the targets; every step takes two blocks of ``eot``.
+        iterations: steps for each target and restart.
+        n_targets: most target classes, by clean logit.
+        n_restarts: searches for each target; the first starts at the image, the others from random images
+            within half the budget.
+        alpha_max: largest share of the step that is taken from the image instead of the iterate, in [0, 1].
+        eta: how far a step overshoots the plane, >= 1.
+        beta: how much of a misclassified iterate's perturbation is kept, in (0, 1).
+        eot: draws averaged in each gradient and judgement.
+
+    Returns:
+        The nearest misclassified images, or the last iterates where there is none, projected onto the budget,
+        and logit difference to the label and its gradient norm in the first search, (B, iterations).
+
+    Raises:
+        UserError: if an option is out of range.
+
+    Source:
+        Croce & Hein 2020 (arXiv:1907.02044), algorithm 1; targeted with 9 classes as in AutoAttack, Croce &
+        Hein 2020 (arXiv:2003.01690).
+    """
+    if min(iterations, n_targets, n_restarts, eot) < 1:
+        raise UserError(
+            "fab needs iterations, n_targets, n_restarts and eot of at least 1, not"
+            f" {iterations}, {n_targets}, {n_restarts}, {eot}."
+        )
+    if not (0 <= alpha_max <= 1 <= eta and 0 < beta < 1):
+        raise UserError(
+            "fab needs alpha_max in [0, 1], eta of at least 1 and beta in (0, 1), not"
+            f" {alpha_max}, {eta}, {beta}."
+        )
+    target = Target.of(target)
+    clean = _expected_logits(target, x, noise.at(0), eot)
+    targets = _likeliest_others(clean, y, n_targets)
+    nearest, last = x.clone(), x.clone()
+    distance = torch.where(margin(clean, y) > 0, 0.0, torch.inf).to(x)
+    near_enough = threat.eps if eot == 1 else 0.0
+    loss_path, norm_path = x.new_zeros(2, len(x), iterations)
+    for run, (rank, restart) in enumerate(itertools.product(range(targets.shape[1]), range(n_restarts))):
+        pair = torch.stack([y, targets[:, rank]], dim=1)
+        iterate = x.clone() if restart == 0 else (x + threat.random_start(x, noise.at(run))) / 2
+        for i in range(iterations):
+            every_example = torch.ones_like(distance, dtype=torch.bool)
+            rows = (every_example if run == i == 0 else distance > near_enough).nonzero()[:, 0]
+            if not len(rows):
+                break
+            plan, block = noise.rows(rows), 1 + 2 * (run * iterations + i)
+            grad, value, _ = target.gradient(
+                iterate[rows], pair[rows], noise=plan.at(block), eot=eot, loss=logit_difference
+            )
+            step = _step(x[rows], iterate[rows], grad, value, threat, alpha_max, eta)
+            logits = _expected_logits(target, step, plan.at(block + 1), eot)
+            wrong = margin(logits, y[rows]) > 0
+            size = threat.distance(x[rows], step)
+            nearer = wrong & (size < distance[rows])
+            distance[rows] = torch.where(nearer, size, distance[rows])
+            nearest[rows] = _choose(nearer, step, nearest[rows])
+            iterate[rows] = _choose(wrong, x[rows] + beta * (step - x[rows]), step)
+            last[rows] = step
+            if run == 0:  # examples that end keep their last values
+                norm_path[rows, i:] = grad.flatten(1).norm(dim=1)[:, None]
+                loss_path[rows, i] = value
+                loss_path[rows, i + 1 :] = logit_difference(logits, pair[rows])[:, None]
+            target.visit(threat.project(x[rows], step), plan)
+    x_adv = _choose(distance < torch.inf, nearest, last)
+    return AttackOutcome(threat.project(x, x_adv), loss_path, norm_path)
+
+
+def nearest_on_plane(x: Tensor, w: Tensor, rise: Tensor, threat: ThreatModel) -> Tensor:
+    """Projects images onto the plane w . (z - x) = rise, within the pixel range.
+
+    The solution moves along the steepest direction of the norm, every pixel until it meets its bound; how
+    far follows from one sort. If the pixel range does not meet the plane, it is the point nearest to it.
+
+    Args:
+        x: images (B, C, H, W) in [0, 1].
+        w: normals of the planes (B, C, H, W).
+        rise: by how much w . z is to rise, (B,), of any sign.
+        threat: the norm; its ``steepest`` gives the direction. Exact for l_p with p > 1.
+
+    Returns:
+        The nearest points z, (B, C, H, W) in [0, 1].
+
+    Source:
+        Croce & Hein 2020 (arXiv:1907.02044), section 2.2, eq. 3 and 4.
+    """
+    signed = w * rise.sign()[:, None, None, None]
+    way = threat.steepest(signed).flatten(1).double()
+    start, rise = x.flatten(1).double(), rise.abs().double()[:, None]
+    room = torch.where(way > 0, 1 - start, start)
+    until = torch.where(way == 0, 0.0, room / way.abs())  # step length at which a pixel meets its bound
+    until, order = until.sort(dim=1)
+    slopes = (way * signed.flatten(1).double()).gather(1, order)
+    slopes = slopes.flip(1).cumsum(dim=1).flip(1)  # of the pixels that still move before bound k
+    risen = (until.diff(dim=1, prepend=torch.zeros_like(rise)) * slopes).cumsum(dim=1)
+    met = (risen < rise).sum(dim=1, keepdim=True)  # bounds that are met before the plane
+    before = functional.pad(torch.stack([until, risen]), (1, 0)).gather(2, met.expand(2, -1, -1))
+    slope = functional.pad(slopes, (0, 1)).gather(1, met)
+    step = before[0] + torch.where(slope > 0, (rise - before[1]) / slope, 0.0)
+    return (start + step * way).clamp(0, 1).to(x.dtype).reshape(x.shape)
+
+
+def logit_difference(logits: Tensor, y: Tensor) -> Tensor:
+    """The target's logit minus the label's, (B,), for ``y`` (B, 2) of label and target."""
+    label, target = logits.gather(1, y).unbind(dim=1)
+    return target - label
+
+
+def _step(
+    x: Tensor, iterate: Tensor, grad: Tensor, value: Tensor, threat: ThreatModel, alpha_max: float, eta: float
+) -> Tensor:
+    """One step past the plane value + grad . (z - iterate) = 0, partly from the image."""
+    value_at_x = value + (grad * (x - iterate)).flatten(1).sum(dim=1)
+    from_iterate = nearest_on_plane(iterate, grad, -value, threat)
+    from_x = nearest_on_plane(x, grad, -value_at_x, threat)
+    a, b = threat.distance(iterate, from_iterate), threat.distance(x, from_x)
+    tiny = torch.finfo(x.dtype).tiny
+    alpha = (a / (a + b).clamp_min(tiny)).clamp(max=alpha_max)[:, None, None, None]
+    past_iterate, past_x = iterate + eta * (from_iterate - iterate), x + eta * (from_x - x)
+    return ((1 - alpha) * past_iterate + alpha * past_x).clamp(0, 1)
+
+
+def _expected_logits(target: Target, x: Tensor, noise: NoisePlan, eot: int) -> Tensor:
+    """Logits (B, K), averaged over draws."""
+    return mean_in_order(target.draws(x, noise=noise, count=eot))
+
+
+def _likeliest_others(logits: Tensor, y: Tensor, count: int) -> Tensor:
+    """The classes (B, at most ``count``) other than the label, the highest logit first."""
+    label = functional.one_hot(y, logits.shape[1]).bool()
+    ranked = logits.masked_fill(label, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    return ranked[:, : min(count, logits.shape[1] - 1)]
+
+
+def _choose(which: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Images of ``a`` where ``which`` (B,) is true, else of ``b``."""
+    return torch.where(which[:, None, None, None], a, b)

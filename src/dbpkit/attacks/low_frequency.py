@@ -1,0 +1,113 @@
+"""A low-frequency attack: searches among the slow waves of an image, which purification leaves in place.
+
+The thing people get wrong: a low-frequency perturbation looks harmless and is large in pixels. It needs a
+budget that measures what is seen (threat model ``perceptual``). In a small cube of pixels it is weak.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dbpkit.attacks.target import AttackOutcome, Target, attacks
+from dbpkit.errors import UserError
+from dbpkit.noise import NoisePlan
+from dbpkit.threat import ThreatModel
+
+BETA1, BETA2 = 0.9, 0.999
+"""Decay of Adam's averages of the gradient and of its square, as published."""
+
+TINY = 1e-12
+"""Keeps Adam from dividing by zero."""
+
+
+@attacks.register("low_frequency")
+def low_frequency(
+    target: Target,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: ThreatModel,
+    noise: NoisePlan,
+    iterations: int = 40,
+    eot: int = 32,
+    step_size: float | None = None,
+    frequencies: int = 8,
+    step: Literal["adam", "sign"] = "sign",
+    loss: str = "margin",
+) -> AttackOutcome:
+    """Gradient ascent on the lowest DCT coefficients of the perturbation.
+
+    The perturbation is W_h^T c W_w, with the first rows of the orthonormal DCT matrices of height and width
+    and coefficients c. Its gradient is W_h g W_w^T, with the pixels' gradient g. What the projection leaves
+    of the perturbation is expanded again. So every iterate is the projection of an image whose perturbation
+    has no high frequency, and only clips add some.
+
+    Args:
+        target: the classifier, as an attack may use it.
+        x: images (B, C, H, W) in [0, 1].
+        y: labels (B,).
+        threat: budget and projection.
+        noise: draws of the attack; iteration i averages over draws i * eot to i * eot + eot - 1.
+        iterations: number of steps.
+        eot: draws averaged in each gradient; published: 128.
+        step_size: length of a step, as for PGD; None takes the threat model's share. A step moves the pixels
+            by the Euclidean length of the threat model's own step, Adam's by less where gradients disagree.
+        frequencies: coefficients along height and along width, the slowest first; at most all of them.
+        step: along the sign of the coefficients' gradient, or by Adam.
+        loss: registered loss that is maximised.
+
+    Returns:
+        The attacked images and, per iteration, loss and norm of the coefficients' gradient.
+
+    Raises:
+        UserError: if an option is out of range.
+
+    Source:
+        After the low-frequency attack of Kassis et al. 2025 (DiffBreak, arXiv:2411.16598), which learns
+        filters instead. Low-frequency subspace: Guo et al. 2019 (arXiv:1809.08758). Adam: Kingma & Ba 2015.
+    """
+    if iterations < 1 or eot < 1 or frequencies < 1:
+        raise UserError(
+            "low_frequency needs iterations, eot and frequencies of at least 1, not"
+            f" {iterations}, {eot}, {frequencies}."
+        )
+    if step not in ("adam", "sign"):
+        raise UserError(f"low_frequency: step is 'adam' or 'sign', not '{step}'.")
+    target = Target.of(target)
+    step_size = threat.default_step_size if step_size is None else step_size
+    rows, columns = (waves(side, x)[:frequencies] for side in x.shape[2:])
+    x_adv = x.clone()
+    mean = square = torch.zeros_like(rows @ x @ columns.T)
+    loss_path, norm_path = [], []
+    for i in range(iterations):
+        pixel_grad, value, _ = target.gradient(x_adv, y, noise=noise.at(i), eot=eot, loss=loss)
+        grad = rows @ pixel_grad @ columns.T
+        loss_path.append(value)
+        norm_path.append(grad.flatten(1).norm(dim=1))
+        mean = BETA1 * mean + (1 - BETA1) * grad
+        square = BETA2 * square + (1 - BETA2) * grad.square()
+        if step == "adam":
+            debiased = (square / (1 - BETA2 ** (i + 1))).sqrt()
+            ascent = mean / (1 - BETA1 ** (i + 1)) / (debiased + TINY)
+        else:
+            ascent = grad.sign()
+        own = threat.steepest(rows.T @ ascent @ columns).flatten(1).norm(dim=1)
+        length = step_size * own / math.sqrt(ascent[0].numel())
+        kept = rows @ (x_adv - x) @ columns.T + length[:, None, None, None] * ascent
+        x_adv = threat.project(x, x + rows.T @ kept @ columns)
+        target.visit(x_adv, noise)
+    return AttackOutcome(x_adv, torch.stack(loss_path, 1), torch.stack(norm_path, 1))
+
+
+def waves(side: int, like: Tensor) -> Tensor:
+    """The orthonormal DCT matrix (side, side), slowest wave first, with the type and device of ``like``.
+
+    Source:
+        Ahmed, Natarajan & Rao 1974; the "DCT-II", scaled to be orthonormal.
+    """
+    k = torch.arange(side, dtype=torch.float64)
+    matrix = math.sqrt(2 / side) * torch.cos(math.pi / side * k[:, None] * (k + 0.5))
+    matrix[0] /= math.sqrt(2)
+    return matrix.to(like)

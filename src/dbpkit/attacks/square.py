@@ -1,0 +1,257 @@
+"""Square: random search without gradients, by squares of shrinking size.
+
+The thing people get wrong: on a random defence the stored loss of the best image so far is a maximum over
+lucky draws, and no honest candidate ever beats it. Here both are judged on the same fresh draws.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dbpkit.attacks.target import AttackOutcome, Target, mean_in_order, attacks, losses
+from dbpkit.errors import UserError
+from dbpkit.noise import NoisePlan
+from dbpkit.threat import L2, Linf, ThreatModel
+
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+"""Queries after which the share of changed pixels is halved."""
+
+RECORDED = 100
+"""Most losses that are recorded of each image."""
+
+
+@attacks.register("square")
+def square(
+    target: Target,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: ThreatModel,
+    noise: NoisePlan,
+    iterations: int = 5000,
+    p_init: float = 0.8,
+    eot: int = 10,
+    loss: Literal["margin", "ce"] = "margin",
+    reevaluate: bool = True,
+) -> AttackOutcome:
+    """Square Attack: a query changes one square of the image and is kept if the loss rises.
+
+    With ``reevaluate`` a query judges the image kept so far and its candidate on the same draws, which are
+    new in every query: 2 * eot rows, and no lucky draw survives. Without it the kept image's first loss is
+    stored, as published: eot rows a query, right for deterministic models only. An image that is
+    misclassified on all its draws then stops, a clean image before its first query.
+
+    Args:
+        target: the classifier, as an attack may use it.
+        x: images (B, C, H, W) in [0, 1].
+        y: labels (B,).
+        threat: budget, Linf or L2.
+        noise: draws of the attack; query i averages over draws i * eot to i * eot + eot - 1, from 1 on, and
+            the start, where it is judged, over the first eot. Squares are drawn at sites of their own.
+        iterations: number of queries.
+        p_init: share of pixels that the first squares cover, in (0, 1].
+        eot: draws averaged in each judgement.
+        loss: what is maximised.
+        reevaluate: whether the image kept so far is judged again in every query.
+
+    Returns:
+        The kept images, their loss before evenly spaced queries, (B, at most 100), and no gradient norms.
+
+    Raises:
+        UserError: if an option is out of range, or the threat is neither Linf nor L2.
+
+    Source:
+        Andriushchenko et al. 2020 (arXiv:1912.00049), algorithms 1 to 3. Halvings of p and 5000 queries as
+        in AutoAttack, Croce & Hein 2020 (arXiv:2003.01690).
+    """
+    if iterations < 1 or eot < 1 or not 0 < p_init <= 1:
+        raise UserError(
+            f"square needs iterations and eot of at least 1 and p_init in (0, 1], not {iterations}, {eot},"
+            f" {p_init}."
+        )
+    if loss not in ("margin", "ce"):
+        raise UserError(f"square: loss is 'margin' or 'ce', not '{loss}'.")
+    if type(threat) not in SEARCHES:
+        raise UserError(f"square needs the threat linf or l2, not {type(threat).__name__}.")
+    target, search = Target.of(target), SEARCHES[type(threat)]
+    x_adv = threat.project(x, x + threat.eps * search.start(x, noise))
+    value, searching = torch.zeros_like(x[:, 0, 0, 0]), torch.ones_like(y, dtype=torch.bool)
+    if not reevaluate:
+        both = _judge(target, torch.cat([x, x_adv]), y.repeat(2), _twice(noise.at(0)), eot, loss)
+        clean, start = zip(*(part.chunk(2) for part in both), strict=True)
+        x_adv = torch.where((clean[1] == 0)[:, None, None, None], x, x_adv)
+        value = torch.where(clean[1] == 0, clean[0], start[0])
+        searching = (clean[1] > 0) & (start[1] > 0)
+    target.visit(x_adv, noise)
+    every = -(-iterations // RECORDED)
+    path = x.new_empty(len(x), -(-iterations // every))
+    for i in range(iterations):
+        rows = searching.nonzero()[:, 0]
+        if not len(rows):
+            path[:, -(-i // every) :] = value[:, None]
+            break
+        plan, kept, labels = noise.rows(rows), x_adv[rows], y[rows]
+        proposed = search.propose(x[rows], kept, threat.eps, share(p_init, i), plan, i)
+        candidate = threat.project(x[rows], proposed)
+        draws = plan.at(i + 1)
+        if reevaluate:
+            judged, right = _judge(
+                target, torch.cat([kept, candidate]), labels.repeat(2), _twice(draws), eot, loss
+            )
+            value[rows], risen = judged.chunk(2)
+            better = risen > value[rows]
+        else:
+            risen, right = _judge(target, candidate, labels, draws, eot, loss)
+            better = (risen > value[rows]) | (right == 0)
+        if i % every == 0:
+            path[:, i // every] = value
+        x_adv[rows] = torch.where(better[:, None, None, None], candidate, kept)
+        if not reevaluate:
+            value[rows] = torch.where(better, risen, value[rows])
+            searching[rows] = right > 0
+        target.visit(x_adv[rows], plan)
+    return AttackOutcome(x_adv, path, path[:, :0])
+
+
+def share(p_init: float, query: int) -> float:
+    """Share of pixels that the square of a query covers; queries count from 0."""
+    return p_init / 2 ** sum(query > halving for halving in HALVINGS)
+
+
+def stripes(x: Tensor, noise: NoisePlan) -> Tensor:
+    """Vertical stripes one pixel wide, each +1 or -1 in every channel: broadcasts to ``x``."""
+    return _signs(noise.uniform("start", 0, x[:, :, :1, :]))
+
+
+def square_linf(x: Tensor, x_adv: Tensor, eps: float, p: float, noise: NoisePlan, step: int) -> Tensor:
+    """Moves one square of ``x_adv`` to ``x`` plus or minus ``eps``, a sign for every channel."""
+    channels, height, width = x.shape[1:]
+    side = min(max(round(math.sqrt(p * height * width)), 1), height, width)
+    u = _uniforms(noise, step, x, 2 + channels)
+    window = _window(*_offsets(u[:, :2], side, x), side)
+    return torch.where(window, x + eps * _signs(u[:, 2:, None, None]).to(x), x_adv)
+
+
+def tiles(x: Tensor, noise: NoisePlan) -> Tensor:
+    """Five by five bumps with a random sign in every channel and direction of their own, at unit norm."""
+    channels, height, width = x.shape[1:]
+    count = min(5, height, width)
+    side = min(height, width) // count
+    u = noise.uniform("start", 0, x.new_empty(len(x), 1 + channels, count, count))
+    u = u.repeat_interleave(side, 2).repeat_interleave(side, 3)
+    upright, level = (p.to(x).repeat(count, count) for p in (bump_pair(side), bump_pair(side).T))
+    delta = torch.zeros_like(x)
+    top, left = (height - count * side) // 2, (width - count * side) // 2
+    where = (..., slice(top, top + count * side), slice(left, left + count * side))
+    delta[where] = _signs(u[:, 1:]) * torch.where(u[:, :1] < 0.5, upright, level)
+    return delta / delta.flatten(1).norm(dim=1)[:, None, None, None]
+
+
+def square_l2(x: Tensor, x_adv: Tensor, eps: float, p: float, noise: NoisePlan, step: int) -> Tensor:
+    """Takes the perturbation out of two windows and puts a bump with their and all unused norm in the first.
+
+    Without clipping, the perturbation has the norm ``eps`` afterwards.
+    """
+    channels, height, width = x.shape[1:]
+    side = max(round(math.sqrt(p * height * width)), 3)
+    side = min(side + 1 - side % 2, height, width)
+    u = _uniforms(noise, step, x, 5 + channels)
+    row, column = _offsets(u[:, :2], side, x)
+    first, second = _window(row, column, side), _window(*_offsets(u[:, 2:4], side, x), side)
+    row, column, pair = row.clamp(0, side - 1), column.clamp(0, side - 1), bump_pair(side).to(x)
+    upright = (u[:, 4] < 0.5)[:, None, None]
+    eta = first * torch.where(upright, pair[row, column], pair.T[row, column])[:, None]
+    rho = _signs(u[:, 5:, None, None]).to(x)
+
+    delta = x_adv - x
+    unused = (eps**2 - delta.square().sum(dim=(1, 2, 3), keepdim=True)).clamp(min=0)
+    available = (_channel_norm(delta * (first | second)).square() + unused / channels).sqrt()
+    direction = _unit(rho * eta + _unit(delta * first))
+    return x + torch.where(first | second, direction * available, delta)
+
+
+def bump(height: int, width: int) -> Tensor:
+    """A pyramid-like bump (height, width), ``height >= width``: it falls with the distance to the centre.
+
+    Source:
+        Andriushchenko et al. 2020, eq. 2: the sum over k up to M(r, s) of 1 / (n + 1 - k)^2, n = height // 2.
+    """
+    n = height // 2
+    down = (torch.arange(height) - n).abs()
+    across = (torch.arange(width) - width // 2).abs()
+    terms = torch.arange(1, n + 2, dtype=torch.float64).reciprocal().square()
+    by_distance = terms.flip(0).cumsum(0).flip(0)  # at distance d the sum over j > d of 1 / j^2
+    return by_distance[torch.maximum(down[:, None], across[None])]
+
+
+def bump_pair(side: int) -> Tensor:
+    """Two bumps of opposite sign and equal norm next to each other, (side, side), at unit norm together."""
+    left, right = bump(side, side // 2), bump(side, side - side // 2)
+    pair = torch.cat(
+        [left / left.norm(), -right / right.norm()], dim=1
+    )  # equal norms as in the authors' code
+    return pair / pair.norm()
+
+
+class Search(NamedTuple):
+    """Random search in one norm: the first perturbation in units of the budget, and a changed image."""
+
+    start: Callable[[Tensor, NoisePlan], Tensor]
+    propose: Callable[[Tensor, Tensor, float, float, NoisePlan, int], Tensor]
+
+
+SEARCHES: dict[type, Search] = {Linf: Search(stripes, square_linf), L2: Search(tiles, square_l2)}
+
+
+def _judge(
+    target: Target, x: Tensor, y: Tensor, noise: NoisePlan, eot: int, loss: str
+) -> tuple[Tensor, Tensor]:
+    """Mean loss (B,) over draws, and the share of them that are classified right."""
+    logits = target.draws(x, noise=noise, count=eot)
+    value = losses.get(loss)(logits.flatten(0, 1), y.repeat_interleave(eot)).unflatten(0, (len(x), eot))
+    right = (logits.argmax(dim=2) == y[:, None]).to(value.dtype)
+    return mean_in_order(value), mean_in_order(right)
+
+
+def _twice(noise: NoisePlan) -> NoisePlan:
+    """The same rows, one block after the other: common random numbers of two batches of images."""
+    return noise.rows(torch.arange(len(noise)).repeat(2))
+
+
+def _uniforms(noise: NoisePlan, step: int, x: Tensor, count: int) -> Tensor:
+    """Uniforms (B, count) of one query, in float64."""
+    return noise.uniform("probe", step, x.new_empty(len(x), count, dtype=torch.float64))
+
+
+def _signs(u: Tensor) -> Tensor:
+    return torch.where(u < 0.5, -1.0, 1.0).to(u.dtype)
+
+
+def _offsets(place: Tensor, side: int, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Row (B, H, 1) and column (B, 1, W) of every pixel, counted from the corner of a window.
+
+    The window lies wholly within the image; its corner follows from uniforms (B, 2), every place as likely.
+    """
+    row, column = (
+        torch.arange(size, device=x.device) - (place[:, axis, None] * (size - side + 1)).long()
+        for axis, size in enumerate(x.shape[2:])
+    )
+    return row[:, :, None], column[:, None, :]
+
+
+def _window(row: Tensor, column: Tensor, side: int) -> Tensor:
+    """The square window as a mask (B, 1, H, W)."""
+    return ((row >= 0) & (row < side) & (column >= 0) & (column < side))[:, None]
+
+
+def _channel_norm(delta: Tensor) -> Tensor:
+    return delta.square().sum(dim=(2, 3), keepdim=True).sqrt()
+
+
+def _unit(delta: Tensor) -> Tensor:
+    """Every channel at unit norm, or zero."""
+    tiny = torch.finfo(delta.dtype).tiny
+    return delta / _channel_norm(delta).clamp_min(tiny)

@@ -1,0 +1,247 @@
+"""`dbpkit.benchmark`: the robust accuracy of a model that is already made, in one call.
+
+The thing people get wrong: a module that draws random numbers of its own (dropout, random resizing) is taken
+for deterministic, and every attack on it is weaker than it looks. It is looked for first and named in flags.
+"""
+
+import contextlib
+import hashlib
+import inspect
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dbpkit.attacks import make_attack
+from dbpkit.data import Dataset, load_dataset
+from dbpkit.errors import UserError
+from dbpkit.evaluation.build import Parts, attack_options, checked_device, single_draw
+from dbpkit.evaluation.checks import CHECKS, PROBE_EXAMPLES, check_logits, each_once
+from dbpkit.evaluation.replay import GIVEN
+from dbpkit.evaluation.rows import Execution
+from dbpkit.evaluation.run import Progress, evaluate
+from dbpkit.evaluation.spec import EvaluationSpec
+from dbpkit.models import state_sha256
+from dbpkit.noise import NoisePlan
+from dbpkit.purify import PurifiedClassifier, Purifier, Undefended
+from dbpkit.results.estimates import Estimate
+from dbpkit.results.flags import Flag
+from dbpkit.results.summary import NO_DENOISER, Row, Summary
+from dbpkit.samplers.method import REVERSE_SITES
+from dbpkit.spec import amount, spec_hash, validate
+from dbpkit.threat import make_threat
+
+
+class Benchmark(NamedTuple):
+    """What a benchmark found.
+
+    Attributes:
+        clean: accuracy without an attack, by the protocol of the benchmark.
+        robust: accuracy under the first attacker, by the same protocol.
+        control: the unattacked accuracy at the same number of queries, for protocols that allow several.
+        network_calls: forward calls of the network that the attack made per image.
+        flags: what makes the numbers doubtful; with an error among them, do not believe them.
+        run: run directory, with every record.
+        summary: all rows.
+    """
+
+    clean: Estimate
+    robust: Estimate
+    control: Estimate | None
+    network_calls: float | None
+    flags: list[Flag]
+    run: Path
+    summary: Summary
+
+    def __str__(self) -> str:
+        flagged = ", ".join(dict.fromkeys(f"{f.severity} {f.name}" for f in self.flags)) or "none"
+        cost = "not recorded" if self.network_calls is None else f"{self.network_calls:,.0f}"
+        control = f"\nunattacked, same number of queries: {_text(self.control)}" if self.control else ""
+        return (
+            f"clean:  {_text(self.clean)}\nrobust: {_text(self.robust)}{control}\n"
+            f"network calls per image: {cost}\nflags: {flagged}\nrun: {self.run}"
+        )
+
+
+def benchmark(
+    model: nn.Module,
+    dataset: str | Dataset | tuple[Tensor, Tensor],
+    threat: str = "linf",
+    eps: str | float = "8/255",
+    *,
+    attacks: str | Sequence[str | dict[str, Any]] = "pgd",
+    knowledge: Sequence[str | dict[str, Any]] | None = None,
+    protocol: str = "one_shot",
+    examples: int | None = None,
+    draws: int = 10,
+    seed: int = 0,
+    out: str | Path | None = None,
+    execution: Execution | None = None,
+    progress: Progress = lambda *_: None,
+) -> Benchmark:
+    """Measures clean and robust accuracy of a model that is already made.
+
+    Args:
+        model: maps images (B, C, H, W) in [0, 1] to logits (B, K): a plain classifier, a
+            `PurifiedClassifier`, or any module that is called as ``model(x, noise=plan)`` and draws from the
+            plan only. Frozen and in eval mode meanwhile; left as it was.
+        dataset: name of a data set, a `Dataset`, or images (N, C, H, W) in [0, 1] with labels (N,).
+        threat: registered threat model.
+        eps: budget in [0, 1] pixel units.
+        attacks: attacks as in a spec: a name, or a list of names and tables with ``name`` and ``options``.
+        knowledge: attackers as in a spec; the first one's result is ``robust``. None takes the white box,
+            and for a random model DW_Both too.
+        protocol: registered protocol.
+        examples: how many examples from the first on; None takes all.
+        draws: report draws of a random model.
+        seed: decides every random number.
+        out: run directory; the same call continues it. None takes a folder in ``runs`` named by a hash of
+            settings, weights and data.
+        execution: batch sizes; None takes the model's own device.
+        progress: called whenever work is done.
+
+    Returns:
+        Accuracies with their intervals, cost, flags and run directory.
+
+    Raises:
+        UserError: if a name, an option or the model's output is wrong.
+
+    Example:
+        >>> import tempfile
+        >>> from dbpkit import benchmark, load_embedded
+        >>> _, classifier = load_embedded()
+        >>> pgd = {"name": "pgd", "options": {"iterations": 1}}
+        >>> with tempfile.TemporaryDirectory() as out:
+        ...     found = benchmark(classifier, "embedded", attacks=[pgd], examples=2, out=out)
+        >>> found.robust.value <= found.clean.value
+        True
+    """
+    own = next((p.device for p in model.parameters()), torch.device("cpu"))
+    execution = execution or Execution(device=str(own))
+    purified = isinstance(model, PurifiedClassifier) and isinstance(model.purifier, Purifier)
+    takes_noise = "noise" in inspect.signature(model.forward).parameters
+    data = _data(dataset, examples)
+    spec = _spec(
+        model,
+        dataset,
+        threat={"norm": threat, "eps": str(eps)},
+        attacks=[attacks] if isinstance(attacks, str) else list(attacks),
+        knowledge=list(knowledge or (["white_box", "dw_both"] if takes_noise else ["white_box"])),
+        protocol=protocol,
+        examples={"count": examples},
+        draws={"report": draws},
+        seed=seed,
+    )
+    with _untouched(model):
+        model.to(checked_device(execution.device))
+        parts = _parts(spec, model, data, purified, takes_noise)
+        run = Path("runs") / f"benchmark-{_digest(spec, parts)}" if out is None else Path(out)
+        checks = None if purified else _checks
+        summary = evaluate(spec, run, execution, progress, parts=parts, checks=checks)
+        model.to(own)
+    row: Row = summary.row(spec.knowledge[0].name)
+    clean = summary.row("clean").headline
+    return Benchmark(clean, row.headline, row.control, row.network_calls, summary.flags, run, summary)
+
+
+class _Randomised(nn.Module):
+    """A module that is called with a plan, and what it draws from."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.classifier = model.requires_grad_(False).eval()
+        self.sites = frozenset(getattr(model, "sites", REVERSE_SITES | {"forward"}))
+
+    def forward(self, x: Tensor, *, noise: NoisePlan) -> Tensor:
+        return self.classifier(x, noise=noise)
+
+
+def _data(dataset: str | Dataset | tuple[Tensor, Tensor], examples: int | None) -> Dataset:
+    """The examples to be attacked."""
+    if isinstance(dataset, str):
+        data = load_dataset(dataset)
+    elif isinstance(dataset, Dataset):
+        data = dataset
+    else:
+        x, y = (torch.as_tensor(part).cpu() for part in dataset)
+        names = tuple(str(k) for k in range(int(y.max()) + 1 if len(y) else 0))
+        data = Dataset("given", x, y.long(), torch.arange(len(x)), names)
+    if examples is not None and examples > len(data):
+        raise UserError(f"{examples} examples were asked for, but the data has {len(data)}.")
+    return data.select(slice(0, examples))
+
+
+def _spec(model: nn.Module, dataset: Any, **settings: Any) -> EvaluationSpec:
+    """The spec under which the run is recorded; objects are named by their type."""
+    network: Any = getattr(model, "classifier", model) if isinstance(model, PurifiedClassifier) else model
+    table: dict[str, Any] = {
+        "name": f"benchmark of {type(model).__name__}",
+        "data": dataset if isinstance(dataset, str) else {"name": GIVEN},
+        "classifier": {"name": GIVEN, "options": {"type": type(network).__qualname__}},
+        "denoiser": NO_DENOISER,
+        **settings,
+    }
+    purifier = getattr(model, "purifier", None)
+    if isinstance(model, PurifiedClassifier) and isinstance(purifier, Purifier):
+        table["denoiser"] = {"name": GIVEN, "options": {"type": type(purifier.denoiser).__qualname__}}
+        options = {k: v for k, v in purifier.settings.items() if v is not None}
+        table["purifier"] = {**options, "clamp": purifier.clamp}
+    return validate(table, EvaluationSpec, "benchmark")
+
+
+def _parts(spec: EvaluationSpec, model: nn.Module, data: Dataset, purified: bool, takes_noise: bool) -> Parts:
+    """What the evaluation runs with: there is nothing undefended but behind a purifier."""
+    wrapped: Any = model
+    if not purified:
+        wrapped = _Randomised(model) if takes_noise else Undefended(model)
+    network: Any = model.classifier if purified else model
+    denoiser: Any = model.purifier.denoiser if purified else None  # type: ignore[union-attr]
+    undefended: Any = Undefended(network) if purified else None
+    hashes = {
+        "classifier_sha256": state_sha256(network),
+        "denoiser_sha256": state_sha256(denoiser),
+        "data_sha256": data.sha256,
+    }
+    threat = make_threat(spec.threat.norm, amount(spec.threat.eps))
+    full = [(a.name, make_attack(a.name, attack_options(a))) for a in spec.attacks]
+    single = [(a.name, make_attack(a.name, single_draw(a))) for a in spec.attacks]
+    return Parts(data, denoiser, wrapped, undefended, threat, full, single, hashes)
+
+
+def _checks(parts: Parts, spec: EvaluationSpec) -> list[Flag]:
+    """The checks before a run that need no purifier."""
+    data = parts.data.select(slice(0, PROBE_EXAMPLES))
+    device = next((p.device for p in parts.model.parameters()), torch.device("cpu"))
+    x, y = data.x().to(device), data.labels.to(device)
+    noise = NoisePlan.of(spec.seed, data.ids, "select")
+    with torch.no_grad():
+        check_logits(parts.model(x, noise=noise), x, y)
+    return each_once([flag for check in CHECKS for flag in check(parts.model, x, y, noise, parts.threat)])
+
+
+def _digest(spec: EvaluationSpec, parts: Parts) -> str:
+    """A short name for settings, weights and data together."""
+    return hashlib.sha256("".join([spec_hash(spec), *parts.hashes.values()]).encode()).hexdigest()[:12]
+
+
+@contextlib.contextmanager
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """Puts modes and gradients of a model back as they were."""
+    modes = [(m, m.training) for m in model.modules()]
+    learned = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, requires_grad in learned:
+            parameter.requires_grad_(requires_grad)
+
+
+def _text(estimate: Estimate) -> str:
+    return (
+        f"{estimate.value:.1%} (95 % interval {estimate.low:.1%} to {estimate.high:.1%},"
+        f" {estimate.estimand}, n = {estimate.examples})"
+    )

@@ -1,0 +1,290 @@
+"""One example of a finished run, computed again and compared with what was recorded.
+
+The thing people get wrong: kernels may add in another order for another batch shape, so the last digits of a
+logit depend on the rows beside it. The images are judged here in the same micro-batches as in the run.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dbpkit.errors import UserError, unknown_name
+from dbpkit.evaluation.build import Parts, build
+from dbpkit.evaluation.rows import UNDEFENDED, Batch, Execution, Rows
+from dbpkit.evaluation.run import kernels, refuse_other_parts
+from dbpkit.evaluation.spec import EvaluationSpec
+from dbpkit.results.run_directory import Record, RunDirectory
+from dbpkit.spec import validate
+
+TOLERANCE = 1e-6
+"""Largest difference of a logit that counts as the same, on the device of the run."""
+
+GIVEN = "given"
+"""Name of parts that were handed over as objects, which a spec cannot make again."""
+
+
+class AttackAgain(NamedTuple):
+    """The attack on this example alone.
+
+    Attributes:
+        difference: largest absolute difference of a pixel from the stored image, in [0, 1] units.
+        pixels: share of pixel values that are equal.
+    """
+
+    difference: float
+    pixels: float
+
+    @property
+    def reproduced(self) -> bool:
+        """Whether the image is the stored one."""
+        return self.difference <= TOLERANCE
+
+
+class Replay(NamedTuple):
+    """What was found.
+
+    Attributes:
+        row: row of the table.
+        tape: tape of the row.
+        example: example id.
+        label: true class.
+        class_names: of the data.
+        x: the clean image (C, H, W).
+        x_adv: the image that was judged (C, H, W).
+        x_pure: it after each purification (R, C, H, W), or None without a purifier.
+        logits: computed now, (R, K).
+        recorded: predictions that were recorded, R of them.
+        difference: largest difference of a logit from the stored ones, or None if the run stored none.
+        attack: the attack run again, or None where the row has none or it was left out.
+    """
+
+    row: str
+    tape: int
+    example: int
+    label: int
+    class_names: tuple[str, ...]
+    x: Tensor
+    x_adv: Tensor
+    x_pure: Tensor | None
+    logits: Tensor
+    recorded: list[int]
+    difference: float | None
+    attack: AttackAgain | None
+
+    @property
+    def predicted(self) -> list[int]:
+        """Predictions computed now."""
+        return [int(k) for k in self.logits.argmax(dim=1)]
+
+    @property
+    def reproduced(self) -> bool:
+        """Whether predictions and, where they were stored, logits are those of the run."""
+        same = self.predicted == self.recorded
+        return same and (self.difference is None or self.difference <= TOLERANCE)
+
+    @property
+    def verdict(self) -> str:
+        """What was found, in a sentence or two."""
+        what = f"example {self.example} of row {self.row}, tape {self.tape}"
+        if self.difference is None:
+            said = "the predictions are those of the record; the run stored no logits to compare"
+            said = said if self.reproduced else "the predictions differ from the record"
+        else:
+            said = f"the logits differ from the stored ones by at most {self.difference:.3g}"
+        text = f"{'Reproduced' if self.reproduced else 'NOT reproduced'}: {what}; {said}."
+        if self.attack is None:
+            return text
+        if self.attack.reproduced:
+            return f"{text} The attack, run on it alone, finds the stored image."
+        return (
+            f"{text} The attack, run on it alone, ends {self.attack.difference:.3g} from the stored image"
+            f" ({self.attack.pixels:.1%} of the pixel values are equal): rounding in another batch shape,"
+            " which --deterministic rules out."
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns plain values, without the images."""
+        attack = self.attack and {**self.attack._asdict(), "reproduced": self.attack.reproduced}
+        plain = ("row", "tape", "example", "label", "recorded", "difference")
+        return {
+            **{name: getattr(self, name) for name in plain},
+            "predicted": self.predicted,
+            "logits": self.logits.tolist(),
+            "reproduced": self.reproduced,
+            "attack": attack,
+            "verdict": self.verdict,
+        }
+
+
+def replay(
+    run: str | Path,
+    example: int,
+    row: str = "white_box",
+    tape: int = 0,
+    *,
+    attack: bool = True,
+    device: str | None = None,
+    parts: Parts | None = None,
+) -> Replay:
+    """Computes one example of a run again.
+
+    Args:
+        run: run directory.
+        example: example id.
+        row: row of the table.
+        tape: tape of the row.
+        attack: whether the attack is run again too, on this example alone.
+        device: None takes that of the run's first session.
+        parts: models and data, for a run that was made from objects; None builds those of the spec.
+
+    Returns:
+        What was computed, and how it compares with the record.
+
+    Raises:
+        UserError: if the run has no such row, tape or example, or weights or data are not those of the run.
+    """
+    directory = RunDirectory(run)
+    spec = validate(directory.spec()["spec"], EvaluationSpec, f"{directory.path}/spec.json")
+    record = _record(directory, row, tape, example)
+    if parts is None and GIVEN in (spec.classifier.name, spec.denoiser.name, spec.data.name):
+        raise UserError(
+            f"'{directory.path}' was made from objects in Python, which its spec cannot name. Call"
+            " dbpkit.replay with the same parts."
+        )
+    session = (directory.read_json("env.json") or [{}])[0]
+    stored = _stored(directory, record)
+    how = stored.how if stored else session
+    execution = Execution(
+        device or session.get("device", "cpu"),
+        micro_batch=how.get("micro_batch", 32),
+        deterministic=how.get("deterministic", False),
+    )
+    with kernels(execution.deterministic), _threads(how.get("threads")):
+        parts = parts or build(spec, execution.device, execution.memory_bytes)
+        refuse_other_parts(directory, parts.hashes, "Restore it to replay the run.")
+        rows = Rows(spec, parts, execution, directory)
+        ids = stored.ids if stored else torch.tensor([example])
+        batch = rows.batch(_positions(parts, ids))
+        b = ids.tolist().index(example)
+        x = _images(directory, rows, batch, record)
+        logits, x_pure = _judged(rows, row, tape, batch, x, b)
+        again = None
+        if attack and "images" in record:
+            again = _attacked(rows, row, tape, rows.batch(_positions(parts, ids[b : b + 1])), x[b])
+    difference = float((logits.cpu() - stored.logits[b]).abs().max()) if stored else None
+    return Replay(
+        row,
+        tape,
+        example,
+        record["label"],
+        parts.data.class_names,
+        batch.x[b].cpu(),
+        x[b].cpu(),
+        x_pure,
+        logits.cpu(),
+        record["predicted"],
+        difference,
+        again,
+    )
+
+
+class _Stored(NamedTuple):
+    """Logits (B, R, K) of the batch in which an example was judged, its ids (B,), and the settings."""
+
+    ids: Tensor
+    logits: Tensor
+    how: dict[str, Any]
+
+
+def _record(directory: RunDirectory, row: str, tape: int, example: int) -> Record:
+    """The record to be replayed; UserError says which there are."""
+    records = directory.records()
+    rows = list(dict.fromkeys(r["row"] for r in records))
+    if row not in rows:
+        raise unknown_name(f"row in '{directory.path}'", row, rows)
+    tapes = sorted({r["tape"] for r in records if r["row"] == row})
+    if tape not in tapes:
+        raise UserError(f"row '{row}' of '{directory.path}' has no tape {tape}; it has {_span(tapes)}.")
+    found = {r["example"]: r for r in records if (r["row"], r["tape"]) == (row, tape)}
+    if example not in found:
+        raise UserError(
+            f"row '{row}' of '{directory.path}' has no example {example}; it has ids {_span(sorted(found))}."
+        )
+    if "error" in found[example]:
+        raise UserError(f"example {example} of row '{row}' failed in the run: {found[example]['error']}.")
+    return found[example]
+
+
+def _stored(directory: RunDirectory, record: Record) -> _Stored | None:
+    """The logits that belong to a record; None in a run that stored none."""
+    key = record["row"], record["tape"], record["example"]
+    batches = [_Stored(*batch) for batch in directory.read_logits(*key)]
+    for batch in batches:  # judged more than once if it was judged again in another batch
+        own = batch.logits[batch.ids.tolist().index(record["example"])]
+        if own.argmax(dim=1).tolist() == record["predicted"]:
+            return batch
+    return batches[0] if batches else None
+
+
+def _positions(parts: Parts, ids: Tensor) -> Tensor:
+    """Places of examples in the data."""
+    place = {example: k for k, example in enumerate(parts.data.ids.tolist())}
+    return torch.tensor([place[i] for i in ids.tolist()])
+
+
+def _images(directory: RunDirectory, rows: Rows, batch: Batch, record: Record) -> Tensor:
+    """The images (B, C, H, W) that were judged; a neighbour without a stored image stands clean."""
+    row, tape = record["row"], record["tape"]
+    if row in ("undefended_clean", "clean"):
+        return batch.x
+    if row == "noise_control":
+        return rows.noisy(batch)
+    source = UNDEFENDED.name if row == "transfer" else row
+    newest = {r["example"]: r for r in directory.records() if (r["row"], r["tape"]) == (source, tape)}
+    ids = batch.noise.example_ids.tolist()
+    files = {i: newest[i]["images"] for i in ids if "images" in newest.get(i, {})}
+    shards = {file: directory.read_images(file) for file in set(files.values())}
+    images = [shards[files[i]][i] if i in files else x.cpu() for i, x in zip(ids, batch.x, strict=True)]
+    return torch.stack(images).to(batch.x)
+
+
+@torch.no_grad()
+def _judged(rows: Rows, row: str, tape: int, batch: Batch, x: Tensor, b: int) -> tuple[Tensor, Tensor | None]:
+    """Logits (R, K) and purified images of row ``b`` of a batch, in the micro-batches of the run."""
+    judge = rows.judge(row, tape, batch.noise)
+    plan, image = judge.noise.repeat(judge.draws), x.repeat_interleave(judge.draws, dim=0)
+    first, last, size = b * judge.draws, (b + 1) * judge.draws, rows.execution.micro_batch
+    start, end = first - first % size, min(len(plan), -(-last // size) * size)
+    logits = rows.target(judge.model)(image[start:end], noise=plan.rows(slice(start, end)))
+    own = slice(first, last)
+    purifier = getattr(judge.model, "purifier", None)
+    x_pure = None if purifier is None else purifier(image[own], noise=plan.rows(own)).cpu()
+    return logits[first - start : last - start], x_pure
+
+
+def _attacked(rows: Rows, row: str, tape: int, batch: Batch, stored: Tensor) -> AttackAgain:
+    """Runs the attack on a batch of one and compares the image."""
+    x_adv, _ = rows.attack(row, tape, batch)
+    gap = (x_adv[0] - stored).abs()
+    return AttackAgain(float(gap.max()), float((gap == 0).float().mean()))
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """As many CPU threads as the run had, because sums are cut by them."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(count or before)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _span(values: list[int]) -> str:
+    """``"0, 1, 2"``, or ``"0 to 1023"`` where there are many."""
+    shown = ", ".join(map(str, values))
+    return shown if len(values) <= 8 else f"{values[0]} to {values[-1]} ({len(values)} of them)"
