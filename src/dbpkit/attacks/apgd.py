@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dbpkit.attacks.dlr import dlr_targeted
-from dbpkit.attacks.target import AttackOutcome, Loss, Target, mean_in_order, attacks, losses, margin
+from dbpkit.attacks.target import AttackOutcome, Loss, Target, attacks, losses, margin, mean_in_order
 from dbpkit.errors import UserError
 from dbpkit.noise import NoisePlan
 from dbpkit.threat import L2, Linf, ThreatModel

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dbpkit.attacks.target import Attack, AttackOutcome, Target, mean_in_order, attacks, make_attack
+from dbpkit.attacks.target import Attack, AttackOutcome, Target, attacks, make_attack, mean_in_order
 from dbpkit.errors import UserError
 from dbpkit.noise import NoisePlan
 from dbpkit.spec import PartSpec, validate

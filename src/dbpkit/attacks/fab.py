@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dbpkit.attacks.target import AttackOutcome, Target, mean_in_order, attacks, margin
+from dbpkit.attacks.target import AttackOutcome, Target, attacks, margin, mean_in_order
 from dbpkit.errors import UserError
 from dbpkit.noise import NoisePlan
 from dbpkit.threat import ThreatModel

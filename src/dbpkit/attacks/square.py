@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from dbpkit.attacks.target import AttackOutcome, Target, mean_in_order, attacks, losses
+from dbpkit.attacks.target import AttackOutcome, Target, attacks, losses, mean_in_order
 from dbpkit.errors import UserError
 from dbpkit.noise import NoisePlan
 from dbpkit.threat import L2, Linf, ThreatModel
