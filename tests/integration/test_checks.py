@@ -47,7 +47,7 @@ def test_quick_check_runs_the_settings_of_the_spec_and_no_others(
     quick_check(tiny(knowledge=["dw_fwd", {"name": "fixed", "tapes": 5}], attacks=[attack]), examples=4)
     (spec,) = ran
     assert [(k.name, k.tapes) for k in spec.knowledge] == [("dw_fwd", 1), ("fixed", 1)]
-    assert spec.attacks[0].options == {"iterations": 5, "eot": 1, "step_size": "2/255"}
+    assert spec.attacks[0].options.items() >= {"iterations": 5, "eot": 1, "step_size": "2/255"}.items()
     assert spec.examples.count == 4
 
 
@@ -150,10 +150,7 @@ def test_every_flag_has_a_section_in_the_docs() -> None:
     import re
 
     root = Path(__file__).parents[2]
-    source = "".join(
-        (root / f"src/dbpkit/{p}.py").read_text()
-        for p in ("evaluation/checks", "evaluation/sanity", "results/flags")
-    )
+    source = "".join(path.read_text() for path in (root / "src/dbpkit").rglob("*.py"))
     used = set(re.findall(r'(?:Flag|_ahead|_against_white_box)\(\s*"([a-z_]+)"', source))
     documented = set(re.findall(r"^## ([a-z_]+)$", (root / "docs/flags.md").read_text(), flags=re.M))
     assert used == documented

@@ -338,10 +338,10 @@ def test_gradient_without_any_signal_is_flagged_at_every_eot() -> None:
 
 def test_worst_of_n_that_only_measures_noise_is_flagged_and_one_under_attack_is_not() -> None:
     class Coin(nn.Module):
-        """Wrong in half of the draws, whatever the image."""
+        """Wrong in one of forty draws, whatever the image."""
 
         def forward(self, x: Tensor, *, noise: NoisePlan) -> Tensor:
-            value = noise.normal("forward", 0, x[:, 0, 0, 0]) + 0 * x.flatten(1).sum(dim=1)
+            value = noise.normal("forward", 0, x[:, 0, 0, 0]) - 2 + 0 * x.flatten(1).sum(dim=1)
             return torch.stack([torch.zeros_like(value), value], dim=1)
 
     assert names(sanity.worst_of_n_control(Coin(), GREY, ZEROS, PLAN, Linf(EPS))) == {"worst_of_n_control"}

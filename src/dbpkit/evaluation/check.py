@@ -30,8 +30,11 @@ from dbpkit.spec import PartSpec, differences, spec_hash
 from dbpkit.threat import L2, Linf, ThreatModel
 from dbpkit.types import RandomisedClassifier
 
-QUICK = {"iterations": 5, "eot": 2, "n_restarts": 1, "judge_draws": 2, "keep_draws": 2, "target_classes": 2}
-"""Most that a check spends on an attack's options: enough to see a loss rise, not to measure an accuracy."""
+ITERATIONS = 5
+"""Of every planned attack that has iterations: enough to see a loss rise, not to measure an accuracy."""
+
+QUICK = {"eot": 2, "n_restarts": 1, "judge_draws": 2, "keep_draws": 2, "target_classes": 2}
+"""Most that a check spends on other options of an attack."""
 
 DEFAULT_THREAT = Linf(8 / 255)
 """The field's budget on CIFAR-10, also for short attacks where the threat is none of pixel values."""
@@ -241,9 +244,11 @@ def _shortened_spec(spec: EvaluationSpec, count: int) -> EvaluationSpec:
 
 
 def _shortened(attack: PartSpec) -> PartSpec:
-    """The attack with every option of `QUICK` it has, unless the spec asks for less."""
+    """The attack with `ITERATIONS`, and with every option of `QUICK` it has unless the spec asks for less."""
     options = {**accepted_options(attack.name), **attack_options(attack)}
     quick = {k: min(v, options[k]) for k, v in QUICK.items() if k in options}
+    if "iterations" in options:
+        quick["iterations"] = ITERATIONS
     return PartSpec(name=attack.name, options={**attack.options, **quick})
 
 

@@ -267,7 +267,7 @@ def worst_of_n_control(
         (target.draws(images, noise=noise, count=WORST_OF).argmax(-1) == y[:, None]).all(dim=1)
         for images in (x, threat.project(x, found))
     )
-    if int(attacked.sum()) < int(clean.sum()):
+    if not bool(clean.any()) or int(attacked.sum()) < int(clean.sum()):
         return []
     message = (
         f"The worst of {WORST_OF} draws is right for {int(clean.sum())} of {len(x)} images without any attack"
