@@ -335,7 +335,10 @@ def test_compare_same_run_is_zero_and_other_data_is_refused(
             {"denoiser": "tests.parts:one_channel_denoiser"},
             r"the denoiser does not accept images of shape \(3, 8, 8\)",
         ),
-        ({"classifier": "tests.parts:two_classes"}, "the classifier has 2 classes, but the data has 3"),
+        (
+            {"classifier": "tests.parts:two_classes"},
+            "has 2 classes, but the labels go up to 2",
+        ),
         (
             {"classifier": "embedded", "data": "digits"},
             r"the classifier does not accept images of shape \(1, 8, 8\)",

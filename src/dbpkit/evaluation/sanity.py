@@ -253,7 +253,7 @@ def gradient_noise(
 def worst_of_n_control(
     model: RandomisedClassifier, x: Tensor, y: Tensor, noise: NoisePlan, threat: ThreatModel
 ) -> list[Flag]:
-    """Flags a worst of N that an attack does not lower: the number then measures the defence's own noise.
+    """Flags a worst of N that an attack does not lower, where it lowers no mean over draws either.
 
     Source:
         DiffBreak issue 1: with fresh noise at every query, unattacked images fail as well.
@@ -264,14 +264,16 @@ def worst_of_n_control(
     attack = make_attack("pgd", {"iterations": FEW, "eot": 2})
     found = attack(target, x, y, threat=threat, noise=noise.on("attack")).x_adv
     clean, attacked = (
-        (target.draws(images, noise=noise, count=WORST_OF).argmax(-1) == y[:, None]).all(dim=1)
+        target.draws(images, noise=noise, count=WORST_OF).argmax(-1) == y[:, None]  # (B, draws)
         for images in (x, threat.project(x, found))
     )
-    if not bool(clean.any()) or int(attacked.sum()) < int(clean.sum()):
+    control, worst = int(clean.all(dim=1).sum()), int(attacked.all(dim=1).sum())
+    if not control or worst < control or int(attacked.sum()) < int(clean.sum()):
         return []
     message = (
-        f"The worst of {WORST_OF} draws is right for {int(clean.sum())} of {len(x)} images without any attack"
-        f" and for {int(attacked.sum())} under a short one: it measures the defence's own noise."
+        f"The worst of {WORST_OF} draws is right for {control} of {len(x)} images without any attack and for"
+        f" {worst} under a short one, which does not lower the mean over draws either: it measures the"
+        " defence's own noise."
     )
     return [Flag("worst_of_n_control", "warning", message)]
 

@@ -29,6 +29,7 @@ RECORD_CHECKS = {
     "budget_exceeded": "the attack keeps to its budget by itself",
     "no_better_than_noise": "the attack beats random noise of the same size",
     "transfer_stronger": "the white box beats images made against the classifier alone",
+    "claim_disagrees": "what another library claims to have broken is broken",
 }
 """Checks of the records."""
 
@@ -45,5 +46,6 @@ def record_checks(records: Sequence[Record]) -> dict[str, str]:
         "budget_exceeded": any("excess" in r for r in good),
         "no_better_than_noise": "noise_control" in rows and bool(rows - set(BASELINE_ROWS)),
         "transfer_stronger": {"transfer", "white_box"} <= rows,
+        "claim_disagrees": any("claimed_success" in r for r in good),
     }
     return {name: what for name, what in RECORD_CHECKS.items() if ran[name]}

@@ -46,7 +46,7 @@ def test_page_loads_without_console_message(make_run: MakeRun, tmp_path: Path) -
     run = make_run(name="<script>console.error('broken out')</script><img src='http://example.com/x.png'>")
     page, console = load(write_report([run.path]), tmp_path / "profile")
     assert console == []
-    assert page.count("<button") == 13  # the script has made every header of two tables a button
+    assert page.count("<button") == 14  # the script has made every header of two tables a button
 
 
 def test_console_message_of_forbidden_request_is_seen(make_run: MakeRun, tmp_path: Path) -> None:
