@@ -364,6 +364,7 @@ def test_evaluate_parts_that_do_not_fit_are_one_sentence(
 ) -> None:
     with pytest.raises(UserError, match=message):
         evaluate(tiny(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists(), "the mended spec may use the same --out"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from torch import nn
 
 from dbpkit.denoiser import EDMDenoiser
 from dbpkit.errors import UserError
+from dbpkit.models import load_classifier, load_denoiser, state_sha256
 from dbpkit.networks import ResNet9, UNet
 from dbpkit.weights import Architecture, load_weights, save_weights, sha256_of, write_atomically
 from tests.oracles import fill, uniform
@@ -355,3 +356,12 @@ def test_write_atomically_read_only_folder_raises(tmp_path: Path) -> None:
     finally:
         tmp_path.chmod(0o700)
     assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_weights_file_may_stand_for_its_source(saved: Path, tmp_path: Path) -> None:
+    named = load_classifier("weights", {"path": str(saved)})
+    assert state_sha256(load_classifier(str(saved))) == state_sha256(named)
+    with pytest.raises(UserError, match="hold a classifier; a denoiser was expected"):
+        load_denoiser(str(saved))
+    with pytest.raises(UserError, match=r"gone\.safetensors"):
+        load_classifier(str(tmp_path / "gone.safetensors"))

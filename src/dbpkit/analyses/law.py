@@ -227,7 +227,7 @@ def _predictions(table: Table) -> list[Number]:
         known = np.isfinite(table.attack_rate) | (values is table.predicted)
         off = (values - table.attacked)[known]
         if len(off):
-            claim = f"within {CLOSE:.0%} of 0: the formula is the attacked accuracy"
+            claim = f"within {100 * CLOSE:g} points of 0: the formula is the attacked accuracy"
             numbers += [
                 _over(f"prediction from {name} and margin: mean error", np.abs(off).mean(axis=1)),
                 _over(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dbpkit.analyses.analysis import Subject
 from dbpkit.attacks import Target
-from dbpkit.attacks.target import ExpectedGradient, Loss
+from dbpkit.attacks.target import ExpectedGradient
 from dbpkit.evaluation.knowledge import Knowledge
 from dbpkit.noise import NoisePlan
 
@@ -34,19 +34,9 @@ class OnTapes(Target):
         self.tapes = noise.at(0)  # its repetitions are draws 0 to count - 1
         self.count = count
 
-    def gradient(
-        self,
-        x: Tensor,
-        y: Tensor,
-        *,
-        noise: NoisePlan,
-        eot: int = 1,
-        loss: str | Loss = "ce",
-        deviation: float = 0.0,
-    ) -> ExpectedGradient:
+    def gradient(self, x: Tensor, y: Tensor, **options: Any) -> ExpectedGradient:
         """Averages over the tapes, see `Target.gradient`; ``noise`` and ``eot`` are ignored."""
-        del noise, eot
-        return super().gradient(x, y, noise=self.tapes, eot=self.count, loss=loss, deviation=deviation)
+        return super().gradient(x, y, **{**options, "noise": self.tapes, "eot": self.count})
 
 
 class Recording(Target):
@@ -60,19 +50,10 @@ class Recording(Target):
         super().__init__(subject.parts.model, subject.micro_batch)
         self.iterates: list[Tensor] = []
 
-    def gradient(
-        self,
-        x: Tensor,
-        y: Tensor,
-        *,
-        noise: NoisePlan,
-        eot: int = 1,
-        loss: str | Loss = "ce",
-        deviation: float = 0.0,
-    ) -> ExpectedGradient:
+    def gradient(self, x: Tensor, y: Tensor, **options: Any) -> ExpectedGradient:
         """Passes the question on and notes ``x``."""
         self.iterates.append(x.detach())
-        return super().gradient(x, y, noise=noise, eot=eot, loss=loss, deviation=deviation)
+        return super().gradient(x, y, **options)
 
 
 def attack_path(

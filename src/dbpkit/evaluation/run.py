@@ -69,12 +69,15 @@ def evaluate(
     run = RunDirectory(out)
     with kernels(execution.deterministic):
         parts = parts or build(spec, execution.device, execution.memory_bytes)
-        run.claim(spec.model_dump(mode="json"), spec_hash(spec), differences)  # no sooner: it may not build
-        _enter_session(run, parts, execution)
+        runner, flags = _Runner(spec, parts, execution, run, progress), None
         if run.read_json("checks.json") is None:
             progress(0.0, "checks")
-            run.write_json("checks.json", [f._asdict() for f in (checks or preflight)(parts, spec)])
-        runner = _Runner(spec, parts, execution, run, progress)
+            flags = [f._asdict() for f in (checks or preflight)(parts, spec)]
+        # Claimed only now: a spec whose parts cannot be built or do not fit leaves no directory behind.
+        run.claim(spec.model_dump(mode="json"), spec_hash(spec), differences)
+        _enter_session(run, parts, execution)
+        if flags is not None:
+            run.write_json("checks.json", flags)
         runner.run_all()
         runner.write_strip()
     summary = summarise(run)
