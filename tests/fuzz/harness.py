@@ -69,9 +69,7 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
         return
     if event in _STARTS:
         _watched.defects.append(f"started a program: {event} {args[:2]!r}")
-    elif event == "open" and _opens_to_write(args):
-        _note_write(args[0])
-    elif event in _WRITES:
+    elif event in _WRITES or (event == "open" and _opens_to_write(args)):
         _note_write(args[0])
 
 
@@ -125,7 +123,7 @@ def run_case(
             outcome.defects.append(f"more than one line: {outcome.said!r}")
         if isinstance(said, SystemExit) and said.code not in (None, 0, 1, 2, 130):
             outcome.defects.append(f"exit status {said.code!r}")
-    except BaseException:  # noqa: BLE001 - the judge sees everything
+    except BaseException:  # the judge sees everything
         outcome.defects.append(traceback.format_exc())
     finally:
         _watched = None
@@ -180,7 +178,7 @@ def dropped(tree: Any, path: tuple[Any, ...]) -> Any:
 ODD: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2**31, 2**63, 10**30, -(10**30), 0.5, -0.5, 1e-320, 1e308, float("nan"),
     float("inf"), float("-inf"), "", " ", "x", "nan", "8/255/2", "1e99999999", "-1", "os:system", "a:b", ":",
-    "../../etc/passwd", "\x00", "\x1b[31m", "[/b]", ":a:", "é" * 3, "x" * 3000, [], [[]], [None], {}, {"name": []},
-    {"": ""}, {"name": "pgd", "options": {"x": []}}, [1, "a", None], {"a": {"b": {"c": 1}}},
+    "../../etc/passwd", "\x00", "\x1b[31m", "[/b]", ":a:", "é" * 3, "x" * 3000, [], [[]], [None], {},
+    {"name": []}, {"": ""}, {"name": "pgd", "options": {"x": []}}, [1, "a", None], {"a": {"b": {"c": 1}}},
 )  # fmt: skip
 """Values of every kind that a leaf may be replaced by."""
