@@ -1,5 +1,6 @@
 """dbpkit: how robust a diffusion-purified classifier really is, why, and how to make it more robust."""
 
+from dbpkit import program  # noqa: F401 - first: before the current folder can hide a module
 from dbpkit.attacks import Target
 from dbpkit.attacks.pgd import pgd
 from dbpkit.benchmarking import Benchmark, benchmark
@@ -15,6 +16,7 @@ from dbpkit.models import load_classifier, load_denoiser, load_embedded
 from dbpkit.noise import NoisePlan
 from dbpkit.perceptual import FeatureDistance
 from dbpkit.purify import PurifiedClassifier, Purifier, Undefended
+from dbpkit.registry import trust
 from dbpkit.results.run_directory import RunDirectory
 from dbpkit.results.summary import summarise
 from dbpkit.spec import read_spec
@@ -58,4 +60,5 @@ __all__ = [
     "replay",
     "summarise",
     "train",
+    "trust",
 ]

@@ -41,7 +41,7 @@ from dbpkit.memory import keep_freed_memory
 from dbpkit.models import asset, classifier_sources, denoiser_sources, load_denoiser, source
 from dbpkit.networks import networks
 from dbpkit.purify import gradients
-from dbpkit.registry import import_module
+from dbpkit.registry import import_module, trust
 from dbpkit.report import (
     console_analysis,
     console_findings,
@@ -101,7 +101,8 @@ Set = Annotated[
     typer.Option("--set", help="Override a leaf of the spec, such as purifier.steps=200."),
 ]
 Plugin = Annotated[
-    list[str], typer.Option("--plugin", help="Import a module of your own that registers parts.")
+    list[str],
+    typer.Option("--plugin", help="Import your own module that registers parts, or trust a module:part."),
 ]
 AsJson = Annotated[
     bool,
@@ -344,9 +345,11 @@ def report(
         Path | None,
         typer.Option("--out", help="HTML file; report.html in the first run if not given."),
     ] = None,
+    plugin: Plugin = [],
     as_json: AsJson = False,
 ) -> None:
     """Write one self-contained HTML page about one or more runs."""
+    _plugins(plugin)
     path = write_report(runs, out)
     (_print_json({"report": str(path)}) if as_json else out_console.print(f"Report: {path}", soft_wrap=True))
 
@@ -355,9 +358,11 @@ def report(
 def compare(
     run_a: Annotated[Path, typer.Argument(help="A run directory.")],
     run_b: Annotated[Path, typer.Argument(help="Another, on the same examples.")],
+    plugin: Plugin = [],
     as_json: AsJson = False,
 ) -> None:
     """Print the paired differences A - B of two runs over the same examples."""
+    _plugins(plugin)
     found = compare_runs(RunDirectory(run_a), RunDirectory(run_b))
     for sentence in found.warnings:
         said = f"warning: {sentence}"
@@ -386,9 +391,11 @@ def compare(
 @app.command("findings")
 def findings_command(
     runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
+    plugin: Plugin = [],
     as_json: AsJson = False,
 ) -> None:
     """Print which of the papers' claims hold in a run: measured, published, and the verdict."""
+    _plugins(plugin)
     found = {str(run): findings(RunDirectory(run)) for run in runs}
     if as_json:
         _print_json({run: [f.as_json() for f in own] for run, own in found.items()})
@@ -425,12 +432,20 @@ def replay_command(
     attack: Annotated[bool, typer.Option(help="Also run the attack again, on this example alone.")] = True,
     out: Annotated[Path | None, typer.Option("--out", help="PNG of the images; none if not given.")] = None,
     device: Annotated[str | None, typer.Option(help="That of the run if not given.")] = None,
+    spec: Annotated[
+        Path | None, typer.Option("--spec", help="The spec of the run; needed if it names import paths.")
+    ] = None,
+    overrides: Set = [],
+    trust_run: Annotated[
+        bool, typer.Option("--trust-run", help="Follow import paths of the run: it can run any code.")
+    ] = False,
     plugin: Plugin = [],
     as_json: AsJson = False,
 ) -> None:
     """Compute one example of a run again and compare it with the record; exit code 1 if it differs."""
     _plugins(plugin)
-    found = replay(run, example, row, tape, attack=attack, device=device)
+    typed = read_spec(spec, EvaluationSpec, overrides) if spec else None
+    found = replay(run, example, row, tape, attack=attack, device=device, spec=typed, trust_run=trust_run)
     names = dict(enumerate(found.class_names))
     label, predicted = names[found.label], [names.get(k, str(k)) for k in found.predicted]
     if out:
@@ -537,7 +552,7 @@ def _print_json(content: Any) -> None:
 
 def _plugins(names: list[str]) -> None:
     for name in names:
-        import_module(name)
+        trust(name) if ":" in name else import_module(name)
 
 
 @contextlib.contextmanager

@@ -133,7 +133,7 @@ def state_sha256(model: Any) -> str:
 def _make(registry: Registry, name: str, options: Mapping[str, Any] | None) -> Any:
     """A part built by its source; an nn.Module instance at an import path is taken as it is."""
     name, more = source(name)
-    made_by = registry.get(name)
+    made_by = registry.resolve(name)
     if isinstance(made_by, nn.Module):
         if options:
             raise UserError(f"{registry.kind} '{name}' is a finished module and takes no options.")

@@ -1,15 +1,18 @@
 """Names for parts, so that a spec file can say ``sampler = "ddpm"`` or ``sampler = "my_module:make"``.
 
-A part is one file with one ``@registry.register("name")``. The thing people get wrong: an import path
-always contains a colon, a registered name never does.
+A part is one file with one ``@registry.register("name")``. An import path always contains a colon, a
+registered name never does. The thing people get wrong: who chose the name. `Registry.resolve` follows import
+paths and is for what the user typed; `Registry.get` never does and is for what came out of a file.
 """
 
+import contextlib
 import importlib
 import importlib.util
 import inspect
 import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
@@ -18,9 +21,15 @@ from dbpkit.errors import UserError, unknown_name
 
 T = TypeVar("T")
 
+_trusted: set[str] = set()
+"""Import paths that the user typed to vouch for them; see `trust`."""
+
+_reading: ContextVar[tuple[str, str]] = ContextVar("reading", default=("", ""))
+"""The file whose names are being resolved and what the user can do, empty while names are their own."""
+
 
 class Registry(Generic[T]):
-    """Maps names to parts of one kind and resolves import paths of the user's own.
+    """Maps names to parts of one kind; import paths are followed only if the user typed them.
 
     Args:
         kind: what the parts are, used in error messages (``"sampler"``).
@@ -29,6 +38,7 @@ class Registry(Generic[T]):
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._parts: dict[str, T] = {}
+        self._typed: set[str] = set()
 
     def register(self, name: str) -> Callable[[T], T]:
         """Returns a decorator that files a part under ``name``.
@@ -50,16 +60,44 @@ class Registry(Generic[T]):
         return file
 
     def get(self, name: str) -> T:
-        """Returns the part called ``name``, or the one at the import path ``module:attribute``.
+        """Returns the part called ``name``, which a file may have chosen: import paths are not followed.
+
+        One that the user typed in this process (`resolve`, `trust`) is known, and counts as a name.
 
         Raises:
             UserError: if there is none; the nearest registered name is suggested.
         """
-        if ":" in name:
+        if not isinstance(name, str):
+            raise UserError(f"a {self.kind} is named by text, not by {shortened(repr(name))}.")
+        if name in self._typed or name in _trusted:
             return import_path(name, self.kind)
+        if ":" in name:
+            raise UserError(self._refusal(name))
         if name not in self._parts:
-            raise unknown_name(self.kind, name, self._parts)
+            raise unknown_name(self.kind, shortened(name), self._parts)
         return self._parts[name]
+
+    def resolve(self, name: str) -> T:
+        """Returns the part called ``name`` or at the import path ``module:attribute``, typed by the user.
+
+        Inside `names_of` a file chose the name, and this is `get`.
+
+        Raises:
+            UserError: if there is none; the nearest registered name is suggested.
+        """
+        if not isinstance(name, str) or ":" not in name or _reading.get()[0]:
+            return self.get(name)
+        part = import_path(name, self.kind)
+        self._typed.add(name)
+        return part
+
+    def _refusal(self, name: str) -> str:
+        name, (where, remedy) = shortened(name), _reading.get()
+        remedy = remedy or f"If you trust it: --plugin {name}, or dbpkit.trust('{name}') in Python."
+        return (
+            f"{self.kind} '{name}' is an import path that {where or 'a file'} names, and those are followed"
+            f" only where you type them. {remedy}"
+        )
 
     def __contains__(self, name: str) -> bool:
         return name in self._parts
@@ -72,8 +110,35 @@ class Registry(Generic[T]):
         return {name: (self._parts[name].__doc__ or "").strip().split("\n")[0] for name in self}
 
 
+def trust(path: str) -> None:
+    """Admits the import path ``module:attribute`` wherever a file names it, for the rest of the process.
+
+    Raises:
+        UserError: if the module or the attribute does not exist.
+    """
+    if ":" not in path:
+        raise UserError(f"'{path}' is no import path. Write module:attribute.")
+    import_path(path, "part")
+    _trusted.add(path)
+
+
+@contextlib.contextmanager
+def names_of(where: str, remedy: str = "") -> Iterator[None]:
+    """Inside the block a file chose all names: no import path is followed that the user has not typed.
+
+    Args:
+        where: the file.
+        remedy: what the user can do, in a sentence; naming the path themselves if not given.
+    """
+    token = _reading.set((where, remedy))
+    try:
+        yield
+    finally:
+        _reading.reset(token)
+
+
 def import_path(path: str, kind: str) -> Any:
-    """Imports ``module:attribute``; the current directory is searched too.
+    """Imports ``module:attribute``; the current directory is searched last. Only for what the user typed.
 
     Raises:
         UserError: if the module or the attribute does not exist.
@@ -89,24 +154,42 @@ def import_path(path: str, kind: str) -> Any:
 
 
 def import_module(name: str, kind: str = "plugin") -> ModuleType:
-    """Imports a user's module by name, searching the current directory first.
+    """Imports a module that the user named. The current directory is searched too, after all others.
 
     Raises:
-        UserError: if it cannot be found or fails while it is imported.
+        UserError: if it cannot be found, fails while it is imported, or is hidden by another of its name.
     """
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    here = Path.cwd()
+    if str(here) not in sys.path:
+        sys.path.append(str(here))  # last, so that nothing in this folder hides an installed module
     try:
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise UserError(
             f"{kind} module '{name}' cannot be imported ({error}). Run from its directory or install it."
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        said = shortened(" ".join(str(error).split()), 300)
+        raise UserError(f"{kind} module '{name}' fails on import: {type(error).__name__}: {said}.") from error
+    _refuse_hidden(name, module, here, kind)
+    return module
+
+
+def _refuse_hidden(name: str, module: ModuleType, here: Path, kind: str) -> None:
+    """Raises UserError if a module of this name lies here too, and an installed one was imported."""
+    top = name.partition(".")[0]
+    own = [p for p in (here / f"{top}.py", here / top / "__init__.py") if p.is_file()]
+    found = getattr(sys.modules.get(top, module), "__file__", None)
+    if own and (found is None or not any(p.samefile(found) for p in own if Path(found).exists())):
         raise UserError(
-            f"{kind} module '{name}' fails on import: {type(error).__name__}: {error}."
-        ) from error
+            f"{kind} module '{name}' is '{own[0]}', but '{found or 'one built into Python'}' has the same"
+            " name and is found first. Rename yours."
+        )
+
+
+def shortened(text: str, most: int = 80) -> str:
+    """Returns a text, cut where it is too long for a message."""
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def call_with_options(part: Callable[..., Any], options: Mapping[str, Any], what: str) -> Any:

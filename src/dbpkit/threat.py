@@ -142,6 +142,6 @@ def make_threat(norm: str, eps: float, options: Mapping[str, Any] | None = None)
     if norm == "linf" and eps > 1:
         raise UserError(f'threat.eps {eps:g} exceeds the pixel range [0, 1]. Did you mean "{eps:g}/255"?')
     made: ThreatModel = call_with_options(
-        partial(threats.get(norm), eps), options or {}, f"threat model '{norm}'"
+        partial(threats.resolve(norm), eps), options or {}, f"threat model '{norm}'"
     )
     return made

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dbpkit.denoiser import denoisers
 from dbpkit.errors import UserError
 from dbpkit.networks import networks
-from dbpkit.registry import call_with_options
+from dbpkit.registry import call_with_options, names_of
 
 FORMAT = "dbpkit-weights-1"
 
@@ -31,7 +31,7 @@ class Architecture(NamedTuple):
 
     Attributes:
         kind: ``"denoiser"`` or ``"classifier"``.
-        network: registered network name or import path.
+        network: registered network name; an import path only if the user typed it.
         options: keyword arguments of the network.
         denoiser: registered denoiser adapter, for denoisers.
         denoiser_options: its keyword arguments.
@@ -53,12 +53,18 @@ class Architecture(NamedTuple):
         return {**self._asdict(), **plain}
 
     def build(self) -> nn.Module:
-        """Makes the network, with its denoiser adapter if it has one, in its first random state."""
-        network = call_with_options(networks.get(self.network), self.options, f"network '{self.network}'")
-        if self.kind != "denoiser":
+        """Makes the network, with its denoiser adapter if it has one, in its first random state.
+
+        Raises:
+            UserError: if a name is not registered, or an option is wrong.
+        """
+        make = networks.get(self.network)
+        adapt = denoisers.get(self.denoiser) if self.kind == "denoiser" else None
+        network = call_with_options(make, self.options, f"network '{self.network}'")
+        if adapt is None:
             return network
         options = {"network": network, **self.denoiser_options}
-        return call_with_options(denoisers.get(self.denoiser), options, f"denoiser '{self.denoiser}'")
+        return call_with_options(adapt, options, f"denoiser '{self.denoiser}'")
 
 
 def save_weights(
@@ -100,7 +106,8 @@ def load_weights(path: str | Path, sha256: str | None = None) -> tuple[nn.Module
         )
     tensors, metadata = read_tensors(path)
     architecture = _described(metadata, path)
-    model = architecture.build()
+    with names_of(f"'{path}'"):
+        model = architecture.build()
     fill(model, tensors, str(path))
     model.architecture = architecture  # type: ignore[assignment]  # training goes on from it
     return model.requires_grad_(False).eval(), architecture

@@ -13,7 +13,7 @@ from dbpkit.denoiser import denoisers
 from dbpkit.errors import UserError, unknown_name
 from dbpkit.networks import networks
 from dbpkit.purify import gradients
-from dbpkit.registry import Registry, call_with_options, import_module, import_path
+from dbpkit.registry import Registry, call_with_options, import_module, import_path, names_of, trust
 from dbpkit.samplers import samplers
 from dbpkit.threat import threats
 
@@ -119,13 +119,103 @@ def test_unknown_name_error_names_kind_value_nearest_and_all() -> None:
     )
 
 
-def test_get_import_path_finds_a_module_of_the_current_directory(folder: Path) -> None:
+def test_resolve_import_path_finds_a_module_of_the_current_directory(folder: Path) -> None:
     name = write(folder, "def make():\n    return 7\n")
-    assert samplers.get(f"{name}:make")() == 7
+    assert samplers.resolve(f"{name}:make")() == 7
 
 
-def test_get_import_path_finds_an_installed_module() -> None:
-    assert samplers.get("itertools:count") is itertools.count
+def test_resolve_import_path_finds_an_installed_module() -> None:
+    assert Registry("thing").resolve("itertools:count") is itertools.count
+
+
+def test_resolve_registered_name_is_get() -> None:
+    assert samplers.resolve("ddpm") is samplers.get("ddpm")
+    with pytest.raises(UserError, match="unknown sampler 'ddmp'"):
+        samplers.resolve("ddmp")
+
+
+@each_registry
+def test_get_import_path_is_not_followed(registry: Registry, folder: Path) -> None:
+    name = write(folder, "raise SystemError('imported')\n")
+    with pytest.raises(UserError) as raised:
+        registry.get(f"{name}:make")
+    assert str(raised.value) == (
+        f"{registry.kind} '{name}:make' is an import path that a file names, and those are followed only"
+        f" where you type them. If you trust it: --plugin {name}:make, or dbpkit.trust('{name}:make') in"
+        " Python."
+    )
+    assert name not in sys.modules
+
+
+@pytest.mark.parametrize("name", [None, 5, 0.5, [], {}, ["os:system"]])
+def test_names_that_are_no_text_raise(name: object) -> None:
+    for look_up in (samplers.get, samplers.resolve):
+        with pytest.raises(UserError, match="a sampler is named by text, not by "):
+            look_up(name)  # type: ignore[arg-type]
+
+
+def test_get_follows_what_was_typed_before_and_only_in_its_registry(folder: Path) -> None:
+    """A run that ends with its summary reads the protocol that its spec named."""
+    name = write(folder, "def make():\n    return 7\ndef other():\n    return 8\n")
+    things: Registry = Registry("thing")
+    things.resolve(f"{name}:make")
+    assert things.get(f"{name}:make")() == 7
+    with pytest.raises(UserError, match="followed only where you type them"):
+        things.get(f"{name}:other")
+    with pytest.raises(UserError, match="followed only where you type them"):
+        Registry("box").get(f"{name}:make")
+
+
+def test_trust_admits_one_path_everywhere(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dbpkit.registry._trusted", set())
+    name = write(folder, "def make():\n    return 7\nfrom os import system\n")
+    trust(f"{name}:make")
+    with names_of("'a file'"):
+        assert samplers.get(f"{name}:make")() == 7
+        assert losses.resolve(f"{name}:make")() == 7
+        with pytest.raises(UserError, match="followed only where you type them"):
+            samplers.resolve(f"{name}:system")
+
+
+@pytest.mark.parametrize("path", ["ddpm", "", "no_such_module_at_all:x"])
+def test_trust_refuses_what_is_no_import_path(path: str, folder: Path) -> None:
+    with pytest.raises(UserError, match=r"is no import path|cannot be imported"):
+        trust(path)
+
+
+def test_names_of_a_file_are_not_followed_and_the_remedy_is_said(folder: Path) -> None:
+    name = write(folder, "raise SystemError('imported')\n")
+    with names_of("'run/spec.json'", "Give --spec."):
+        with pytest.raises(
+            UserError, match=rf"'{name}:x' is an import path that 'run/spec.json' names.*Give --spec\.$"
+        ):
+            samplers.resolve(f"{name}:x")
+        assert samplers.resolve("ddpm") is samplers.get("ddpm")
+    assert name not in sys.modules
+    with pytest.raises(UserError, match="fails on import: SystemError: imported"):
+        samplers.resolve(f"{name}:x")  # outside, it is the user who names it
+
+
+def test_current_directory_is_searched_last(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing in the folder hides a module that is installed, whatever is imported later."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    import_path(f"{write(folder, 'make = 1')}:make", "thing")
+    assert sys.path[-1] == str(folder)
+    assert sys.path.count(str(folder)) == 1
+
+
+def test_module_that_an_installed_one_hides_is_refused(folder: Path) -> None:
+    (folder / "wave.py").write_text("def open():\n    return 7\n")
+    with pytest.raises(
+        UserError, match=r"thing module 'wave' is '.*wave\.py', but '.*wave\.py' has the same name"
+    ):
+        import_path("wave:open", "thing")
+
+
+def test_module_that_ends_the_program_raises(folder: Path) -> None:
+    name = write(folder, "import sys\nsys.exit('no\\narguments')\n")
+    with pytest.raises(UserError, match=f"thing module '{name}' fails on import: SystemExit: no arguments"):
+        import_path(f"{name}:x", "thing")
 
 
 def test_import_path_missing_attribute_lists_what_the_module_defines(folder: Path) -> None:

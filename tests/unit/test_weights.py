@@ -18,6 +18,7 @@ from dbpkit.denoiser import EDMDenoiser
 from dbpkit.errors import UserError
 from dbpkit.models import load_classifier, load_denoiser, state_sha256
 from dbpkit.networks import ResNet9, UNet
+from dbpkit.registry import trust
 from dbpkit.weights import Architecture, load_weights, save_weights, sha256_of, write_atomically
 from tests.oracles import fill, uniform
 
@@ -220,7 +221,11 @@ def test_load_weights_tensors_of_several_faults_are_all_named(saved: Path) -> No
             {"chanels": [4]},
             r"network 'resnet9' has no option 'chanels'\. Available: image_channels, classes, channels",
         ),
-        ("network", "no_such_module:make", "network module 'no_such_module' cannot be imported"),
+        (
+            "network",
+            "os:system",
+            r"network 'os:system' is an import path that '.*' names, and those are foll",
+        ),
     ],
 )
 def test_load_weights_network_that_cannot_be_built_raises(
@@ -230,6 +235,49 @@ def test_load_weights_network_that_cannot_be_built_raises(
     rewrite(saved, about=json.dumps(described))
     with pytest.raises(UserError, match=message):
         load_weights(saved)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"network": "os:system", "options": {"command": "touch EXECUTED"}},
+        {"kind": "denoiser", "network": "os:system", "options": {"command": "touch EXECUTED"}},
+        {"kind": "denoiser", "denoiser": "subprocess:check_call", "denoiser_options": {"args": "id"}},
+        {"kind": "denoiser", "network": "unet", "denoiser": "planted:make"},
+    ],
+)
+def test_load_weights_never_calls_what_its_metadata_name(
+    saved: Path, change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "planted.py").write_text("open('EXECUTED', 'w')\n")
+    described = {"format": "dbpkit-weights-1", "architecture": {**DESCRIPTION, **change}}
+    rewrite(saved, about=json.dumps(described))
+    with pytest.raises(
+        UserError, match=r"is an import path that '.*' names, and those are followed only where"
+    ):
+        load_weights(saved)
+    assert not (tmp_path / "EXECUTED").exists()
+
+
+def small_network(width: int) -> torch.nn.Module:
+    """A network of the user's own."""
+    return torch.nn.Linear(width, 2)
+
+
+def test_load_weights_of_a_users_own_network_needs_the_user_to_name_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dbpkit.registry._trusted", set())
+    path = f"{__name__}:small_network"
+    architecture = Architecture("classifier", path, {"width": 3}, class_names=("a", "b"))
+    save_weights(tmp_path / "own.safetensors", small_network(3), architecture)
+    with pytest.raises(UserError, match=rf"If you trust it: --plugin {path}, or dbpkit\.trust\('{path}'\)"):
+        load_weights(tmp_path / "own.safetensors")
+    trust(path)
+    model, found = load_weights(tmp_path / "own.safetensors")
+    assert isinstance(model, torch.nn.Linear)
+    assert found == architecture
 
 
 FORMAT = {"format": "dbpkit-weights-1"}

@@ -54,7 +54,7 @@ def analyse(
 
 def make_analysis(name: str, options: Mapping[str, Any]) -> Analysis:
     """Builds an analysis by registered name or import path; UserError if an option is unknown."""
-    return call_with_options(analyses.get(name), options, f"analysis '{name}'")
+    return call_with_options(analyses.resolve(name), options, f"analysis '{name}'")
 
 
 def _run(

@@ -72,7 +72,7 @@ def apgd(
     """
     settings = _Settings(iterations, eot, momentum, judge_draws, stop)
     settings.check("apgd", n_restarts, threat)
-    goals = [_Goal(losses.get(loss), y)] * n_restarts
+    goals = [_Goal(losses.resolve(loss), y)] * n_restarts
     return _best_of(goals, Target.of(target), x, y, threat=threat, noise=noise, settings=settings)
 
 

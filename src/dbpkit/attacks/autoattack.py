@@ -122,7 +122,7 @@ def _chosen(version: str, parts: Sequence[str | Mapping[str, Any]] | None) -> Se
 def _bind(part: PartSpec, shared: Mapping[str, Any]) -> Attack:
     """An attack with its own options, and the shared ones that it knows."""
     steps = shared["iterations"] * STEPS_PER_ITERATION.get(part.name, 1)
-    known = inspect.signature(attacks.get(part.name)).parameters
+    known = inspect.signature(attacks.resolve(part.name)).parameters
     options = {name: value for name, value in {**shared, "iterations": steps}.items() if name in known}
     return make_attack(part.name, {**options, **part.options})
 

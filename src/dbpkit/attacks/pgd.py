@@ -84,4 +84,4 @@ def pgd(
 def _expected_loss(target: Target, x: Tensor, y: Tensor, noise: NoisePlan, draws: int, loss: str) -> Tensor:
     """Mean loss (B,) over draws whose numbers no gradient has used."""
     logits = target.draws(x, noise=noise, count=draws).flatten(0, 1)
-    return losses.get(loss)(logits, y.repeat_interleave(draws)).unflatten(0, (len(x), draws)).mean(dim=1)
+    return losses.resolve(loss)(logits, y.repeat_interleave(draws)).unflatten(0, (len(x), draws)).mean(dim=1)

@@ -211,7 +211,7 @@ def _judge(
 ) -> tuple[Tensor, Tensor]:
     """Mean loss (B,) over draws, and the share of them that are classified right."""
     logits = target.draws(x, noise=noise, count=eot)
-    value = losses.get(loss)(logits.flatten(0, 1), y.repeat_interleave(eot)).unflatten(0, (len(x), eot))
+    value = losses.resolve(loss)(logits.flatten(0, 1), y.repeat_interleave(eot)).unflatten(0, (len(x), eot))
     right = (logits.argmax(dim=2) == y[:, None]).to(value.dtype)
     return mean_in_order(value), mean_in_order(right)
 

@@ -173,7 +173,7 @@ class Target:
 
         All R gradients of an image are held at once.
         """
-        loss_function = losses.get(loss) if isinstance(loss, str) else loss
+        loss_function = losses.resolve(loss) if isinstance(loss, str) else loss
         plan = noise.repeat(eot)
         image = torch.arange(len(x)).repeat_interleave(eot)
         grads, values, outputs = [], [], []
@@ -245,7 +245,7 @@ def make_attack(name: str, options: Mapping[str, Any] | None = None) -> Attack:
     Raises:
         UserError: if the name or an option is unknown.
     """
-    attack = attacks.get(name)
+    attack = attacks.resolve(name)
     reserved = ("target", "x", "y", "threat", "noise")
     known = [p for p in inspect.signature(attack).parameters if p not in reserved]
     for option in options or {}:

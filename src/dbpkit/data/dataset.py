@@ -158,7 +158,7 @@ def load_dataset(name: str, options: Mapping[str, Any] | None = None) -> Dataset
     Raises:
         UserError: if the name, an option or a file is wrong, or the loader returns something else.
     """
-    loaded = call_with_options(datasets.get(name), options or {}, f"data '{name}'")
+    loaded = call_with_options(datasets.resolve(name), options or {}, f"data '{name}'")
     if not isinstance(loaded, Dataset):
         raise UserError(f"data '{name}' must return a dbpkit.Dataset, not {type(loaded).__name__}.")
     return loaded

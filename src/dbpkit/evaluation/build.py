@@ -133,7 +133,7 @@ def single_draw(attack: PartSpec) -> dict[str, Any]:
 
 def accepted_options(name: str) -> dict[str, Any]:
     """Names and defaults of an attack's options."""
-    function: Callable[..., Any] = attacks.get(name)
+    function: Callable[..., Any] = attacks.resolve(name)
     return {
         n: p.default for n, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY
     }

@@ -216,7 +216,7 @@ def _planned(spec: EvaluationSpec, parts: Parts) -> dict[str, Check]:
     """The sanity checks with a spec's attack and draws; of random models only where one is seen."""
     checks = _named(SANITY)
     settings = [k.resolve() for k in spec.knowledge]
-    views = [gradients.get(k.gradient)(parts.model, **k.gradient_options) for k in settings]
+    views = [gradients.resolve(k.gradient)(parts.model, **k.gradient_options) for k in settings]
     if all(k.leaves_nothing_random(v.sites) for k, v in zip(settings, views, strict=True)):
         del checks["gradient_noise"], checks["worst_of_n_control"]
     options = {a.name: {**accepted_options(a.name), **attack_options(a)} for a in spec.attacks}

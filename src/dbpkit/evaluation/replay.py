@@ -17,8 +17,9 @@ from dbpkit.evaluation.build import Parts, build
 from dbpkit.evaluation.rows import UNDEFENDED, Batch, Execution, Rows
 from dbpkit.evaluation.run import kernels, refuse_other_parts
 from dbpkit.evaluation.spec import EvaluationSpec
+from dbpkit.registry import names_of
 from dbpkit.results.run_directory import Record, RunDirectory
-from dbpkit.spec import validate
+from dbpkit.spec import differences, validate
 
 TOLERANCE = 1e-6
 """Largest difference of a logit that counts as the same, on the device of the run."""
@@ -129,6 +130,8 @@ def replay(
     attack: bool = True,
     device: str | None = None,
     parts: Parts | None = None,
+    spec: EvaluationSpec | None = None,
+    trust_run: bool = False,
 ) -> Replay:
     """Computes one example of a run again.
 
@@ -140,15 +143,50 @@ def replay(
         attack: whether the attack is run again too, on this example alone.
         device: None takes that of the run's first session.
         parts: models and data, for a run that was made from objects; None builds those of the spec.
+        spec: the spec that the run was made with; None takes the run's own, and then follows no import path.
+        trust_run: follow the import paths of the run's own spec. They can run any code.
 
     Returns:
         What was computed, and how it compares with the record.
 
     Raises:
-        UserError: if the run has no such row, tape or example, or weights or data are not those of the run.
+        UserError: if the run has no such row, tape or example, weights, data or spec are not those of the
+            run, or its spec names an import path and neither ``spec`` nor ``trust_run`` is given.
     """
     directory = RunDirectory(run)
-    spec = validate(directory.spec()["spec"], EvaluationSpec, f"{directory.path}/spec.json")
+    recorded = validate(directory.spec()["spec"], EvaluationSpec, f"{directory.path}/spec.json")
+    if spec is not None:
+        _refuse_other_spec(directory, recorded, spec)
+    typed = contextlib.nullcontext() if spec is not None or trust_run else _read_only(directory)
+    with typed:
+        return _replayed(directory, spec or recorded, (example, row, tape), attack, device, parts)
+
+
+def _refuse_other_spec(directory: RunDirectory, recorded: EvaluationSpec, spec: EvaluationSpec) -> None:
+    """Raises UserError unless the spec that was given is that of the run."""
+    changed = differences(*(s.model_dump(mode="json") for s in (recorded, spec)))
+    if changed:
+        raise UserError(
+            f"'{directory.path}' was made with another spec: {', '.join(changed)}. Give the run's own spec."
+        )
+
+
+def _read_only(directory: RunDirectory) -> contextlib.AbstractContextManager[None]:
+    """Inside, no import path of the run is followed."""
+    remedy = "Give the spec of the run (--spec FILE), or --trust-run if you trust the directory."
+    return names_of(f"'{directory.path / 'spec.json'}'", remedy)
+
+
+def _replayed(
+    directory: RunDirectory,
+    spec: EvaluationSpec,
+    key: tuple[int, str, int],
+    attack: bool,
+    device: str | None,
+    parts: Parts | None,
+) -> Replay:
+    """Computes the example of a key (example, row, tape) again."""
+    example, row, tape = key
     record = _record(directory, row, tape, example)
     if parts is None and GIVEN in (spec.classifier.name, spec.denoiser.name, spec.data.name):
         raise UserError(

@@ -22,7 +22,7 @@ from dbpkit.evaluation.watch import Watch
 from dbpkit.gradients import DEFAULT_MEMORY
 from dbpkit.noise import NoisePlan
 from dbpkit.purify import gradients
-from dbpkit.results.protocols import protocols
+from dbpkit.results.protocols import chosen_protocol
 from dbpkit.results.run_directory import Record, RunDirectory
 
 UNDEFENDED = Knowledge("undefended")
@@ -95,10 +95,10 @@ class Rows:
         self.run = run
         self.knowledge = {k.name: k.resolve() for k in spec.knowledge}
         self.views = {
-            name: gradients.get(k.gradient)(parts.model, **k.gradient_options)
+            name: gradients.resolve(k.gradient)(parts.model, **k.gradient_options)
             for name, k in self.knowledge.items()
         }
-        self.watches = protocols.get(spec.protocol).judges_iterates
+        self.watches = chosen_protocol(spec.protocol).judges_iterates
         self._calls: dict[str, int] = {}
 
     def units(self) -> list[Unit]:

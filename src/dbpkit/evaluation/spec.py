@@ -121,7 +121,7 @@ class EvaluationSpec(Strict):
         knowledge: what the attacker knows; one row of the table each.
         examples: which examples.
         draws: how many purifications per image.
-        protocol: registered name of the protocol whose estimate is the headline.
+        protocol: registered name or import path of the protocol whose estimate is the headline.
         seed: decides every random number.
         analyses: options by name of analysis, for ``dbpkit analyse``; no part of the evaluation or its hash.
     """
@@ -146,10 +146,11 @@ class EvaluationSpec(Strict):
     @field_validator("protocol")
     @classmethod
     def _known_protocol(cls, name: str) -> str:
-        try:
-            protocols.get(name)
-        except UserError as error:
-            raise ValueError(str(error).rstrip(".")) from error
+        if ":" not in name:  # import paths are followed when a spec is run, never when it is read
+            try:
+                protocols.get(name)
+            except UserError as error:
+                raise ValueError(str(error).rstrip(".")) from error
         return name
 
     @model_serializer(mode="wrap")

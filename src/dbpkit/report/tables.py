@@ -15,7 +15,7 @@ from rich.text import Text
 
 from dbpkit.results.estimates import Estimate
 from dbpkit.results.flags import Flag
-from dbpkit.results.protocols import DEFAULT, protocols
+from dbpkit.results.protocols import DEFAULT, recorded_protocol
 from dbpkit.results.summary import TITLES, Row, Summary, has_purifier
 
 NOTHING = "–"
@@ -113,7 +113,8 @@ def table_rows(summary: Summary) -> list[TableRow]:
 
 def headline_title(summary: Summary) -> str:
     """Returns what the headline is called, ``"right on all N draws"``; empty if it is per draw."""
-    return "" if summary.protocol == DEFAULT else protocols.get(summary.protocol).title
+    protocol = recorded_protocol(summary.protocol)
+    return "" if summary.protocol == DEFAULT or protocol is None else protocol.title
 
 
 def difference_rows(summary: Summary) -> list[DifferenceRow]:

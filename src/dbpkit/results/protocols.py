@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dbpkit.registry import Registry
+from dbpkit.errors import UserError
+from dbpkit.registry import Registry, shortened
 from dbpkit.results.estimates import Estimate, mean_accuracy, vote
 from dbpkit.results.flags import Flag
 from dbpkit.results.run_directory import Record
@@ -101,6 +102,42 @@ protocols.register("majority")(Protocol(majority_vote, "majority", "majority of 
 protocols.register("while_optimising")(
     Protocol(while_optimising, "any_iterate", "right at every iterate", judges_iterates=True)
 )
+
+
+def chosen_protocol(name: str) -> Protocol:
+    """Returns the protocol that the user's spec names, by registered name or import path.
+
+    Raises:
+        UserError: if there is none, or something else is at the import path.
+    """
+    found = protocols.resolve(name)
+    if not isinstance(found, Protocol):
+        raise UserError(
+            f"protocol '{name}' must be a dbpkit.results.protocols.Protocol, not {type(found).__name__}."
+        )
+    return found
+
+
+def recorded_protocol(name: str) -> Protocol | None:
+    """Returns the protocol that a run names, or None for one of its user's own: a run is read, not obeyed."""
+    if ":" not in name:
+        return protocols.get(name)
+    try:
+        found: object = protocols.get(name)
+    except UserError:
+        return None
+    return found if isinstance(found, Protocol) else None
+
+
+def own_protocol(name: str) -> list[Flag]:
+    """Flags a run whose protocol is its user's own and has not been named by whoever reads the run."""
+    if recorded_protocol(name) is not None:
+        return []
+    message = (
+        f"The run's protocol '{shortened(name)}' is an import path, and those of a run are not followed: the"
+        f" headline is that of '{DEFAULT}'. If you trust it, add --plugin {shortened(name)}."
+    )
+    return [Flag("own_protocol", "warning", message)]
 
 
 def headline(protocol: Protocol, row: str, records: Sequence[Record], clean: Sequence[Record]) -> Headline:

@@ -21,8 +21,10 @@ from dbpkit.results.protocols import (
     UNDEFENDED_ROWS,
     Protocol,
     headline,
+    own_protocol,
     protocol_flags,
     protocols,
+    recorded_protocol,
 )
 from dbpkit.results.run_directory import Record, RunDirectory
 
@@ -125,7 +127,8 @@ def summarise(run: RunDirectory) -> Summary:
     """
     spec = run.spec()["spec"]
     records = run.records()
-    protocol = protocols.get(spec.get("protocol", DEFAULT))
+    chosen = spec.get("protocol", DEFAULT)
+    protocol = recorded_protocol(chosen) or protocols.get(DEFAULT)
     grouped = {name: [r for r in records if r["row"] == name] for name in expected_rows(spec)}
     good = {name: [r for r in group if "error" not in r] for name, group in grouped.items()}
     rows = []
@@ -141,7 +144,7 @@ def summarise(run: RunDirectory) -> Summary:
         if shared:
             pairs = [scores[a][i] for i in shared], [scores[b][i] for i in shared]
             differences[f"{a} - {b}"] = paired_difference(*pairs)
-    flags = record_flags(records, preflight)
+    flags = [*record_flags(records, preflight), *own_protocol(chosen)]
     for name, group in good.items():
         flags += protocol_flags(protocol, name, group, _unattacked(good, name))
     return Summary(

@@ -81,7 +81,7 @@ def make_sampler(
     Raises:
         UserError: if a name or an option is unknown, or the levels do not decrease to 0.
     """
-    found: Any = samplers.get(name)
+    found: Any = samplers.resolve(name)
     method = (
         found if isinstance(found, Method) else Method(found, sites=lambda _: REVERSE_SITES | {"forward"})
     )

@@ -315,7 +315,7 @@ def feature_statistics(batches: Iterable[Tensor]) -> Statistics:
 
 def make_features(name: str, options: Mapping[str, Any]) -> Features:
     """Builds features by registered name or import path; UserError if an option is wrong."""
-    return call_with_options(feature_sources.get(name), options, f"features '{name}'")
+    return call_with_options(feature_sources.resolve(name), options, f"features '{name}'")
 
 
 @feature_sources.register("inception")

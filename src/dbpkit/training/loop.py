@@ -21,8 +21,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dbpkit.data import Dataset, load_dataset
+from dbpkit.denoiser import denoisers
 from dbpkit.errors import UserError
 from dbpkit.models import load_classifier, load_denoiser, state_sha256
+from dbpkit.networks import networks
 from dbpkit.noise import NoisePlan, permutation, seeded_generator
 from dbpkit.spec import differences, spec_hash
 from dbpkit.training.card import model_card
@@ -313,6 +315,8 @@ def _architecture(spec: TrainingSpec, objective: Objective, data: Dataset) -> Ar
             f"network.options.image_channels is {options['image_channels']}, but '{data.name}' has"
             f" {data.shape[0]}."
         )
+    networks.resolve(spec.network.name)  # typed by the user: `Architecture` itself follows no import path
+    denoisers.resolve(spec.denoiser)
     return Architecture(
         objective.kind,
         spec.network.name,

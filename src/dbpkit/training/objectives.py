@@ -206,7 +206,7 @@ def _device(model: nn.Module) -> torch.device:
 
 def make_objective(name: str, options: dict[str, Any]) -> Objective:
     """Builds an objective by name; UserError if an option is unknown."""
-    return call_with_options(objectives.get(name), options, f"objective '{name}'")
+    return call_with_options(objectives.resolve(name), options, f"objective '{name}'")
 
 
 class _Named(Strict):
@@ -220,7 +220,7 @@ def _named(part: Part, where: str) -> PartSpec:
 
 def _part(registry: Registry, spec: PartSpec) -> Any:
     """A part of an objective, built from its name and options."""
-    return call_with_options(registry.get(spec.name), spec.options, f"{registry.kind} '{spec.name}'")
+    return call_with_options(registry.resolve(spec.name), spec.options, f"{registry.kind} '{spec.name}'")
 
 
 def _flipped(x: Tensor, u: Tensor) -> Tensor:

@@ -1,0 +1,27 @@
+"""What ``python -m dbpkit`` settles before anything else is imported.
+
+The thing people get wrong: ``python -m`` puts the current folder first among the places where modules are
+looked for, so a ``numpy.py`` that lies in a downloaded run would run as NumPy.
+"""
+
+import os  # with sys, the only module that Python itself has loaded already
+import sys
+
+
+def _is_run_as_a_module() -> bool:
+    """Whether this package is being started by ``python -m dbpkit...``, rather than imported by a program."""
+    if sys.argv[:1] != ["-m"]:  # what argv[0] is while Python looks for the module it was told to run
+        return False
+    named = sys.orig_argv[-len(sys.argv)].removeprefix("-m")
+    return named.partition(".")[0] == "dbpkit"
+
+
+def _leave_the_current_folder() -> None:
+    """Takes the current folder from the front of the search path, where ``-m`` has put it."""
+    first = sys.path[0] if sys.path and not sys.flags.safe_path else None
+    if first is not None and os.path.realpath(first or ".") == os.path.realpath("."):
+        del sys.path[0]
+
+
+if _is_run_as_a_module():
+    _leave_the_current_folder()
