@@ -55,18 +55,43 @@ class Replay:
         """Runs the first step with its graph, to learn how many such graphs fit the budget."""
         sizes: dict[int, int] = {}
 
-        def weigh(saved: Tensor) -> Tensor:
+        def weigh(saved: Tensor) -> _Saved:
             storage = saved.untyped_storage()
             sizes[storage.data_ptr()] = storage.nbytes()
-            return saved
+            return _Saved(saved)
 
-        with torch.autograd.graph.saved_tensors_hooks(weigh, lambda saved: saved):
+        with torch.autograd.graph.saved_tensors_hooks(weigh, _Saved.unpack):
             y = function(x)
         # Frozen weights are among the saved tensors; counting them at every step errs on the safe side.
         self.kept = min(self.steps, max(1, self.memory_bytes // max(sum(sizes.values()), 1)))
         if self.kept == self.steps:
             return y
         return _Replayed.apply(x, _Step(function, x.device.type, self.verify), y.detach())
+
+
+class _Saved:
+    """A tensor that autograd saved, as a hook may keep it.
+
+    The tensor itself must not be kept: where an operation saves its own result, that would close a cycle of
+    node and tensor that nothing frees. Its detached twin shares memory and version, so that a change in
+    place is still noticed; under hooks autograd does not look for one.
+    """
+
+    __slots__ = ("tensor", "version")
+
+    def __init__(self, saved: Tensor) -> None:
+        self.tensor = saved.detach()
+        self.version = saved._version
+
+    def unpack(self) -> Tensor:
+        """Returns the tensor; RuntimeError if it was changed in place since."""
+        if self.tensor._version != self.version:
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an inplace"
+                f" operation: a {tuple(self.tensor.shape)} tensor of a purification step is at version"
+                f" {self.tensor._version}; expected version {self.version} instead."
+            )
+        return self.tensor
 
 
 class _Step:
