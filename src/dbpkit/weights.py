@@ -73,15 +73,33 @@ def save_weights(
     """Writes a model's state, floating tensors rounded to ``dtype``; returns the file's sha256.
 
     Raises:
-        UserError: if the disk is full or the folder cannot be written.
+        UserError: if a value is not finite or ``dtype`` cannot hold it, the disk is full or the folder cannot
+            be written.
     """
-    tensors = {
-        name: (t.to(dtype) if t.is_floating_point() else t).contiguous()
-        for name, t in model.state_dict().items()
-    }
+    tensors = rounded(model.state_dict(), dtype)
     # One metadata key: safetensors writes several in random order, and the file's hash would vary.
     about = {"format": FORMAT, "architecture": architecture.as_json()}
     return write_tensors(path, tensors, {"dbpkit": json.dumps(about, sort_keys=True)})
+
+
+def rounded(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Returns tensors as a file of ``dtype`` holds them; whole numbers stay as they are.
+
+    Raises:
+        UserError: if a value is not finite, or too large for ``dtype``.
+    """
+    kept = {n: (t.to(dtype) if t.is_floating_point() else t).contiguous() for n, t in tensors.items()}
+    for name, tensor in kept.items():
+        if not tensor.is_floating_point() or bool(torch.isfinite(tensor).all()):
+            continue
+        if not bool(torch.isfinite(tensors[name]).all()):
+            raise UserError(f"weights '{name}' are not finite. Train with a lower optimiser.lr or grad_clip.")
+        short, largest = str(dtype).removeprefix("torch."), float(tensors[name].abs().max())
+        raise UserError(
+            f"weights '{name}' reach {largest:.6g}, more than the {torch.finfo(dtype).max:g} that {short} can"
+            ' hold. Use store = "float32"; the same command with --set store=float32 trains nothing again.'
+        )
+    return kept
 
 
 def load_weights(path: str | Path, sha256: str | None = None) -> tuple[nn.Module, Architecture]:

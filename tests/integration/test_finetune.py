@@ -133,7 +133,7 @@ def test_finetune_killed_and_resumed_ends_with_the_same_weights(
 
 def updates(out: Path) -> int:
     path = out / "checkpoint.safetensors"
-    return int(read_tensors(path)[1]["updates"]) if path.is_file() else 0
+    return int(json.loads(read_tensors(path)[1]["dbpkit"])["updates"]) if path.is_file() else 0
 
 
 @pytest.mark.slow
@@ -211,7 +211,7 @@ def test_full_disk_and_wild_rate_keep_the_last_checkpoint(
             out,
             execution=CPU,
         )
-    real, room = os.fsync, [2]  # the spec and one checkpoint
+    real, room = os.fsync, [6]  # train.json, one checkpoint, two lines of the curve, two pictures
 
     def fsync(descriptor: int) -> None:
         room[0] -= 1

@@ -101,7 +101,7 @@ def test_train_killed_and_resumed_ends_with_the_same_weights(tmp_path: Path) -> 
 
 def updates(out: Path) -> int:
     path = out / "checkpoint.safetensors"
-    return int(read_tensors(path)[1]["updates"]) if path.is_file() else 0
+    return int(json.loads(read_tensors(path)[1]["dbpkit"])["updates"]) if path.is_file() else 0
 
 
 def load_sha(out: Path) -> str:
@@ -126,7 +126,7 @@ def test_train_loss_that_explodes_stops_and_keeps_the_checkpoint(tmp_path: Path)
 
 
 def test_train_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, room = os.fsync, [3]  # spec, two checkpoints
+    real, room = os.fsync, [9]  # train.json, two checkpoints, three lines of the curve, three pictures
 
     def fsync(descriptor: int) -> None:
         room[0] -= 1

@@ -5,12 +5,15 @@ the update and the example alone, so the number of processes changes nothing but
 get wrong: averaged weights need averaged batch-norm statistics too, so the average covers buffers.
 """
 
+import contextlib
 import importlib.util
+import io
 import json
 import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,23 +24,16 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dbpkit.data import Dataset, load_dataset
-from dbpkit.denoiser import denoisers
 from dbpkit.errors import UserError
-from dbpkit.models import load_classifier, load_denoiser, state_sha256
-from dbpkit.networks import networks
+from dbpkit.models import state_sha256
 from dbpkit.noise import NoisePlan, permutation, seeded_generator
-from dbpkit.spec import differences, spec_hash
+from dbpkit.results.locking import writing
 from dbpkit.training.card import model_card
+from dbpkit.training.directory import Hashes, Line, TrainingDirectory, require_finite_figures
 from dbpkit.training.objectives import Batch, Objective, make_objective
 from dbpkit.training.spec import OptimiserSpec, TrainingSpec
-from dbpkit.weights import (
-    Architecture,
-    fill,
-    read_tensors,
-    save_weights,
-    write_atomically,
-    write_tensors,
-)
+from dbpkit.training.start import from_random, initial
+from dbpkit.weights import Architecture, fill, rounded, save_weights, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +68,7 @@ class Run(NamedTuple):
     """Everything a running training holds."""
 
     spec: TrainingSpec
-    out: Path
+    directory: TrainingDirectory
     objective: Objective
     data: Dataset
     test: Dataset
@@ -110,15 +106,20 @@ def train(
     Raises:
         UserError: if ``out`` holds a run of another spec, the parts do not fit, or the loss is not finite.
     """
-    run = _prepared(spec, Path(out), execution)
-    done = _restore(run)
-    _updates(run, done, progress)
-    if run.accelerator.is_main_process:
-        _finish(run)
-    run.accelerator.wait_for_everyone()
-    run.accelerator.end_training()
-    figures = json.loads((run.out / "figures.json").read_text())
-    return Trained(run.out / "weights.safetensors", figures["sha256"], figures)
+    directory = TrainingDirectory(out)
+    directory.refuse_other(spec, _version())
+    accelerator = _accelerator(spec, directory.path, execution)
+    with writing(out, "dbpkit train") if accelerator.is_main_process else contextlib.nullcontext():
+        run = _prepared(spec, directory, accelerator)
+        if execution.tensorboard:
+            accelerator.init_trackers("tensorboard")
+        _updates(run, _restore(run), progress)
+        if accelerator.is_main_process:
+            _finish(run)
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
+    figures = directory.figures()
+    return Trained(directory.path / "weights.safetensors", figures["sha256"], figures)
 
 
 def learning_rate(update: int, spec: OptimiserSpec) -> float:
@@ -140,21 +141,39 @@ def ema_weight(update: int, decay: float) -> float:
     return 1 - min(decay, 1 - (1 + update) ** -0.75)
 
 
-def _prepared(spec: TrainingSpec, out: Path, execution: Execution) -> Run:
-    """Loads and checks every part of a run and claims its directory."""
-    accelerator = _accelerator(spec, out, execution)
+def _prepared(spec: TrainingSpec, directory: TrainingDirectory, accelerator: Accelerator) -> Run:
+    """Checks and loads every part of a run, what costs least first, and claims its directory."""
     objective = make_objective(spec.objective, spec.objective_options)
+    loaded = initial(spec, objective)
     data = load_dataset(spec.data.name, spec.data.options)
     test = load_dataset(spec.test_data.name, spec.test_data.options)
-    architecture, model = _start(spec, objective, data)
-    _set_dropout(model, spec.dropout)
+    if spec.optimiser.batch_size > len(data):
+        raise UserError(
+            f"batch_size {spec.optimiser.batch_size} exceeds the {len(data)} training examples. Use a"
+            " smaller one."
+        )
+    architecture, model = loaded or from_random(spec, objective, data)
     objective.check(model.to(accelerator.device), data, trained=spec.init is not None)
     average = architecture.build().requires_grad_(False).to(accelerator.device)
     fill(average, model.state_dict(), "to start from")
+    hashes = Hashes(
+        data=data.sha256,
+        test_data=test.sha256,
+        init=state_sha256(model) if spec.init else None,
+        **getattr(objective, "hashes", dict)(),
+    )
     with accelerator.main_process_first():
-        _claim(out, spec, state_sha256(model) if spec.init else None)
+        directory.claim(spec, _version(), hashes)
     wrapped, optimiser = accelerator.prepare(model, _optimiser(model, spec.optimiser))
-    return Run(spec, out, objective, data, test, architecture, accelerator, wrapped, average, optimiser)
+    return Run(spec, directory, objective, data, test, architecture, accelerator, wrapped, average, optimiser)
+
+
+def _version() -> str:
+    """The version of this program, which a run must be continued with."""
+    try:
+        return metadata.version("dbpkit")
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _accelerator(spec: TrainingSpec, out: Path, execution: Execution) -> Accelerator:
@@ -177,8 +196,6 @@ def _accelerator(spec: TrainingSpec, out: Path, execution: Execution) -> Acceler
             f"batch_size {spec.optimiser.batch_size} cannot be shared by {accelerator.num_processes}"
             " processes. Use a multiple."
         )
-    if execution.tensorboard:
-        accelerator.init_trackers("tensorboard")
     return accelerator
 
 
@@ -198,7 +215,7 @@ def _updates(run: Run, done: int, progress: Progress) -> None:
         if not math.isfinite(losses[-1]):
             raise UserError(
                 f"the training loss is {losses[-1]} at update {update}. Lower optimiser.lr or set"
-                f" grad_clip; the last checkpoint in '{run.out}' is intact."
+                f" grad_clip; what was saved in '{run.directory.path}' is intact."
             )
         run.optimiser.zero_grad()
         accelerator.backward(loss)
@@ -218,9 +235,15 @@ def _record(run: Run, done: int, losses: list[float], seconds: float) -> None:
     run.accelerator.log({"loss": loss, "learning_rate": rate}, step=done)
     if run.accelerator.is_main_process:
         speed = len(losses) * run.spec.optimiser.batch_size / seconds
-        line = {"updates": done, "loss": loss, "lr": rate, "seconds": round(seconds, 1)}
-        with (run.out / "log.jsonl").open("a") as file:
-            file.write(json.dumps(line | {"images_per_second": round(speed, 1)}) + "\n")
+        run.directory.append_curve(
+            Line(
+                updates=done,
+                loss=loss,
+                lr=rate,
+                seconds=round(seconds, 1),
+                images_per_second=round(speed, 1),
+            )
+        )
         if done * _SAMPLED // run.spec.optimiser.updates > (done - len(losses)) * _SAMPLED // (
             run.spec.optimiser.updates
         ):
@@ -236,9 +259,9 @@ def _sample(run: Run, done: int) -> None:
     if picture is None:
         return
     pixels = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    path = run.out / "samples" / f"{done:07d}.png"
-    path.parent.mkdir(exist_ok=True)
-    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(path)
+    png = io.BytesIO()
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(png, format="PNG")
+    write_atomically(run.directory.path / "samples" / f"{done:07d}.png", png.getvalue())
 
 
 def _batches(run: Run, done: int) -> Iterator[tuple[int, Batch]]:
@@ -246,8 +269,6 @@ def _batches(run: Run, done: int) -> Iterator[tuple[int, Batch]]:
     spec, data, accelerator = run.spec, run.data, run.accelerator
     size = spec.optimiser.batch_size
     per_epoch = len(data) // size
-    if per_epoch == 0:
-        raise UserError(f"batch_size {size} exceeds the {len(data)} training examples. Use a smaller one.")
     epoch, order = -1, torch.empty(0, dtype=torch.int64)
     for update in range(done, spec.optimiser.updates):
         if update // per_epoch != epoch:
@@ -279,145 +300,67 @@ def _average(average: nn.Module, model: nn.Module, weight: float) -> None:
         old.lerp_(new, weight) if old.is_floating_point() else old.copy_(new)
 
 
-def _start(spec: TrainingSpec, objective: Objective, data: Dataset) -> tuple[Architecture, nn.Module]:
-    """The network to train, with its first weights, and its description."""
-    if spec.init is not None:
-        load = load_classifier if objective.kind == "classifier" else load_denoiser
-        model: Any = load(spec.init.name, spec.init.options)
-        architecture = getattr(model, "architecture", None)
-        if not isinstance(architecture, Architecture):
-            raise UserError(
-                f"init '{spec.init.name}' cannot be trained: it has no 'architecture' to write into a"
-                " weights file. Start from a weights file, 'embedded' or 'diffusers'."
-            )
-        return architecture, model.requires_grad_(True)
-    architecture = _architecture(spec, objective, data)
-    with seeded_generator(spec.seed):
-        return architecture, architecture.build()
-
-
-def _architecture(spec: TrainingSpec, objective: Objective, data: Dataset) -> Architecture:
-    """The weights file's description of the network, fitted to the data."""
-    assert spec.network is not None
-    options = dict(spec.network.options)
-    options.setdefault("image_channels", data.shape[0])
-    class_names: tuple[str, ...] = ()
-    if objective.kind == "classifier":
-        options.setdefault("classes", len(data.class_names))
-        class_names = data.class_names
-        if options["classes"] != len(class_names):
-            raise UserError(
-                f"network.options.classes is {options['classes']}, but '{data.name}' has"
-                f" {len(class_names)} classes."
-            )
-    if options["image_channels"] != data.shape[0]:
-        raise UserError(
-            f"network.options.image_channels is {options['image_channels']}, but '{data.name}' has"
-            f" {data.shape[0]}."
-        )
-    networks.resolve(spec.network.name)  # typed by the user: `Architecture` itself follows no import path
-    denoisers.resolve(spec.denoiser)
-    return Architecture(
-        objective.kind,
-        spec.network.name,
-        options,
-        spec.denoiser,
-        dict(spec.denoiser_options),
-        data.shape,
-        class_names,
-    )
-
-
-def _set_dropout(model: nn.Module, share: float | None) -> None:
-    """Sets the share that every dropout layer drops; UserError if there is none to set."""
-    if share is None:
-        return
-    layers = [m for m in model.modules() if isinstance(m, nn.Dropout)]
-    if not layers:
-        raise UserError(f"dropout {share} has no effect: the network has no dropout layer. Leave it out.")
-    for layer in layers:
-        layer.p = share
-
-
-def _claim(out: Path, spec: TrainingSpec, init_sha256: str | None) -> None:
-    """Writes the spec into a new run directory, or checks that an old one has the same."""
-    path = out / "train.json"
-    resolved = spec.model_dump(mode="json")
-    if path.is_file():
-        old = json.loads(path.read_text())
-        changed = differences(old["spec"], resolved)
-        if old.get("init_sha256", init_sha256) != init_sha256:
-            changed.append("the weights that 'init' names")
-        if old["hash"] != spec_hash(spec) or changed:
-            raise UserError(
-                f"{out} was made with another spec: {', '.join(changed)}. Use a new --out or delete the"
-                " directory."
-            )
-        return
-    content = {"hash": spec_hash(spec), "spec": resolved, "init_sha256": init_sha256}
-    write_atomically(path, json.dumps(content, indent=1).encode())
-
-
 def _checkpoint(run: Run, done: int) -> None:
-    """Replaces the checkpoint by the present state, in one atomic step."""
+    """Replaces the checkpoint by the present state."""
     tensors: dict[str, Tensor] = {f"model.{n}": t for n, t in run.bare.state_dict().items()}
     tensors |= {f"average.{n}": t for n, t in run.average.state_dict().items()}
     for index, state in run.optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{n}": torch.as_tensor(t) for n, t in state.items() if t is not None}
     # One storage each: safetensors refuses views, and channels-last tensors must become contiguous.
     tensors = {n: t.detach().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
-    write_tensors(run.out / "checkpoint.safetensors", tensors, {"updates": str(done)})
+    run.directory.write_checkpoint(done, tensors)
 
 
 def _restore(run: Run) -> int:
     """Fills everything from the checkpoint, if there is one; returns the updates it has made."""
-    path = run.out / "checkpoint.safetensors"
-    if not path.is_file():
-        return 0
-    tensors, metadata = read_tensors(path)
-    for name, module in (("model", run.bare), ("average", run.average)):
-        fill(
-            module,
-            {k.removeprefix(f"{name}."): t for k, t in tensors.items() if k.startswith(f"{name}.")},
-            str(path),
-        )
+    found = run.directory.checkpoint(run.spec)
+    done = found.updates if found else 0
+    if found:
+        for name, module in (("model", run.bare), ("average", run.average)):
+            prefix = f"{name}."
+            own = {k.removeprefix(prefix): t for k, t in found.tensors.items() if k.startswith(prefix)}
+            fill(module, own, f"checkpoint of {run.directory.path}")
+        _restore_optimiser(run, found.tensors)
+        log.info("resumed %s at update %s", run.directory.path, done)
+    if run.accelerator.is_main_process:
+        run.directory.cut_curve(done)
+    return done
+
+
+def _restore_optimiser(run: Run, tensors: dict[str, Tensor]) -> None:
+    """Fills the optimiser's state; UserError if it is of other parameters."""
+    parameters = [p for group in run.optimiser.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if key.startswith("optimiser."):
             _, index, name = key.split(".", 2)
-            state.setdefault(int(index), {})[name] = tensor
+            place = int(index)
+            if place >= len(parameters) or tensor.shape not in ((), parameters[place].shape):
+                raise UserError(
+                    f"'{key}' in the checkpoint of {run.directory.path} does not fit the network. Delete the"
+                    " checkpoint to train from the first update."
+                )
+            state.setdefault(place, {})[name] = tensor
     run.optimiser.load_state_dict(
         {"state": state, "param_groups": run.optimiser.state_dict()["param_groups"]}
     )
-    done = int(metadata["updates"])
-    if run.accelerator.is_main_process:
-        _cut_log(run.out / "log.jsonl", done)
-    log.info("resumed %s at update %s", run.out, done)
-    return done
-
-
-def _cut_log(path: Path, done: int) -> None:
-    """Drops the learning curve's lines that the checkpoint does not cover; they are written again."""
-    if path.is_file():
-        lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
-        kept = [line for line in lines if json.loads(line)["updates"] <= done]
-        write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
 
 
 @torch.no_grad()
 def _finish(run: Run) -> None:
     """Stores the averaged weights as they will be read, and evaluates exactly those."""
-    spec, model = run.spec, run.average.eval()
-    weights = run.out / "weights.safetensors"
-    sha256 = save_weights(weights, model, run.architecture, getattr(torch, spec.store))
-    stored, _ = read_tensors(weights)
-    fill(model, stored, str(weights))
+    spec, model, out = run.spec, run.average.eval(), run.directory.path
+    dtype = getattr(torch, spec.store)
+    fill(model, rounded(model.state_dict(), dtype), "to store")
     figures = run.objective.evaluate(model, run.test, spec.seed)
+    require_finite_figures(figures, "No weights were written; train with a lower optimiser.lr.")
+    sha256 = save_weights(out / "weights.safetensors", model, run.architecture, dtype)
+    trains = run.directory.trains()
     figures |= {
-        "init_sha256": json.loads((run.out / "train.json").read_text()).get("init_sha256"),
+        "init_sha256": trains.hashes.init if trains else None,
         "sha256": sha256,
         "test_data_sha256": run.test.sha256,
         "parameters": sum(p.numel() for p in model.parameters()),
     }
-    write_atomically(run.out / "figures.json", json.dumps(figures, indent=1).encode())
-    write_atomically(run.out / "card.md", model_card(spec, figures, run.data.sha256).encode())
+    write_atomically(out / "figures.json", json.dumps(figures, indent=1).encode())
+    write_atomically(out / "card.md", model_card(spec, figures, run.data.sha256).encode())

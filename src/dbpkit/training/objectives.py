@@ -27,6 +27,9 @@ from dbpkit.training.perturb import Problem, frozen, perturbations
 
 objectives: Registry = Registry("objective")
 
+TIMES = 1000
+"""Discrete times whose error can be reported."""
+
 Part = str | dict[str, Any]
 """A registered name, or a table with ``name`` and ``options``."""
 
@@ -79,6 +82,13 @@ class Classification:
     cutout: int = 8
     kind = "classifier"
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1 or self.shift < 0 or self.cutout < 0:
+            raise UserError(
+                "classification needs label_smoothing in [0, 1), shift >= 0 and cutout >= 0, not"
+                f" {self.label_smoothing}, {self.shift} and {self.cutout}."
+            )
+
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Returns the mean cross-entropy of augmented images; scalar."""
         choices = batch.noise.uniform("augment", 0, batch.x.new_zeros(len(batch.x), 5))
@@ -90,6 +100,11 @@ class Classification:
     def check(self, model: nn.Module, data: Dataset, trained: bool) -> None:
         """Raises UserError unless the classifier takes the images and has their classes."""
         del trained
+        if self.shift >= min(data.shape[1:]):
+            raise UserError(
+                f"objective_options.shift {self.shift} reaches across images of {data.shape[1]} x"
+                f" {data.shape[2]} pixels. Use a smaller one."
+            )
         with frozen(model):
             check_classifier(model, data, "the classifier", trained=False)
 
@@ -126,6 +141,8 @@ class Denoising:
 
     def __post_init__(self) -> None:
         _ = self._levels  # a mistaken name or option is found before training
+        if wrong := [t for t in self.report_times if not 0 <= t < TIMES]:
+            raise UserError(f"objective_options.report_times {wrong[0]} is outside 0 to {TIMES - 1}.")
         if self._perturb.needs_guide and self.guide is None:
             raise UserError(
                 f"perturbation '{_named(self.perturbation, 'perturbation').name}' is guided by a classifier."
@@ -164,6 +181,10 @@ class Denoising:
         error = (model(x0 + column * noise, sigma).to(x0.dtype) - x0).square().flatten(1).mean(dim=1)
         return (self._levels.weight(sigma) * error).mean()
 
+    def hashes(self) -> dict[str, str]:
+        """Returns the sha256 of the guide, by name, if there is one."""
+        return {"guide": state_sha256(self._guide)} if self._guide is not None else {}
+
     def check(self, model: nn.Module, data: Dataset, trained: bool) -> None:
         """Raises UserError unless denoiser, guide and data fit in channels, size, range and classes."""
         if self._guide is not None:
@@ -177,7 +198,7 @@ class Denoising:
         data = data.select(slice(0, 1000))
         errors = {}
         for t in self.report_times:
-            sigma = float(discrete_sigmas()[min(t, 999)])
+            sigma = float(discrete_sigmas()[t])
             total = 0.0
             for index in _chunks(len(data)):
                 x0, _, estimate = _denoised(model, data.select(index), seed, t)
@@ -194,7 +215,7 @@ class Denoising:
 
 def _denoised(model: nn.Module, data: Dataset, seed: int, t: int) -> tuple[Tensor, Tensor, Tensor]:
     """Clean images, the same noised to time t of 1000, and the model's estimates; in [-1, 1]."""
-    sigma = discrete_sigmas()[min(t, 999)].float()
+    sigma = discrete_sigmas()[t].float()
     x0 = 2 * data.x().to(_device(model)) - 1
     noisy = x0 + sigma * NoisePlan.of(seed, data.ids, "report").normal("forward", t, x0)
     return x0, noisy, model(noisy, sigma)

@@ -1,10 +1,13 @@
 """A training run, described by one TOML file."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from dbpkit.spec import PartSpec, Strict
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+"""A decay rate in [0, 1)."""
 
 
 class OptimiserSpec(Strict):
@@ -27,13 +30,13 @@ class OptimiserSpec(Strict):
     updates: int = Field(gt=0)
     batch_size: int = Field(gt=0)
     method: Literal["adamw", "sgd"] = "adamw"
-    lr: float = Field(gt=0)
+    lr: float = Field(gt=0, allow_inf_nan=False)
     schedule: Literal["cosine", "constant"] = "cosine"
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[Decay, Decay] = (0.9, 0.99)
     warmup: float = Field(default=0.05, ge=0, le=1)
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
-    grad_clip: float = Field(default=1.0, ge=0)
+    grad_clip: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     precision: Literal["float32", "bfloat16"] = "float32"
 
 

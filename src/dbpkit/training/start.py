@@ -1,0 +1,130 @@
+"""What a training run starts from: its network with first weights, checked before any data are read.
+
+The thing people get wrong: a network for the classes and channels of the data, with options that say
+otherwise. Options that fit no network are found by building it once before the data are there.
+"""
+
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from dbpkit.data import Dataset
+from dbpkit.denoiser import denoisers
+from dbpkit.errors import UserError
+from dbpkit.models import load_classifier, load_denoiser
+from dbpkit.networks import networks
+from dbpkit.noise import seeded_generator
+from dbpkit.training.objectives import Objective
+from dbpkit.training.spec import TrainingSpec
+from dbpkit.weights import Architecture
+
+
+class Start(NamedTuple):
+    """The network to train, with its first weights, and its description."""
+
+    architecture: Architecture
+    model: nn.Module
+
+
+def initial(spec: TrainingSpec, objective: Objective) -> Start | None:
+    """Loads what a run trains on from, or tries the options of a network that is to be made.
+
+    Returns:
+        The loaded network, or None for random weights, which need the data's classes and channels.
+
+    Raises:
+        UserError: if a name or an option is wrong.
+    """
+    if spec.init is not None:
+        start = _loaded(spec, objective)
+        set_dropout(start.model, spec.dropout)
+        return start
+    assert spec.network is not None
+    options = {"image_channels": 3, **spec.network.options}
+    if objective.kind == "classifier":
+        options.setdefault("classes", 10)
+    tried = _described(spec, objective, options, (3, 32, 32), ())
+    with seeded_generator(spec.seed):
+        set_dropout(tried.build(), spec.dropout)
+    return None
+
+
+def from_random(spec: TrainingSpec, objective: Objective, data: Dataset) -> Start:
+    """Makes the network a spec describes, fitted to the data, with first weights from the seed.
+
+    Raises:
+        UserError: if it has other classes or channels than the data.
+    """
+    architecture = _architecture(spec, objective, data)
+    with seeded_generator(spec.seed):
+        model = architecture.build()
+    set_dropout(model, spec.dropout)
+    return Start(architecture, model)
+
+
+def set_dropout(model: nn.Module, share: float | None) -> None:
+    """Sets the share that every dropout layer drops; UserError if there is none to set."""
+    if share is None:
+        return
+    layers = [m for m in model.modules() if isinstance(m, nn.Dropout)]
+    if not layers:
+        raise UserError(f"dropout {share} has no effect: the network has no dropout layer. Leave it out.")
+    for layer in layers:
+        layer.p = share
+
+
+def _loaded(spec: TrainingSpec, objective: Objective) -> Start:
+    """The network that a spec trains on from."""
+    assert spec.init is not None
+    load = load_classifier if objective.kind == "classifier" else load_denoiser
+    model: Any = load(spec.init.name, spec.init.options)
+    architecture = getattr(model, "architecture", None)
+    if not isinstance(architecture, Architecture):
+        raise UserError(
+            f"init '{spec.init.name}' cannot be trained: it has no 'architecture' to write into a"
+            " weights file. Start from a weights file, 'embedded' or 'diffusers'."
+        )
+    return Start(architecture, model.requires_grad_(True))
+
+
+def _architecture(spec: TrainingSpec, objective: Objective, data: Dataset) -> Architecture:
+    """The weights file's description of the network, fitted to the data."""
+    assert spec.network is not None
+    options = dict(spec.network.options)
+    options.setdefault("image_channels", data.shape[0])
+    class_names: tuple[str, ...] = ()
+    if objective.kind == "classifier":
+        options.setdefault("classes", len(data.class_names))
+        class_names = data.class_names
+        if options["classes"] != len(class_names):
+            raise UserError(
+                f"network.options.classes is {options['classes']}, but '{data.name}' has"
+                f" {len(class_names)} classes."
+            )
+    if options["image_channels"] != data.shape[0]:
+        raise UserError(
+            f"network.options.image_channels is {options['image_channels']}, but '{data.name}' has"
+            f" {data.shape[0]}."
+        )
+    return _described(spec, objective, options, data.shape, class_names)
+
+
+def _described(
+    spec: TrainingSpec,
+    objective: Objective,
+    options: dict[str, Any],
+    image_shape: tuple[int, int, int],
+    class_names: tuple[str, ...],
+) -> Architecture:
+    assert spec.network is not None
+    networks.resolve(spec.network.name)  # typed by the user: `Architecture` itself follows no import path
+    denoisers.resolve(spec.denoiser)
+    return Architecture(
+        objective.kind,
+        spec.network.name,
+        options,
+        spec.denoiser,
+        dict(spec.denoiser_options),
+        image_shape,
+        class_names,
+    )
