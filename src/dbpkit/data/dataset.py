@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dbpkit.errors import UserError
+from dbpkit.inputs import check_pixels, whole
 from dbpkit.noise import MAX_ID
 from dbpkit.registry import Registry, call_with_options
 
@@ -67,6 +68,12 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Returns the image (C, H, W) in [0, 1] and the label at a position, as torch's loaders want them."""
+        if not -len(self) <= whole(index, "position", low=-(1 << 62)) < len(self):
+            raise IndexError(f"data '{self.name}' has {len(self)} examples, none at position {index}")
+        return self.x(torch.tensor([index]))[0], int(self.labels[index])
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
@@ -90,20 +97,6 @@ class Dataset:
     def select(self, index: Tensor | slice) -> "Dataset":
         """Returns the data set of the examples at positions ``index``, ids kept."""
         return replace(self, images=self.images[index], labels=self.labels[index], ids=self.ids[index])
-
-
-def check_pixels(x: Tensor, where: str, ids: Tensor | None = None) -> None:
-    """Raises UserError unless every value of images ``x`` (B, C, H, W) is finite and in [0, 1]."""
-    good = (torch.isfinite(x) & (x >= 0) & (x <= 1)).flatten(1).all(dim=1)
-    if not bool(good.all()):
-        bad = int((~good).nonzero()[0])
-        name = f"example {int(ids[bad])}" if ids is not None else f"image {bad}"
-        values = x[bad]
-        raise UserError(
-            f"{where}: pixels must be finite and in [0, 1]; {name} spans {float(values.min()):g} to"
-            f" {float(values.max()):g}{'' if bool(torch.isfinite(values).all()) else ' and is not finite'}."
-            " Divide 8-bit values by 255 and undo any normalisation."
-        )
 
 
 def path_id(path: str) -> int:

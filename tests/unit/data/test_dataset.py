@@ -178,3 +178,28 @@ def test_load_dataset_import_path_calls_the_function(tmp_path: Path, monkeypatch
     assert len(load_dataset("own_data_for_test:load", {"n": 4})) == 4
     with pytest.raises(UserError, match=r"must return a dbpkit\.Dataset, not list"):
         load_dataset("own_data_for_test:wrong")
+
+
+def test_pixels_off_by_float_rounding_are_accepted_as_they_are() -> None:
+    """A colour conversion and back spans -2.98e-08 to 1: nothing to divide by 255."""
+    images = torch.full((3, 1, 2, 2), 0.5)
+    images[0, 0, 0, 0], images[1, 0, 0, 0] = -2.98e-8, 1 + 9e-7
+    assert torch.equal(make(images=images).x(), images)
+    images[2, 0, 0, 0] = -2e-6
+    with pytest.raises(UserError, match=r"example 9 spans -2e-06 to 0\.5"):
+        make(images=images)
+
+
+def test_dataset_in_a_loader_gives_batches_of_images_and_labels() -> None:
+    images = torch.tensor([0, 51, 255], dtype=torch.uint8)[:, None, None, None].expand(3, 1, 2, 2)
+    data = make(images=images)
+    batches = list(torch.utils.data.DataLoader(data, batch_size=2))
+    assert [tuple(x.shape) for x, _ in batches] == [(2, 1, 2, 2), (1, 1, 2, 2)]
+    assert torch.equal(torch.cat([x for x, _ in batches]), data.x())
+    assert torch.equal(torch.cat([y for _, y in batches]), data.labels)
+    assert len(list(data)) == 3  # iteration ends
+
+
+def test_dataset_position_that_is_no_number_raises() -> None:
+    with pytest.raises(UserError, match="position must be a whole number, not 'cat'"):
+        make()["cat"]
