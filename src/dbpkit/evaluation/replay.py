@@ -164,7 +164,7 @@ def replay(
 
 def _refuse_other_spec(directory: RunDirectory, recorded: EvaluationSpec, spec: EvaluationSpec) -> None:
     """Raises UserError unless the spec that was given is that of the run."""
-    changed = differences(*(s.model_dump(mode="json") for s in (recorded, spec)))
+    changed = differences(recorded.model_dump(mode="json"), spec.model_dump(mode="json"))
     if changed:
         raise UserError(
             f"'{directory.path}' was made with another spec: {', '.join(changed)}. Give the run's own spec."
