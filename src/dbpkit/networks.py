@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dbpkit.errors import UserError
+from dbpkit.options import Count, Length
 from dbpkit.registry import Registry
 
 networks: Registry = Registry("network")
@@ -35,11 +36,11 @@ class UNet(nn.Module):
 
     def __init__(
         self,
-        image_channels: int = 3,
-        channels: tuple[int, ...] = (96, 128),
-        blocks: tuple[int, ...] = (2, 3),
-        patch_size: int = 2,
-        embedding_size: int = 64,
+        image_channels: Count = 3,
+        channels: tuple[Count, ...] = (96, 128),
+        blocks: tuple[Count, ...] = (2, 3),
+        patch_size: Count = 2,
+        embedding_size: Count = 64,
         attention: bool = True,
     ) -> None:
         super().__init__()
@@ -112,11 +113,11 @@ class ResNet9(nn.Module):
 
     def __init__(
         self,
-        image_channels: int = 3,
-        classes: int = 10,
-        channels: tuple[int, int, int, int] = (32, 64, 128, 192),
+        image_channels: Count = 3,
+        classes: Count = 10,
+        channels: tuple[Count, Count, Count, Count] = (32, 64, 128, 192),
         mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465),
-        std: tuple[float, ...] = (0.2470, 0.2435, 0.2616),
+        std: tuple[Length, ...] = (0.2470, 0.2435, 0.2616),
         scale: float = 0.25,
         mirror: bool = False,
     ) -> None:
@@ -163,11 +164,11 @@ class VGG(nn.Module):
 
     def __init__(
         self,
-        image_channels: int = 3,
-        classes: int = 10,
-        channels: tuple[int, ...] = (48, 96, 160),
+        image_channels: Count = 3,
+        classes: Count = 10,
+        channels: tuple[Count, ...] = (48, 96, 160),
         mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465),
-        std: tuple[float, ...] = (0.2470, 0.2435, 0.2616),
+        std: tuple[Length, ...] = (0.2470, 0.2435, 0.2616),
     ) -> None:
         super().__init__()
         widths = [image_channels, *channels]
@@ -183,7 +184,7 @@ class VGG(nn.Module):
 
 
 @networks.register("diffusers")
-def diffusers_unet(config: Mapping[str, Any], image_channels: int = 3) -> nn.Module:
+def diffusers_unet(config: Mapping[str, Any], image_channels: Count = 3) -> nn.Module:
     """A diffusers ``UNet2DModel`` by its configuration, such as a paper-sized DDPM; for the ``vp`` denoiser.
 
     Args:

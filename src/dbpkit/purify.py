@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dbpkit.errors import UserError
 from dbpkit.gradients import DEFAULT_MEMORY, Replay, straight_through
 from dbpkit.noise import NoisePlan
+from dbpkit.options import Count, CountOrNone
 from dbpkit.registry import Registry
 from dbpkit.samplers import make_sampler
 from dbpkit.samplers.method import BoundSampler
@@ -287,7 +288,7 @@ def bpda(model: PurifiedClassifier) -> nn.Module:
 
 
 @gradients.register("surrogate")
-def surrogate(model: PurifiedClassifier, steps: int = 50) -> nn.Module:
+def surrogate(model: PurifiedClassifier, steps: Count = 50) -> nn.Module:
     """The attacker differentiates a purifier with fewer steps; the real one judges.
 
     Source:
@@ -307,7 +308,7 @@ def blind(model: PurifiedClassifier) -> nn.Module:
 
 
 @gradients.register("other_tape")
-def other_tape(model: PurifiedClassifier, tape: int = 0) -> nn.Module:
+def other_tape(model: PurifiedClassifier, tape: CountOrNone = 0) -> nn.Module:
     """The attacker knows one tape of noise by heart, but not the defender's; exact on that tape.
 
     The tape is draw number ``tape`` of lane 0 of the attack stream, which no attack and no score draws from.

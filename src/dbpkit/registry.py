@@ -8,16 +8,16 @@ paths and is for what the user typed; `Registry.get` never does and is for what 
 import contextlib
 import importlib
 import importlib.util
-import inspect
 import pkgutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 from dbpkit.errors import UserError, unknown_name
+from dbpkit.options import call_with_options as call_with_options
 
 T = TypeVar("T")
 
@@ -190,27 +190,6 @@ def _refuse_hidden(name: str, module: ModuleType, here: Path, kind: str) -> None
 def shortened(text: str, most: int = 80) -> str:
     """Returns a text, cut where it is too long for a message."""
     return text if len(text) <= most else f"{text[:most]}..."
-
-
-def call_with_options(part: Callable[..., Any], options: Mapping[str, Any], what: str) -> Any:
-    """Calls a part with a spec's options.
-
-    Raises:
-        UserError: if it does not accept them; errors inside the part pass through.
-    """
-    parameters = inspect.signature(part).parameters
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    for option in options:
-        if option not in parameters and not open_ended:
-            raise UserError(f"{what} has no option '{option}'. Available: {', '.join(parameters) or 'none'}.")
-    needed = [
-        n
-        for n, p in parameters.items()
-        if p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-    if missing := [n for n in needed if n not in options]:
-        raise UserError(f"{what} needs the option '{missing[0]}'. Give it in options.")
-    return part(**options)
 
 
 def import_siblings(package: str, path: Iterable[str]) -> None:

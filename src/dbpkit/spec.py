@@ -8,7 +8,6 @@ import hashlib
 import json
 import re
 import tomllib
-from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -22,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from dbpkit.amounts import amount
 from dbpkit.errors import UserError
 
 
@@ -41,18 +41,6 @@ def _readable_amount(value: str) -> str:
 
 Amount = Annotated[str, BeforeValidator(str), AfterValidator(_readable_amount)]
 """A non-negative number as text: ``"8/255"`` or ``"0.5"``."""
-
-
-def amount(text: str) -> float:
-    """Returns the value of an `Amount`; ValueError unless it is a non-negative number or fraction."""
-    try:
-        numerator, _, denominator = text.replace(" ", "").partition("/")
-        value = float(Fraction(numerator) / Fraction(denominator or "1"))
-    except (ValueError, ZeroDivisionError, OverflowError) as error:
-        raise ValueError(f"'{text}' is no number; write \"8/255\" or 0.5") from error
-    if value < 0:
-        raise ValueError(f"'{text}' is negative")
-    return value
 
 
 class PartSpec(Strict):

@@ -306,7 +306,7 @@ def test_guided_perturbation_without_a_guide_is_refused_before_training(name: st
             r"noise levels 'ddpm' has no option 't_max'\. Available: t_last",
         ),
         ({"levels": {"name": "ddpm", "option": {}}}, r"unknown key 'part\.option'\. Did you mean 'options'"),
-        ({"levels": 7}, r"spec 'objective_options\.levels'"),
+        ({"levels": 7}, r"levels must be text or a table, not 7"),
     ],
 )
 def test_mistaken_options_are_one_sentence(options: dict, message: str, guides: ModuleType) -> None:

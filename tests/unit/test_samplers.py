@@ -12,6 +12,7 @@ import itertools
 import math
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -603,9 +604,14 @@ def test_sampler_unknown_name_raises_with_nearest() -> None:
 
 @pytest.mark.parametrize("name", ["ddpm", "reverse_only"])
 def test_sampler_unknown_variance_raises(name: str) -> None:
-    sampler = make_sampler(name, 0.1, 50, {"variance": "medium"})
+    with pytest.raises(
+        UserError, match=rf"sampler '{name}': variance must be 'large' or 'small', not 'medium'"
+    ):
+        make_sampler(name, 0.1, 50, {"variance": "medium"})
+    sampler = make_sampler(name, 0.1, 50)
+    function = partial(sampler.sample, variance="medium")
     with pytest.raises(UserError, match=r"variance 'medium' is unknown\. Available: large, small"):
-        sampler.sample(bumpy, uniform(1, 1, 2, 2), sampler.levels, noise=NoisePlan.of(0, [0]), step=plain)
+        function(bumpy, uniform(1, 1, 2, 2), sampler.levels, noise=NoisePlan.of(0, [0]), step=plain)
 
 
 def test_sampler_users_function_by_import_path_runs_on_the_discrete_grid(module: ModuleType) -> None:

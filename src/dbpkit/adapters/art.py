@@ -28,6 +28,7 @@ from dbpkit.adapters.alignment import (
 from dbpkit.attacks.target import AttackOutcome, Target, attacks
 from dbpkit.errors import UserError
 from dbpkit.noise import NoisePlan
+from dbpkit.options import Count
 from dbpkit.threat import ThreatModel
 
 CONSTANT = (
@@ -58,8 +59,8 @@ def art(
     threat: ThreatModel,
     noise: NoisePlan,
     name: str = "ProjectedGradientDescent",
-    iterations: int | None = None,
-    eot: int = 10,
+    iterations: Count | None = None,
+    eot: Count = 10,
     draws: Draws = "fresh",
     alignment: Alignment = "single",
     settings: Mapping[str, Any] | None = None,

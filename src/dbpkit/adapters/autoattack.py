@@ -28,6 +28,7 @@ from dbpkit.adapters.alignment import (
 from dbpkit.attacks.target import AttackOutcome, Target, attacks
 from dbpkit.errors import UserError, unknown_name
 from dbpkit.noise import NoisePlan
+from dbpkit.options import Count
 from dbpkit.threat import ThreatModel
 
 PARTS = {
@@ -51,10 +52,10 @@ def pyautoattack(
     noise: NoisePlan,
     version: Literal["standard", "plus", "rand"] = "rand",
     parts: Sequence[str] = (),
-    iterations: int | None = None,
-    queries: int | None = None,
-    restarts: int | None = None,
-    eot: int = 20,
+    iterations: Count | None = None,
+    queries: Count | None = None,
+    restarts: Count | None = None,
+    eot: Count = 20,
     draws: Draws = "fresh",
     alignment: Alignment = "single",
 ) -> AttackOutcome:
@@ -122,9 +123,9 @@ def _configure(
     evaluation: Any,
     parts: list[str],
     targets: int,
-    iterations: int | None,
-    queries: int | None,
-    restarts: int | None,
+    iterations: Count | None,
+    queries: Count | None,
+    restarts: Count | None,
 ) -> None:
     """Sets what differs from the version."""
     evaluation.attacks_to_run = parts

@@ -26,6 +26,7 @@ from dbpkit.adapters.alignment import (
 from dbpkit.attacks.target import AttackOutcome, Target, attacks
 from dbpkit.errors import UserError
 from dbpkit.noise import NoisePlan
+from dbpkit.options import Count
 from dbpkit.threat import ThreatModel
 
 NO_START = "init_attack failed"
@@ -41,8 +42,8 @@ def foolbox(
     threat: ThreatModel,
     noise: NoisePlan,
     name: str | None = None,
-    iterations: int | None = None,
-    eot: int = 10,
+    iterations: Count | None = None,
+    eot: Count = 10,
     draws: Draws = "fresh",
     alignment: Alignment = "single",
     settings: Mapping[str, Any] | None = None,
@@ -106,7 +107,7 @@ def foolbox(
 
 
 def _make(
-    library: Any, name: str, p: float, iterations: int | None, settings: Mapping[str, Any] | None
+    library: Any, name: str, p: float, iterations: Count | None, settings: Mapping[str, Any] | None
 ) -> Any:
     """The attack with its settings; UserError if its distance is not that of the threat."""
     cls: Any = find_attack("foolbox", library.attacks, name, library.attacks.Attack)

@@ -17,6 +17,7 @@ from dbpkit.evaluation.build import Parts
 from dbpkit.evaluation.knowledge import Knowledge
 from dbpkit.evaluation.spec import EvaluationSpec
 from dbpkit.noise import NoisePlan
+from dbpkit.options import checked_options
 from dbpkit.registry import Registry
 from dbpkit.results.analysis import AnalysisResult
 
@@ -113,14 +114,9 @@ class Analysis(Protocol):
         ...
 
 
-def check_options(analysis: Any, **least: int) -> None:
-    """Raises UserError unless every named option is a whole number of at least so much, or a list of them."""
-    name = type(analysis).__name__.lower()
-    for option, bound in least.items():
-        value = getattr(analysis, option)
-        values = list(value) if isinstance(value, (list, tuple)) else [value]
-        if not values or any(type(v) is not int or v < bound for v in values):
-            raise UserError(f"analysis '{name}': {option} must be whole and at least {bound}, not {value!r}.")
+def check_options(analysis: Any) -> None:
+    """Raises UserError unless every field of an analysis is what its annotation says."""
+    checked_options(type(analysis), vars(analysis), f"analysis '{type(analysis).__name__.lower()}'")
 
 
 def batches(subject: Subject, images: int, size: int = 8) -> list[str]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, needs_budget, positions, rows
 from dbpkit.evaluation.knowledge import known
 from dbpkit.noise import NoisePlan
+from dbpkit.options import Count, CountOrNone, Length
 from dbpkit.results.analysis import AnalysisResult, Chart, Number, Series, below
 from dbpkit.results.intervals import bootstrap
 
@@ -38,16 +39,16 @@ class Compression:
         jacobian_step: relative length at which the limit is taken by a central difference.
     """
 
-    images: int = 16
-    tapes: int = 2
-    directions: int = 2
-    scales: tuple[float, ...] = (0.0625, 0.25, 1.0, 2.0)
-    attack_iterations: int = 5
-    jacobian_step: float = 1e-2
+    images: Count = 16
+    tapes: Count = 2
+    directions: Count = 2
+    scales: tuple[Length, ...] = (0.0625, 0.25, 1.0, 2.0)
+    attack_iterations: CountOrNone = 5
+    jacobian_step: Length = 1e-2
     title = "Compression at fixed randomness"
 
     def __post_init__(self) -> None:
-        check_options(self, images=1, tapes=1, directions=1, attack_iterations=0)
+        check_options(self)
 
     def units(self, subject: Subject) -> list[str]:
         """Batches of examples."""
@@ -149,7 +150,7 @@ def compression_rate(
     noise: NoisePlan,
     kind: str = "gaussian",
     size: float = 1.0,
-    directions: int = 2,
+    directions: Count = 2,
 ) -> Tensor:
     """||f(x + delta) - f(x)|| / ||delta|| at fixed noise, mean over random directions; forward passes only.
 

@@ -77,12 +77,12 @@ def with_eps(subject: Subject, eps: float) -> Subject:
     return subject._replace(parts=subject.parts._replace(threat=threat))
 
 
-def budgets(subject: Subject, texts: Sequence[str]) -> list[float]:
+def budgets(subject: Subject, texts: Sequence[str | float]) -> list[float]:
     """Budgets in pixel units, increasing; without texts, `SHARES` of the spec's."""
     return sorted(pixels(text) for text in texts) or [share * subject.parts.threat.eps for share in SHARES]
 
 
-def pixels(text: str) -> float:
+def pixels(text: str | float) -> float:
     """Value of a budget such as ``"0.5/255"`` or ``"0.03"``; UserError unless it is a positive number."""
     try:
         value = amount(str(text))

@@ -18,6 +18,7 @@ from torch import Tensor
 from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, positions, rows
 from dbpkit.evaluation.knowledge import known
 from dbpkit.noise import NoisePlan
+from dbpkit.options import Count
 from dbpkit.purify import Purifier
 from dbpkit.results.analysis import AnalysisResult, Chart, Number, Series, above, below
 from dbpkit.results.intervals import bootstrap, bootstrap_means
@@ -58,13 +59,13 @@ class Distances:
         attack_iterations: steps of PGD on the tape (DW_Both).
     """
 
-    images: int = 16
-    tapes: int = 1
-    attack_iterations: int = 10
+    images: Count = 16
+    tapes: Count = 1
+    attack_iterations: Count = 10
     title = "Distance to the clean image"
 
     def __post_init__(self) -> None:
-        check_options(self, images=1, tapes=1, attack_iterations=1)
+        check_options(self)
 
     def units(self, subject: Subject) -> list[str]:
         """Batches of examples."""

@@ -23,6 +23,7 @@ from dbpkit.attacks import losses
 from dbpkit.errors import UserError
 from dbpkit.evaluation.knowledge import known
 from dbpkit.noise import NoisePlan
+from dbpkit.options import Count
 from dbpkit.results.analysis import AnalysisResult, Chart, Number, Series, above, below
 from dbpkit.results.estimates import paired_difference, wilson
 from dbpkit.results.intervals import bootstrap, bootstrap_means
@@ -63,17 +64,17 @@ class EoT:
         stride: every how many of the steps -16 to 16 along a direction the loss is taken; divides 16.
     """
 
-    images: int = 8
-    counts: tuple[int, ...] = (1, 2, 4, 8, 16)
-    iterations: int = 5
-    draws: int = 10
-    tapes: int = 2
-    semi: int = 16
-    stride: int = 2
+    images: Count = 8
+    counts: tuple[Count, ...] = (1, 2, 4, 8, 16)
+    iterations: Count = 5
+    draws: Count = 10
+    tapes: Count = 2
+    semi: Count = 16
+    stride: Count = 2
     title = "Averaging over the noise (EoT) against knowing it"
 
     def __post_init__(self) -> None:
-        check_options(self, images=1, counts=1, iterations=1, draws=1, tapes=1, semi=1, stride=1)
+        check_options(self)
         if sorted(set(self.counts)) != list(self.counts):
             raise UserError(f"analysis 'eot': counts must increase, not {list(self.counts)!r}.")
         if self.semi < self.tapes:

@@ -18,6 +18,7 @@ import numpy as np
 from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, positions, rows
 from dbpkit.analyses.targets import misclassified
 from dbpkit.evaluation.knowledge import known
+from dbpkit.options import Count, Several
 from dbpkit.results.analysis import AnalysisResult, Chart, Number, Series, above
 from dbpkit.results.estimates import wilson
 from dbpkit.results.intervals import bootstrap
@@ -38,14 +39,14 @@ class Fuzziness:
         eot: draws averaged in each of its gradients.
     """
 
-    images: int = 16
-    draws: int = 100
-    iterations: int = 10
-    eot: int = 5
+    images: Count = 16
+    draws: Several = 100
+    iterations: Count = 10
+    eot: Count = 5
     title = "Fuzzy robustness: how often an attack succeeds"
 
     def __post_init__(self) -> None:
-        check_options(self, images=1, draws=2, iterations=1, eot=1)
+        check_options(self)
 
     def units(self, subject: Subject) -> list[str]:
         """Batches of examples."""

@@ -10,18 +10,19 @@ Source:
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, positions, rows
 from dbpkit.analyses.targets import attack_path
 from dbpkit.attacks import losses
-from dbpkit.errors import UserError
 from dbpkit.evaluation.knowledge import known
 from dbpkit.noise import NoisePlan
+from dbpkit.options import Count, Several
 from dbpkit.results.analysis import AnalysisResult, Chart, Number, Series, above
 from dbpkit.results.intervals import bootstrap
 
@@ -45,19 +46,15 @@ class Landscape:
         eot: draws averaged in each gradient of the EoT attack.
     """
 
-    images: int = 16
-    grid: int = 9
-    extent: float = 2.0
-    iterations: int = 10
-    eot: int = 5
+    images: Count = 16
+    grid: Several = 9
+    extent: Annotated[float, Ge(1)] = 2.0
+    iterations: Count = 10
+    eot: Count = 5
     title = "Loss landscape under known noise"
 
     def __post_init__(self) -> None:
-        check_options(self, images=1, grid=2, iterations=1, eot=1)
-        if not (isinstance(self.extent, (int, float)) and 1 <= self.extent < float("inf")):
-            raise UserError(
-                f"analysis 'landscape': extent must be a number of at least 1, not {self.extent!r}."
-            )
+        check_options(self)
 
     def units(self, subject: Subject) -> list[str]:
         """Batches of examples."""

@@ -32,6 +32,7 @@ from dbpkit.analyses.law_charts import law_chart, margin_chart, plane, predictio
 from dbpkit.analyses.law_table import CLASSIFIER, Table, at_shared_budgets, clean_margins, tabulate
 from dbpkit.analyses.sigmoid import Sigmoid, fit_sigmoid, leave_one_out
 from dbpkit.errors import UserError
+from dbpkit.options import Count
 from dbpkit.results.analysis import (
     AnalysisRecords,
     AnalysisResult,
@@ -65,15 +66,15 @@ class Law:
     """
 
     configurations: Sequence[Mapping[str, Any]] = CONFIGURATIONS
-    eps: Sequence[str] = ()
-    images: int = 16
-    tapes: int = 1
-    directions: int = 2
-    iterations: int = 8
+    eps: Sequence[str | float] = ()
+    images: Count = 16
+    tapes: Count = 1
+    directions: Count = 2
+    iterations: Count = 8
     title = "Compression rate against robustness"
 
     def __post_init__(self) -> None:
-        check_options(self, images=1, tapes=1, directions=1, iterations=1)
+        check_options(self)
         _ = [pixels(eps) for eps in self.eps]
         if len(settings(self.configurations)) < 5:
             raise UserError("law fits three numbers to its configurations. Give at least 5 of them.")

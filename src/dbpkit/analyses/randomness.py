@@ -17,6 +17,7 @@ from torch import Tensor
 from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, needs_budget, positions, rows
 from dbpkit.evaluation.knowledge import known
 from dbpkit.noise import NoisePlan
+from dbpkit.options import Count, Several
 from dbpkit.results.analysis import AnalysisResult, Chart, Number, Series, above, below
 from dbpkit.results.intervals import bootstrap
 from dbpkit.samplers.method import REVERSE_SITES
@@ -48,12 +49,12 @@ class Randomness:
         draws: purifications per example and setting; 100 in the paper.
     """
 
-    images: int = 16
-    draws: int = 32
+    images: Count = 16
+    draws: Several = 32
     title = "What decides where a purified image lands"
 
     def __post_init__(self) -> None:
-        check_options(self, images=1, draws=2)
+        check_options(self)
 
     def units(self, subject: Subject) -> list[str]:
         """Batches of examples."""

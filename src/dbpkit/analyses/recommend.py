@@ -30,6 +30,7 @@ from dbpkit.analyses.configurations import (
 from dbpkit.errors import UserError
 from dbpkit.evaluation.spec import PurifierSpec
 from dbpkit.noise import NoisePlan
+from dbpkit.options import Count, CountOrNone
 from dbpkit.results.analysis import AnalysisResult, Chart, Number, Series, above
 from dbpkit.results.intervals import bootstrap
 
@@ -54,16 +55,16 @@ class Recommend:
     """
 
     configurations: Sequence[Mapping[str, Any]] = CONFIGURATIONS
-    eps: Sequence[str] = ()
-    images: int = 16
-    directions: int = 2
-    confirm: int = 3
-    others: int = 2
-    iterations: int = 5
+    eps: Sequence[str | float] = ()
+    images: Count = 16
+    directions: Count = 2
+    confirm: CountOrNone = 3
+    others: CountOrNone = 2
+    iterations: Count = 5
     title = "Recommended purifier setting"
 
     def __post_init__(self) -> None:
-        check_options(self, images=1, directions=1, confirm=0, others=0, iterations=1)
+        check_options(self)
         _ = [pixels(eps) for eps in self.eps]
         if not settings(self.configurations):
             raise UserError("recommend needs at least one table in 'configurations'.")

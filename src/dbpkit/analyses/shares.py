@@ -19,6 +19,7 @@ from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, 
 from dbpkit.analyses.targets import misclassified
 from dbpkit.attacks import Target
 from dbpkit.evaluation.knowledge import known
+from dbpkit.options import Count
 from dbpkit.results.analysis import AnalysisResult, Chart, Number, Series, above
 from dbpkit.results.estimates import Estimate, paired_difference, wilson
 from dbpkit.results.intervals import bootstrap
@@ -39,15 +40,15 @@ class Shares:
         eot: draws averaged in each gradient of the white box.
     """
 
-    images: int = 16
-    draws: int = 10
-    tapes: int = 2
-    iterations: int = 10
-    eot: int = 5
+    images: Count = 16
+    draws: Count = 10
+    tapes: Count = 2
+    iterations: Count = 10
+    eot: Count = 5
     title = "What robustness is made of"
 
     def __post_init__(self) -> None:
-        check_options(self, images=1, draws=1, tapes=1, iterations=1, eot=1)
+        check_options(self)
 
     def units(self, subject: Subject) -> list[str]:
         """Batches of examples."""

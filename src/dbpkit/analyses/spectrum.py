@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, needs_budget, positions, rows
 from dbpkit.noise import NoisePlan
+from dbpkit.options import Count, CountOrNone, Several
 from dbpkit.results.analysis import AnalysisResult, Chart, Number, Series, above, below
 from dbpkit.results.intervals import bootstrap, bootstrap_means
 
@@ -46,16 +47,16 @@ class Spectrum:
         exact_up_to: most pixel values (channels times height times width) for the full Jacobian.
     """
 
-    images: int = 8
-    draws: int = 32
-    leading: int = 8
-    sweeps: int = 3
-    probes: int = 4
-    exact_up_to: int = 256
+    images: Count = 8
+    draws: Several = 32
+    leading: Count = 8
+    sweeps: Count = 3
+    probes: Count = 4
+    exact_up_to: CountOrNone = 256
     title = "Directions that survive purification"
 
     def __post_init__(self) -> None:
-        check_options(self, images=1, draws=2, leading=1, sweeps=1, probes=1, exact_up_to=0)
+        check_options(self)
 
     def units(self, subject: Subject) -> list[str]:
         """Batches of examples."""

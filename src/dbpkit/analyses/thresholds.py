@@ -20,9 +20,9 @@ from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, 
 from dbpkit.analyses.boundary import TINY, finite, first_change
 from dbpkit.analyses.compression import budget_length, lengths, unit_direction
 from dbpkit.attacks import Target
-from dbpkit.errors import UserError
 from dbpkit.evaluation.knowledge import known
 from dbpkit.noise import NoisePlan
+from dbpkit.options import Count, Length
 from dbpkit.results.analysis import AnalysisResult, Chart, Number, Series, above, within
 from dbpkit.results.intervals import bootstrap, spearman
 from dbpkit.threat import make_threat
@@ -51,21 +51,17 @@ class Thresholds:
         samples: points per plane, in a disc of twice the threshold.
     """
 
-    images: int = 16
+    images: Count = 16
     norm: Literal["l2", "linf"] = "l2"
-    iterations: int = 10
-    longest: float = 5.0
-    points: int = 24
-    slices: int = 4
-    samples: int = 32
+    iterations: Count = 10
+    longest: Length = 5.0
+    points: Count = 24
+    slices: Count = 4
+    samples: Count = 32
     title = "Critical thresholds"
 
     def __post_init__(self) -> None:
-        check_options(self, images=1, iterations=1, points=1, slices=1, samples=1)
-        if self.norm not in ("l2", "linf"):
-            raise UserError(f"analysis 'thresholds': norm is 'l2' or 'linf', not {self.norm!r}.")
-        if not (isinstance(self.longest, (int, float)) and self.longest > 0):
-            raise UserError(f"analysis 'thresholds': longest must be a length above 0, not {self.longest!r}.")
+        check_options(self)
 
     def units(self, subject: Subject) -> list[str]:
         """Batches of examples."""

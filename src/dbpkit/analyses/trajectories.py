@@ -21,6 +21,7 @@ from dbpkit.analyses.targets import attack_path
 from dbpkit.attacks import losses
 from dbpkit.errors import UserError
 from dbpkit.evaluation.knowledge import known
+from dbpkit.options import Count, Length, Several
 from dbpkit.results.analysis import AnalysisResult, Chart, Number, Series, below
 from dbpkit.results.intervals import bootstrap
 
@@ -46,18 +47,16 @@ class Trajectories:
         perplexity: of t-SNE.
     """
 
-    images: int = 8
-    repeats: int = 3
-    iterations: int = 10
-    eot: int = 5
+    images: Count = 8
+    repeats: Count = 3
+    iterations: Several = 10
+    eot: Count = 5
     embedding: Literal["pca", "tsne"] = "pca"
-    perplexity: float = 30.0
+    perplexity: Length = 30.0
     title = "Attack trajectories"
 
     def __post_init__(self) -> None:
-        check_options(self, images=1, repeats=1, iterations=2, eot=1)
-        if self.embedding not in ("pca", "tsne"):
-            raise UserError(f"analysis 'trajectories': embedding is 'pca' or 'tsne', not {self.embedding!r}.")
+        check_options(self)
         points = self.iterations * (1 + 2 * self.repeats) + 1
         fits = isinstance(self.perplexity, (int, float)) and 1 <= self.perplexity < points
         if self.embedding == "tsne" and not fits:

@@ -17,6 +17,7 @@ from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, 
 from dbpkit.analyses.targets import OnTapes, misclassified
 from dbpkit.errors import UserError
 from dbpkit.evaluation.knowledge import known
+from dbpkit.options import Count, Several
 from dbpkit.results.analysis import AnalysisResult, Chart, Number, Series, above
 from dbpkit.results.estimates import paired_difference, wilson
 
@@ -34,15 +35,15 @@ class Transfer:
         iterations: steps of PGD.
     """
 
-    images: int = 8
-    tapes: int = 4
-    averaged: tuple[int, ...] = (1, 2, 4, 8)
-    unseen: int = 8
-    iterations: int = 10
+    images: Count = 8
+    tapes: Several = 4
+    averaged: tuple[Count, ...] = (1, 2, 4, 8)
+    unseen: Count = 8
+    iterations: Count = 10
     title = "Transfer between draws of the noise"
 
     def __post_init__(self) -> None:
-        check_options(self, images=1, tapes=2, averaged=1, unseen=1, iterations=1)
+        check_options(self)
         if sorted(set(self.averaged)) != list(self.averaged):
             raise UserError(f"analysis 'transfer': averaged must increase, not {list(self.averaged)!r}.")
 

@@ -5,16 +5,30 @@ when one draw fails. Here an iterate is judged by all its draws, and what they f
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
+from annotated_types import Gt, Le
 from torch import Tensor
 
 from dbpkit.attacks.dlr import dlr_targeted
-from dbpkit.attacks.target import AttackOutcome, Loss, Target, attacks, losses, margin, mean_in_order
+from dbpkit.attacks.target import (
+    AttackOutcome,
+    Loss,
+    LossName,
+    Target,
+    attacks,
+    losses,
+    margin,
+    mean_in_order,
+)
 from dbpkit.errors import UserError
 from dbpkit.noise import NoisePlan
+from dbpkit.options import Count
 from dbpkit.threat import L2, Linf, ThreatModel
+
+Weight = Annotated[float, Gt(0), Le(1)]
+"""Of the step against the one before it."""
 
 RHO = 0.75
 """A step is halved if a smaller share of those since the last checkpoint raised the loss."""
@@ -28,12 +42,12 @@ def apgd(
     *,
     threat: ThreatModel,
     noise: NoisePlan,
-    iterations: int = 100,
-    eot: int = 20,
-    n_restarts: int = 1,
-    loss: str = "ce",
-    momentum: float = 0.75,
-    judge_draws: int = 20,
+    iterations: Count = 100,
+    eot: Count = 20,
+    n_restarts: Count = 1,
+    loss: LossName = "ce",
+    momentum: Weight = 0.75,
+    judge_draws: Count = 20,
     stop: bool = False,
 ) -> AttackOutcome:
     """Auto-PGD from random starts.
@@ -84,12 +98,12 @@ def apgd_targeted(
     *,
     threat: ThreatModel,
     noise: NoisePlan,
-    iterations: int = 100,
-    eot: int = 20,
-    n_restarts: int = 1,
-    n_targets: int = 9,
-    momentum: float = 0.75,
-    judge_draws: int = 20,
+    iterations: Count = 100,
+    eot: Count = 20,
+    n_restarts: Count = 1,
+    n_targets: Count = 9,
+    momentum: Weight = 0.75,
+    judge_draws: Count = 20,
     stop: bool = False,
 ) -> AttackOutcome:
     """Auto-PGD towards one likely class after the other, by the targeted difference of logits ratio.

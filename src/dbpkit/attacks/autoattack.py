@@ -5,16 +5,25 @@ that lucky noise counts as a success and the stronger attacks never see it. Here
 no attack used decides, and an image goes on while any of them is classified right.
 """
 
-import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
-from dbpkit.attacks.target import Attack, AttackOutcome, Target, attacks, make_attack, mean_in_order
+from dbpkit.attacks.target import (
+    Attack,
+    AttackOutcome,
+    Target,
+    accepted_options,
+    attacks,
+    checked_attack_options,
+    make_attack,
+    mean_in_order,
+)
 from dbpkit.errors import UserError
 from dbpkit.noise import NoisePlan
+from dbpkit.options import Checked, Count
 from dbpkit.spec import PartSpec, validate
 from dbpkit.threat import ThreatModel
 
@@ -39,6 +48,16 @@ VERSIONS: dict[str, tuple[PartSpec, ...]] = {
 """Attacks of each version: the first is for deterministic models, the other for random ones."""
 
 
+def _check_parts(parts: Sequence[str | Mapping[str, Any]] | None) -> None:
+    """Raises UserError unless parts of a spec are attacks with options they have."""
+    for part in _chosen("standard", parts):
+        checked_attack_options(part.name, part.options)
+
+
+Parts = Annotated[Sequence[str | Mapping[str, Any]] | None, Checked(_check_parts)]
+"""Attacks by name, or as tables with ``name`` and ``options``."""
+
+
 @attacks.register("autoattack")
 def autoattack(
     target: Target,
@@ -48,10 +67,10 @@ def autoattack(
     threat: ThreatModel,
     noise: NoisePlan,
     version: Literal["standard", "rand"] = "standard",
-    parts: Sequence[str | Mapping[str, Any]] | None = None,
-    iterations: int = 100,
-    eot: int = 20,
-    judge_draws: int = 20,
+    parts: Parts = None,
+    iterations: Count = 100,
+    eot: Count = 20,
+    judge_draws: Count = 20,
     reevaluate: bool = True,
 ) -> AttackOutcome:
     """AutoAttack, with the accuracy of each image averaged over draws.
@@ -122,7 +141,7 @@ def _chosen(version: str, parts: Sequence[str | Mapping[str, Any]] | None) -> Se
 def _bind(part: PartSpec, shared: Mapping[str, Any]) -> Attack:
     """An attack with its own options, and the shared ones that it knows."""
     steps = shared["iterations"] * STEPS_PER_ITERATION.get(part.name, 1)
-    known = inspect.signature(attacks.resolve(part.name)).parameters
+    known = accepted_options(part.name)
     options = {name: value for name, value in {**shared, "iterations": steps}.items() if name in known}
     return make_attack(part.name, {**options, **part.options})
 

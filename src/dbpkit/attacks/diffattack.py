@@ -4,12 +4,16 @@ The thing people get wrong: this needs no states of its own. The purification th
 whose states are compared, on the same draw, and its gradient is exact for both parts of the loss.
 """
 
+from typing import Annotated
+
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
-from dbpkit.attacks.target import AttackOutcome, Target, attacks
+from dbpkit.attacks.target import AttackOutcome, LossName, Target, attacks
 from dbpkit.errors import UserError
 from dbpkit.noise import NoisePlan
+from dbpkit.options import Count, Length
 from dbpkit.threat import ThreatModel
 
 
@@ -21,11 +25,11 @@ def diffattack(
     *,
     threat: ThreatModel,
     noise: NoisePlan,
-    iterations: int = 20,
-    eot: int = 10,
-    step_size: float | None = None,
-    weight: float = 1.0,
-    loss: str = "ce",
+    iterations: Count = 20,
+    eot: Count = 10,
+    step_size: Length | None = None,
+    weight: Annotated[float, Ge(0)] = 1.0,
+    loss: LossName = "ce",
 ) -> AttackOutcome:
     """PGD on the classifier's loss and the purification's deviation (DiffAttack).
 

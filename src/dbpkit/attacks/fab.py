@@ -5,14 +5,17 @@ draw. FAB is right for deterministic models; with ``eot`` above 1 it is an appro
 """
 
 import itertools
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 from torch.nn import functional
 
 from dbpkit.attacks.target import AttackOutcome, Target, attacks, margin, mean_in_order
 from dbpkit.errors import UserError
 from dbpkit.noise import NoisePlan
+from dbpkit.options import Count, Share
 from dbpkit.threat import ThreatModel
 
 
@@ -24,13 +27,13 @@ def fab(
     *,
     threat: ThreatModel,
     noise: NoisePlan,
-    iterations: int = 100,
-    n_targets: int = 9,
-    n_restarts: int = 1,
-    alpha_max: float = 0.1,
-    eta: float = 1.05,
-    beta: float = 0.9,
-    eot: int = 10,
+    iterations: Count = 100,
+    n_targets: Count = 9,
+    n_restarts: Count = 1,
+    alpha_max: Share = 0.1,
+    eta: Annotated[float, Ge(1)] = 1.05,
+    beta: Annotated[float, Gt(0), Lt(1)] = 0.9,
+    eot: Count = 10,
 ) -> AttackOutcome:
     """Targeted FAB: seeks the smallest perturbation that makes each of the likeliest other classes win.
 

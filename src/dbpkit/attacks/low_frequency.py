@@ -10,9 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dbpkit.attacks.target import AttackOutcome, Target, attacks
+from dbpkit.attacks.target import AttackOutcome, LossName, Target, attacks
 from dbpkit.errors import UserError
 from dbpkit.noise import NoisePlan
+from dbpkit.options import Count, Length
 from dbpkit.threat import ThreatModel
 
 BETA1, BETA2 = 0.9, 0.999
@@ -30,12 +31,12 @@ def low_frequency(
     *,
     threat: ThreatModel,
     noise: NoisePlan,
-    iterations: int = 40,
-    eot: int = 32,
-    step_size: float | None = None,
-    frequencies: int = 8,
+    iterations: Count = 40,
+    eot: Count = 32,
+    step_size: Length | None = None,
+    frequencies: Count = 8,
     step: Literal["adam", "sign"] = "sign",
-    loss: str = "margin",
+    loss: LossName = "margin",
 ) -> AttackOutcome:
     """Gradient ascent on the lowest DCT coefficients of the perturbation.
 

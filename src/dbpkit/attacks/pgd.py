@@ -5,9 +5,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dbpkit.attacks.target import AttackOutcome, Target, attacks, losses
+from dbpkit.attacks.target import AttackOutcome, LossName, Target, attacks, losses
 from dbpkit.errors import UserError
 from dbpkit.noise import NoisePlan
+from dbpkit.options import Count, Length
 from dbpkit.threat import ThreatModel
 
 
@@ -19,13 +20,13 @@ def pgd(
     *,
     threat: ThreatModel,
     noise: NoisePlan,
-    iterations: int = 20,
-    eot: int = 10,
-    step_size: float | None = None,
+    iterations: Count = 20,
+    eot: Count = 10,
+    step_size: Length | None = None,
     start: Literal["zero", "random"] = "zero",
     keep: Literal["last", "best"] = "last",
-    keep_draws: int = 10,
-    loss: str = "ce",
+    keep_draws: Count = 10,
+    loss: LossName = "ce",
 ) -> AttackOutcome:
     """PGD with EoT; the defaults are the published attack (PGD20+EoT10).
 

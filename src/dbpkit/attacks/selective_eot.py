@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dbpkit.attacks.target import AttackOutcome, Target, attacks, losses, mean_in_order
+from dbpkit.attacks.target import AttackOutcome, LossName, Target, attacks, losses, mean_in_order
 from dbpkit.errors import UserError
 from dbpkit.noise import NoisePlan
+from dbpkit.options import Count, Length, Share
 from dbpkit.threat import ThreatModel
 
 
@@ -22,12 +23,12 @@ def selective_eot(
     *,
     threat: ThreatModel,
     noise: NoisePlan,
-    iterations: int = 50,
-    eot: int = 10,
-    step_size: float | None = None,
-    temperature: float = 1.0,
-    momentum: float = 0.5,
-    loss: str = "margin",
+    iterations: Count = 50,
+    eot: Count = 10,
+    step_size: Length | None = None,
+    temperature: Length = 1.0,
+    momentum: Share = 0.5,
+    loss: LossName = "margin",
 ) -> AttackOutcome:
     """PGD on the draws that share a vulnerability, found by EM (DiffHammer's idea).
 

@@ -6,14 +6,16 @@ lucky draws, and no honest candidate ever beats it. Here both are judged on the 
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
+from annotated_types import Gt, Le
 from torch import Tensor
 
 from dbpkit.attacks.target import AttackOutcome, Target, attacks, losses, mean_in_order
 from dbpkit.errors import UserError
 from dbpkit.noise import NoisePlan
+from dbpkit.options import Count
 from dbpkit.threat import L2, Linf, ThreatModel
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -31,9 +33,9 @@ def square(
     *,
     threat: ThreatModel,
     noise: NoisePlan,
-    iterations: int = 5000,
-    p_init: float = 0.8,
-    eot: int = 10,
+    iterations: Count = 5000,
+    p_init: Annotated[float, Gt(0), Le(1)] = 0.8,
+    eot: Count = 10,
     loss: Literal["margin", "ce"] = "margin",
     reevaluate: bool = True,
 ) -> AttackOutcome:

@@ -5,11 +5,10 @@ draws of all images are rows of one batch, cut into micro-batches, and each imag
 the order of its draws, so that the sum does not depend on how they were cut.
 """
 
-import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch.nn import functional
 
 from dbpkit.errors import UserError
 from dbpkit.noise import NoisePlan
+from dbpkit.options import Named, checked_options, options_of
 from dbpkit.registry import Registry
 from dbpkit.threat import ThreatModel
 from dbpkit.types import RandomisedClassifier, Traced
@@ -26,6 +26,12 @@ losses: Registry["Loss"] = Registry("loss")
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """``loss(logits, y)`` of logits (B, K) is (B,); ``y`` is (B,), or (B, n) where the label is not enough."""
+
+LossName = Annotated[str, Named(losses)]
+"""An option that names a registered loss."""
+
+RESERVED = ("target", "x", "y", "threat", "noise")
+"""Parameters of an attack that are no options."""
 
 Visit = Callable[[Tensor, NoisePlan], None]
 """Called with an iterate (B, C, H, W) and the attack's plan of its examples."""
@@ -243,17 +249,23 @@ def make_attack(name: str, options: Mapping[str, Any] | None = None) -> Attack:
     """Binds an attack to its options.
 
     Raises:
-        UserError: if the name or an option is unknown.
+        UserError: if the name or an option is unknown, or a value is wrong.
     """
-    attack = attacks.resolve(name)
-    reserved = ("target", "x", "y", "threat", "noise")
-    known = [p for p in inspect.signature(attack).parameters if p not in reserved]
-    for option in options or {}:
-        if option not in known:
-            raise UserError(
-                f"attack '{name}' has no option '{option}'. Available: {', '.join(known) or 'none'}."
-            )
-    return partial(attack, **(options or {}))
+    return partial(attacks.resolve(name), **checked_attack_options(name, options or {}))
+
+
+def checked_attack_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns options as an attack takes them, amounts such as ``"2/255"`` as numbers.
+
+    Raises:
+        UserError: if the attack's name, an option's name or a value is wrong.
+    """
+    return checked_options(attacks.resolve(name), options, f"attack '{name}'", RESERVED)
+
+
+def accepted_options(name: str) -> dict[str, Any]:
+    """Names and defaults of an attack's options."""
+    return {o.name: o.default for o in options_of(attacks.resolve(name), RESERVED).values()}
 
 
 def mean_in_order(per_draw: Tensor) -> Tensor:

@@ -1,8 +1,7 @@
 """From a spec to the parts that run: data, models, attacks, threat."""
 
-import inspect
-import re
-from collections.abc import Callable
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -10,14 +9,15 @@ from torch import nn
 
 import dbpkit.adapters  # noqa: F401 - registers other libraries' attacks
 from dbpkit.attacks import attacks, make_attack
-from dbpkit.attacks.target import Attack
+from dbpkit.attacks.target import Attack, accepted_options, checked_attack_options
 from dbpkit.data import Dataset, load_dataset
 from dbpkit.errors import UserError
 from dbpkit.evaluation.spec import EvaluationSpec, PurifierSpec
 from dbpkit.gradients import DEFAULT_MEMORY
 from dbpkit.models import load_classifier, load_denoiser, state_sha256
+from dbpkit.options import call_with_options
 from dbpkit.perceptual import Perceptual
-from dbpkit.purify import PurifiedClassifier, Purifier, Undefended
+from dbpkit.purify import PurifiedClassifier, Purifier, Undefended, gradients
 from dbpkit.spec import PartSpec, amount
 from dbpkit.threat import ThreatModel, make_threat
 from dbpkit.types import Denoiser
@@ -115,13 +115,23 @@ def checked_device(name: str) -> torch.device:
 
 
 def attack_options(attack: PartSpec) -> dict[str, Any]:
-    """An attack's options, with amounts such as ``step_size = "2/255"`` as numbers."""
-    fraction = re.compile(r"\s*[\d.]+\s*/\s*[\d.]+\s*")
-    options = attack.options.items()
-    return {k: amount(v) if isinstance(v, str) and fraction.fullmatch(v) else v for k, v in options}
+    """An attack's options as it takes them, with amounts such as ``step_size = "2/255"`` as numbers."""
+    return checked_attack_options(attack.name, attack.options)
 
 
-SINGLE_DRAW = {"eot": 1, "keep_draws": 1, "judge_draws": 1, "reevaluate": False}
+def of_attacks(**values: Any) -> dict[str, Any]:
+    """Returns values by name of option; an option that no attack has is a mistake in this package.
+
+    Raises:
+        RuntimeError: if no registered attack has one of them, at import of the module that names it.
+    """
+    known = {option for name in attacks for option in accepted_options(name)}
+    if unknown := values.keys() - known:
+        raise RuntimeError(f"no attack has the option {', '.join(sorted(unknown))}")
+    return values
+
+
+SINGLE_DRAW = of_attacks(eot=1, keep_draws=1, judge_draws=1, reevaluate=False)
 """What attack options become where the model is deterministic for the attacker: more draws tell nothing."""
 
 
@@ -131,9 +141,10 @@ def single_draw(attack: PartSpec) -> dict[str, Any]:
     return {**attack_options(attack), **{k: v for k, v in SINGLE_DRAW.items() if k in known}}
 
 
-def accepted_options(name: str) -> dict[str, Any]:
-    """Names and defaults of an attack's options."""
-    function: Callable[..., Any] = attacks.resolve(name)
-    return {
-        n: p.default for n, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY
-    }
+def make_view(model: PurifiedClassifier, gradient: str, options: Mapping[str, Any]) -> Any:
+    """Returns a model as an attacker with this gradient differentiates it.
+
+    Raises:
+        UserError: if the gradient's name, an option or a value is wrong.
+    """
+    return call_with_options(partial(gradients.resolve(gradient), model), options, f"gradient '{gradient}'")

@@ -16,14 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from dbpkit.errors import UserError
-from dbpkit.evaluation.build import Parts, accepted_options, attack_options, build
+from dbpkit.evaluation.build import Parts, accepted_options, attack_options, build, make_view, of_attacks
 from dbpkit.evaluation.checks import CHECKS, PROBE_EXAMPLES, Check, check_fit, check_logits, suspicious_level
 from dbpkit.evaluation.culprits import Plain
 from dbpkit.evaluation.run import DEFAULT_EXECUTION, Execution, Progress, evaluate
 from dbpkit.evaluation.sanity import SANITY, gradient_noise, more_iterations_help, shared_attacks
 from dbpkit.evaluation.spec import DrawsSpec, EvaluationSpec, ExamplesSpec
 from dbpkit.noise import NoisePlan, seeded_generator
-from dbpkit.purify import gradients
 from dbpkit.results.flags import Flag
 from dbpkit.results.run_directory import RunDirectory
 from dbpkit.spec import PartSpec, differences, spec_hash
@@ -33,7 +32,7 @@ from dbpkit.types import RandomisedClassifier
 ITERATIONS = 5
 """Of every planned attack that has iterations: enough to see a loss rise, not to measure an accuracy."""
 
-QUICK = {"eot": 2, "n_restarts": 1, "judge_draws": 2, "keep_draws": 2, "target_classes": 2}
+QUICK = of_attacks(eot=2, n_restarts=1, restarts=1, judge_draws=2, keep_draws=2, n_targets=2, queries=20)
 """Most that a check spends on other options of an attack."""
 
 DEFAULT_THREAT = Linf(8 / 255)
@@ -216,7 +215,7 @@ def _planned(spec: EvaluationSpec, parts: Parts) -> dict[str, Check]:
     """The sanity checks with a spec's attack and draws; of random models only where one is seen."""
     checks = _named(SANITY)
     settings = [k.resolve() for k in spec.knowledge]
-    views = [gradients.resolve(k.gradient)(parts.model, **k.gradient_options) for k in settings]
+    views = [make_view(parts.model, k.gradient, k.gradient_options) for k in settings]
     if all(k.leaves_nothing_random(v.sites) for k, v in zip(settings, views, strict=True)):
         del checks["gradient_noise"], checks["worst_of_n_control"]
     options = {a.name: {**accepted_options(a.name), **attack_options(a)} for a in spec.attacks}
@@ -246,7 +245,7 @@ def _shortened_spec(spec: EvaluationSpec, count: int) -> EvaluationSpec:
 def _shortened(attack: PartSpec) -> PartSpec:
     """The attack with `ITERATIONS`, and with every option of `QUICK` it has unless the spec asks for less."""
     options = {**accepted_options(attack.name), **attack_options(attack)}
-    quick = {k: min(v, options[k]) for k, v in QUICK.items() if k in options}
+    quick = {k: v if options[k] is None else min(v, options[k]) for k, v in QUICK.items() if k in options}
     if "iterations" in options:
         quick["iterations"] = ITERATIONS
     return PartSpec(name=attack.name, options={**attack.options, **quick})

@@ -14,14 +14,13 @@ from torch import Tensor
 
 from dbpkit.attacks import Target
 from dbpkit.attacks.target import Attack
-from dbpkit.evaluation.build import Parts, accepted_options
+from dbpkit.evaluation.build import Parts, accepted_options, make_view
 from dbpkit.evaluation.cost import network_calls
 from dbpkit.evaluation.knowledge import Knowledge
 from dbpkit.evaluation.spec import EvaluationSpec
 from dbpkit.evaluation.watch import Watch
 from dbpkit.gradients import DEFAULT_MEMORY
 from dbpkit.noise import NoisePlan
-from dbpkit.purify import gradients
 from dbpkit.results.protocols import chosen_protocol
 from dbpkit.results.run_directory import Record, RunDirectory
 
@@ -95,8 +94,7 @@ class Rows:
         self.run = run
         self.knowledge = {k.name: k.resolve() for k in spec.knowledge}
         self.views = {
-            name: gradients.resolve(k.gradient)(parts.model, **k.gradient_options)
-            for name, k in self.knowledge.items()
+            name: make_view(parts.model, k.gradient, k.gradient_options) for name, k in self.knowledge.items()
         }
         self.watches = chosen_protocol(spec.protocol).judges_iterates
         self._calls: dict[str, int] = {}

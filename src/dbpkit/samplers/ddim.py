@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dbpkit.errors import UserError
 from dbpkit.noise import NoisePlan
+from dbpkit.options import Share
 from dbpkit.samplers.method import Method, clipped, diffuse, samplers
 from dbpkit.types import Denoiser, StepHook
 
@@ -18,7 +19,7 @@ def ddim(
     *,
     noise: NoisePlan,
     step: StepHook,
-    eta: float = 0.0,
+    eta: Share = 0.0,
     clip: bool = True,
 ) -> Tensor:
     """DDIM; with ``eta`` = 0 only the forward noise is random.

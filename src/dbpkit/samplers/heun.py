@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dbpkit.noise import NoisePlan
+from dbpkit.options import Positive
 from dbpkit.samplers.method import Method, diffuse, samplers
 from dbpkit.schedule import karras_levels, vp_sigma
 from dbpkit.types import Denoiser, StepHook
@@ -18,10 +19,10 @@ def heun(
     *,
     noise: NoisePlan,
     step: StepHook,
-    churn: float = 0.0,
-    churn_min: float = 0.01,
-    churn_max: float = 0.46,
-    churn_noise: float = 1.007,
+    churn: Positive = 0.0,
+    churn_min: Positive = 0.01,
+    churn_max: Positive = 0.46,
+    churn_noise: Positive = 1.007,
 ) -> Tensor:
     """EDM's Heun sampler; without churn it is the deterministic flow.
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from dbpkit.errors import UserError
 from dbpkit.noise import NoisePlan
-from dbpkit.registry import Registry, call_with_options
+from dbpkit.options import call_with_options, checked_options
+from dbpkit.registry import Registry
 from dbpkit.schedule import discrete_levels
 from dbpkit.types import Sampler
 
@@ -85,14 +86,8 @@ def make_sampler(
     method = (
         found if isinstance(found, Method) else Method(found, sites=lambda _: REVERSE_SITES | {"forward"})
     )
-    options = dict(options or {})
-    known = list(inspect.signature(method.sample).parameters)[3:]
-    known = [p for p in known if p not in ("noise", "step")]
-    for option in options:
-        if option not in known:
-            raise UserError(
-                f"sampler '{name}' has no option '{option}'. Available: {', '.join(known) or 'none'}."
-            )
+    given = list(inspect.signature(method.sample).parameters)[:3]  # denoiser, image, levels
+    options = checked_options(method.sample, options or {}, f"sampler '{name}'", (*given, "noise", "step"))
     for reserved in ("t_star", "steps"):
         if reserved in (grid or {}):
             raise UserError(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dbpkit.noise import NoisePlan
+from dbpkit.options import CountOrNone, Length, Positive
 from dbpkit.samplers.method import Method, diffuse, samplers
 from dbpkit.schedule import BETA_MAX, BETA_MIN, continuous_levels, vp_time
 from dbpkit.types import Denoiser, StepHook
@@ -20,10 +21,10 @@ def vpsde(
     *,
     noise: NoisePlan,
     step: StepHook,
-    corrector_steps: int = 0,
-    snr: float = 0.16,
-    beta_min: float = BETA_MIN,
-    beta_max: float = BETA_MAX,
+    corrector_steps: CountOrNone = 0,
+    snr: Positive = 0.16,
+    beta_min: Positive = BETA_MIN,
+    beta_max: Length = BETA_MAX,
 ) -> Tensor:
     """Reverse VP-SDE (the DiffPure sampler), returning the last step's mean.
 

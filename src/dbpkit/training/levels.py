@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dbpkit.errors import UserError
+from dbpkit.options import Length
 from dbpkit.registry import Registry
 from dbpkit.schedule import discrete_sigmas, vp_sigma
 
@@ -101,8 +102,8 @@ class EDMLevels:
     """
 
     mean: float = -1.2
-    std: float = 1.2
-    sigma_data: float = 0.5
+    std: Length = 1.2
+    sigma_data: Length = 0.5
 
     def sigma(self, u: Tensor) -> Tensor:
         """exp(mean + std * q), q the normal quantile of u; u = 0 counts as half its spacing."""
@@ -126,8 +127,8 @@ class PurificationTimes:
     """
 
     t_last: float = 300.0
-    t_power: float = 1.0
-    sigma_data: float = 0.5
+    t_power: Length = 1.0
+    sigma_data: Length = 0.5
 
     def __post_init__(self) -> None:
         _check_range("t_last", self.t_last, 0, 999)

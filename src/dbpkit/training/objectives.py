@@ -18,6 +18,7 @@ from dbpkit.data import Dataset
 from dbpkit.errors import UserError
 from dbpkit.models import load_classifier, state_sha256
 from dbpkit.noise import NoisePlan
+from dbpkit.options import CountOrNone, Share
 from dbpkit.registry import Registry, call_with_options
 from dbpkit.schedule import discrete_sigmas
 from dbpkit.spec import PartSpec, Strict, validate
@@ -76,10 +77,10 @@ class Classification:
         cutout: side of the square that is blanked to the image's mean, in pixels.
     """
 
-    label_smoothing: float = 0.1
+    label_smoothing: Share = 0.1
     flip: bool = True
-    shift: int = 4
-    cutout: int = 8
+    shift: CountOrNone = 4
+    cutout: CountOrNone = 8
     kind = "classifier"
 
     def __post_init__(self) -> None:
@@ -136,7 +137,7 @@ class Denoising:
     perturbation: Part = "none"
     guide: Part | None = None
     flip: bool = True
-    report_times: tuple[int, ...] = (0, 10, 25, 50, 100, 150, 200, 300)
+    report_times: tuple[CountOrNone, ...] = (0, 10, 25, 50, 100, 150, 200, 300)
     kind = "denoiser"
 
     def __post_init__(self) -> None:

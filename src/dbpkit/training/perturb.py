@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from dbpkit.errors import UserError
 from dbpkit.noise import NoisePlan
+from dbpkit.options import CountOrNone, Length, Positive, Share
 from dbpkit.registry import Registry
 
 perturbations: Registry[Any] = Registry("perturbation")
@@ -162,10 +163,10 @@ class ADDT:
         lambda_max: largest share.
     """
 
-    iterations: int = 5
-    lambda_unit: float = 0.03
-    lambda_min: float = 0.0
-    lambda_max: float = 0.3
+    iterations: CountOrNone = 5
+    lambda_unit: Positive = 0.03
+    lambda_min: Share = 0.0
+    lambda_max: Share = 0.3
     needs_guide = True
 
     def __post_init__(self) -> None:
@@ -270,10 +271,10 @@ class ADDTLinf:
         gamma_max: cap of gamma = 1 / sigma, which carries the perturbation over into the noise.
     """
 
-    iterations: int = 5
-    eps: float = 8 / 255
-    step_size: float = 4 / 255
-    gamma_max: float = 10.0
+    iterations: CountOrNone = 5
+    eps: Positive = 8 / 255
+    step_size: Length = 4 / 255
+    gamma_max: Length = 10.0
     needs_guide = True
 
     def noise(self, problem: Problem) -> Tensor:

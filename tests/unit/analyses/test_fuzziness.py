@@ -84,7 +84,9 @@ def test_fuzziness_claim_is_judged_by_the_interval(wrong: list[int], holds: bool
 
 @pytest.mark.parametrize("options", [{"draws": 1}, {"images": 0}, {"eot": 1.5}, {"iterations": "3"}])
 def test_fuzziness_bad_option_says_what_is_expected(options: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=f"'fuzziness': {next(iter(options))} must be whole and at least"):
+    with pytest.raises(
+        UserError, match=f"'fuzziness': {next(iter(options))} must be a whole number of at least"
+    ):
         make_analysis("fuzziness", options)
 
 

@@ -104,10 +104,10 @@ def test_landscape_parallel_attacks_have_no_residual_direction(factor: float) ->
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"grid": 1}, "grid must be whole and at least 2"),
+        ({"grid": 1}, "grid must be a whole number of at least 2"),
         ({"extent": 0.5}, "extent must be a number of at least 1, not 0.5"),
         ({"extent": "wide"}, "extent must be a number of at least 1, not 'wide'"),
-        ({"iterations": 0}, "iterations must be whole and at least 1"),
+        ({"iterations": 0}, "iterations must be a whole number of at least 1"),
     ],
 )
 def test_landscape_bad_option_says_what_is_expected(options: dict[str, Any], message: str) -> None:

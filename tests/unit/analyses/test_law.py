@@ -228,13 +228,13 @@ def test_pixels_reads_fractions_of_255(text: str, value: float) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"images": 0}, "images must be whole and at least 1"),
+        ({"images": 0}, "images must be a whole number of at least 1"),
         ({"eps": ["8/256x"]}, "eps '8/256x' is no positive number"),
         ({"eps": ["0"]}, "eps '0' is no positive number"),
         ({"configurations": SETTINGS[:4]}, "at least 5"),
         ({"configurations": [SETTINGS[0]] * 2}, "is listed twice"),
         ({"configurations": [{"smapler": "ddpm"}]}, "Did you mean 'sampler'"),
-        ({"configurations": ["ddpm"]}, "must be a table"),
+        ({"configurations": ["ddpm"]}, "each entry a table"),
         ({"tape": 2}, "has no option 'tape'"),
     ],
 )

@@ -128,7 +128,7 @@ def test_front_keeps_what_nothing_beats() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"confirm": -1}, "confirm must be whole and at least 0"),
+        ({"confirm": -1}, "confirm must be a whole number of at least 0"),
         ({"configurations": []}, "at least one table"),
         ({"eps": ["x"]}, "eps 'x' is no positive number"),
         ({"confirms": 1}, "has no option 'confirms'"),

@@ -82,7 +82,9 @@ def test_shares_claim_is_judged_by_the_interval(fixed: list[float], holds: bool)
 
 @pytest.mark.parametrize("options", [{"tapes": 0}, {"eot": 0}, {"draws": None}])
 def test_shares_bad_option_says_what_is_expected(options: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=f"'shares': {next(iter(options))} must be whole and at least 1"):
+    with pytest.raises(
+        UserError, match=f"'shares': {next(iter(options))} must be a whole number of at least 1"
+    ):
         make_analysis("shares", options)
 
 

@@ -222,8 +222,8 @@ def test_thresholds_do_not_depend_on_micro_batch(done, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"images": 0}, "images must be whole and at least 1"),
-        ({"norm": "l1"}, "norm is 'l2' or 'linf', not 'l1'"),
+        ({"images": 0}, "images must be a whole number of at least 1, not 0"),
+        ({"norm": "l1"}, "norm must be 'l2' or 'linf', not 'l1'"),
         ({"longest": 0}, "longest must be a length above 0, not 0"),
         ({"lenght": 1}, "has no option 'lenght'"),
     ],

@@ -101,10 +101,10 @@ def test_trajectories_tsne_has_every_point_and_no_chance(measured: dict[str, Any
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"embedding": "umap"}, "embedding is 'pca' or 'tsne', not 'umap'"),
+        ({"embedding": "umap"}, "embedding must be 'pca' or 'tsne', not 'umap'"),
         ({"embedding": "tsne", "perplexity": 71}, "perplexity 71 must be .* below the 71 points"),
         ({"embedding": "tsne", "perplexity": "5"}, "perplexity '5' must be a number"),
-        ({"repeats": 0}, "repeats must be whole and at least 1"),
+        ({"repeats": 0}, "repeats must be a whole number of at least 1"),
     ],
 )
 def test_trajectories_bad_option_says_what_is_expected(options: dict[str, Any], message: str) -> None:

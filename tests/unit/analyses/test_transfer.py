@@ -60,7 +60,9 @@ def test_transfer_protection_is_judged_by_the_interval(same: int, other: int, ho
 
 @pytest.mark.parametrize("options", [{"tapes": 1}, {"averaged": [0, 2]}, {"averaged": []}, {"unseen": True}])
 def test_transfer_bad_option_says_what_is_expected(options: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=f"'transfer': {next(iter(options))} must be whole and at least"):
+    with pytest.raises(
+        UserError, match=f"'transfer': {next(iter(options))} must be a whole number of at least"
+    ):
         make_analysis("transfer", options)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dbpkit import load_dataset, load_embedded
-from dbpkit.attacks import AttackOutcome, Target, losses, make_attack
+from dbpkit.attacks import AttackOutcome, Target, attacks, losses, make_attack
 from dbpkit.attacks.apgd import apgd, apgd_targeted, checkpoints
 from dbpkit.attacks.dlr import dlr, dlr_targeted
 from dbpkit.errors import UserError
@@ -521,9 +521,11 @@ def test_apgd_targeted_aims_at_the_likeliest_classes_of_the_averaged_logits() ->
     ],
 )
 def test_apgd_option_out_of_range_raises(attack: str, options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=rf"attack '{attack}': {next(iter(options))} must be a"):
+        make_attack(attack, options)
     x, y, noise = uniform(1, 1, 4, 4), torch.tensor([0]), NoisePlan.of(0, [0])
     with pytest.raises(UserError, match=rf"{attack} needs counts of at least 1 and momentum in \(0, 1\]"):
-        make_attack(attack, options)(Undefended(TinyClassifier()), x, y, threat=Linf(0.1), noise=noise)
+        attacks.get(attack)(Undefended(TinyClassifier()), x, y, threat=Linf(0.1), noise=noise, **options)
 
 
 @dataclass(frozen=True)
