@@ -306,6 +306,9 @@ def quality_command(
     inception: Annotated[
         str, typer.Option(help="Path of inception-2015-12-05.pt, for the FID; none takes --classifier.")
     ] = "",
+    trust_file: Annotated[
+        bool, typer.Option("--trust", help="Run another --inception file too: TorchScript can run code.")
+    ] = False,
     classifier: Annotated[str, typer.Option(help="Whose features are used without Inception.")] = "embedded",
     seed: Annotated[int, typer.Option(help="Seed of noise and choice of images.")] = 0,
     plugin: Plugin = [],
@@ -314,7 +317,7 @@ def quality_command(
     """Measure a denoiser as a generative model: FID, or the distance of a classifier's features."""
     _plugins(plugin)
     if inception:
-        features = make_features("inception", {"path": inception})
+        features = make_features("inception", {"path": inception, "trust": trust_file})
     else:
         name, options = source(classifier)
         features = make_features("classifier", {"classifier": name, "options": options})

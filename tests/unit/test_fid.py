@@ -1,5 +1,6 @@
 """Frechet distances against closed forms and scipy, and the quality of denoisers whose quality is known."""
 
+import hashlib
 import json
 import sys
 from collections.abc import Iterator
@@ -161,14 +162,59 @@ def scripted(module: nn.Module, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_inception_gets_eight_bit_colour_images_and_is_the_fid(tmp_path: Path, channels: int) -> None:
-    features = make_features("inception", {"path": scripted(FakeInception(), tmp_path)})
-    assert features.metric == "FID"
+def test_inception_gets_eight_bit_colour_images(tmp_path: Path, channels: int) -> None:
+    features = make_features("inception", {"path": scripted(FakeInception(), tmp_path), "trust": True})
+    assert features.metric == "Frechet distance of the features of inception.pt"
     assert len(features.about["sha256"]) == 64
     levels = torch.tensor([0, 3, 128, 255]).expand(2, channels, 4, 4)
     found = features.extract((levels + 0.4) / 255 * (levels < 255) + (levels == 255))  # rounds to the nearest
     assert found.shape == (2, 2048)
     assert found[0, :12].tolist() == [0, 3, 128, 255] * 3
+
+
+class Writes(nn.Module):
+    """What TorchScript may do: write a file when it is called."""
+
+    def forward(self, x: Tensor, return_features: bool = False) -> Tensor:
+        assert return_features
+        torch.save(x, "WRITTEN")  # noqa: TID251 - what must not run
+        return x
+
+
+def test_inception_file_that_is_not_the_published_one_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = scripted(Writes(), tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UserError,
+        match=r"is not the published inception-2015-12-05\.pt: its sha256 is [0-9a-f]{64} where f58cb9b6.* "
+        r"was expected\. TorchScript can run code: .* or give --trust if you trust this file\.$",
+    ):
+        make_features("inception", {"path": path})
+    assert not (tmp_path / "WRITTEN").exists()
+    made = make_features("inception", {"path": path, "trust": True})
+    with pytest.raises(UserError, match="were expected"):
+        made.extract(torch.zeros(1, 3, 2, 2))
+    assert (tmp_path / "WRITTEN").exists()  # the file was dangerous indeed
+
+
+def test_inception_published_file_is_the_fid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = scripted(FakeInception(), tmp_path)
+    sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    monkeypatch.setattr("dbpkit.training.fid.INCEPTION_SHA256", sha256)
+    features = make_features("inception", {"path": path})
+    assert features.metric == "FID"
+    assert features.about == {"name": "inception", "sha256": sha256}
+
+
+def test_inception_file_of_a_terabyte_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "sparse.pt").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(
+        UserError, match=r"has 1099511627776 bytes, and inception-2015-12-05\.pt has 95607719"
+    ):
+        make_features("inception", {"path": str(tmp_path / "sparse.pt"), "trust": True})
 
 
 def test_inception_missing_file_raises(tmp_path: Path) -> None:
@@ -180,16 +226,16 @@ def test_inception_other_file_raises(tmp_path: Path) -> None:
     path = tmp_path / "text.pt"
     path.write_text("not a network")
     with pytest.raises(UserError, match=r"text\.pt' is no TorchScript file \(.+\)\. Download inception"):
-        make_features("inception", {"path": str(path)})
+        make_features("inception", {"path": str(path), "trust": True})
 
 
 def test_inception_network_of_another_signature_raises(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"does not take return_features\. Give inception-2015-12-05\.pt"):
-        make_features("inception", {"path": scripted(Unnamed(), tmp_path)})
+        make_features("inception", {"path": scripted(Unnamed(), tmp_path), "trust": True})
 
 
 def test_inception_features_of_another_width_raise(tmp_path: Path) -> None:
-    features = make_features("inception", {"path": scripted(FakeInception(64), tmp_path)})
+    features = make_features("inception", {"path": scripted(FakeInception(64), tmp_path), "trust": True})
     with pytest.raises(
         UserError, match=r"features \(2, 64\) where \(2, 2048\) were expected\..* it would be no"
     ):
@@ -197,7 +243,7 @@ def test_inception_features_of_another_width_raise(tmp_path: Path) -> None:
 
 
 def test_inception_two_channels_raise(tmp_path: Path) -> None:
-    features = make_features("inception", {"path": scripted(FakeInception(), tmp_path)})
+    features = make_features("inception", {"path": scripted(FakeInception(), tmp_path), "trust": True})
     with pytest.raises(UserError, match="Inception features need images of 1 or 3 channels, not 2"):
         features.extract(torch.zeros(2, 2, 4, 4))
 

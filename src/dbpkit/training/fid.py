@@ -6,6 +6,8 @@ from other real images too, which falls as their number grows, and only what lie
 doing. And only Inception features make it an FID; distances of other features have other names and scales.
 """
 
+import hashlib
+import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,12 +23,17 @@ from dbpkit.noise import NoisePlan, permutation
 from dbpkit.purify import Purifier
 from dbpkit.registry import Registry, call_with_options
 from dbpkit.types import Denoiser
-from dbpkit.weights import sha256_of
 
 feature_sources: Registry[Callable[..., "Features"]] = Registry("features")
 
 INCEPTION_FEATURES = 2048
 """Width of the pooled Inception features that define the FID."""
+
+INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+"""Of inception-2015-12-05.pt, 95,607,719 bytes, as k-diffusion's evaluation.py checks it too."""
+
+LARGEST_INCEPTION = 2**30
+"""Bytes of the largest file that is taken for it."""
 
 WHOLE_CHAIN = 1 - 1e-9
 """The t* with which every sampler's grid is its whole chain; the grids themselves exclude 1."""
@@ -319,7 +326,7 @@ def make_features(name: str, options: Mapping[str, Any]) -> Features:
 
 
 @feature_sources.register("inception")
-def inception(path: str) -> Features:
+def inception(path: str, trust: bool = False) -> Features:
     """Inception features from the TorchScript file that published FIDs use; the distance is the FID.
 
     Pixels are rounded to 8 bits and grey images repeated to three channels; the network resizes them itself.
@@ -327,9 +334,11 @@ def inception(path: str) -> Features:
     Args:
         path: ``inception-2015-12-05.pt``, a network that takes uint8 images (B, 3, H, W) and returns
             (B, 2048) features when it is called with ``return_features=True``.
+        trust: run another file too. TorchScript is a program: it can read and write files.
 
     Raises:
-        UserError: if the file is missing, unreadable or another network.
+        UserError: if the file is missing, unreadable, another network, or not the published one without
+            ``trust``.
 
     Source:
         Heusel et al. 2017 (arXiv:1706.08500); Karras et al. 2020 (arXiv:2006.06676), metrics of their code.
@@ -340,11 +349,12 @@ def inception(path: str) -> Features:
             f"Inception file '{path}' is missing. Download inception-2015-12-05.pt from the metrics of"
             " NVIDIA's stylegan2-ada-pytorch, and give its path."
         )
+    content, sha256 = _inception_file(file, trust)
     try:
-        network = torch.jit.load(str(file), map_location="cpu").eval()
+        network = torch.jit.load(io.BytesIO(content), map_location="cpu").eval()
     except RuntimeError as error:
         raise UserError(
-            f"'{path}' is no TorchScript file ({str(error).splitlines()[0]}). Download"
+            f"'{path}' is no TorchScript file ({' '.join(str(error).split())[:200]}). Download"
             " inception-2015-12-05.pt again."
         ) from error
     if "return_features" not in {argument.name for argument in network.forward.schema.arguments}:
@@ -363,7 +373,24 @@ def inception(path: str) -> Features:
             )
         return made
 
-    return Features(extract, "FID", {"name": "inception", "sha256": sha256_of(file)})
+    metric = "FID" if sha256 == INCEPTION_SHA256 else f"Frechet distance of the features of {file.name}"
+    return Features(extract, metric, {"name": "inception", "sha256": sha256})
+
+
+def _inception_file(file: Path, trust: bool) -> tuple[bytes, str]:
+    """The bytes of a TorchScript file and their sha256, checked before anything in it can run."""
+    size = file.stat().st_size
+    if size > LARGEST_INCEPTION:
+        raise UserError(f"'{file}' has {size} bytes, and inception-2015-12-05.pt has 95607719.")
+    content = file.read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    if sha256 != INCEPTION_SHA256 and not trust:
+        raise UserError(
+            f"'{file}' is not the published inception-2015-12-05.pt: its sha256 is {sha256} where"
+            f" {INCEPTION_SHA256} was expected. TorchScript can run code: download it again, or give --trust"
+            " if you trust this file."
+        )
+    return content, sha256
 
 
 @feature_sources.register("classifier")
