@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dbpkit import NoisePlan, load_classifier, load_dataset, load_embedded
-from dbpkit.memory import keep_freed_memory
+from dbpkit.machine import settle
 from dbpkit.training import perturb
 from dbpkit.training.loop import _average
 from dbpkit.training.objectives import Batch, make_objective
@@ -87,7 +87,7 @@ def timed(function: Callable[[], None]) -> float:
 
 def main() -> None:
     """Prints seconds and ratios for both precisions."""
-    keep_freed_memory()
+    settle()
     for precision in ("float32", "bfloat16"):
         setting = Setting(precision)
         pieces = (setting.lower_bound, setting.update, setting.wasteful_update)

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from dbpkit import NoisePlan, Purifier, load_dataset, load_embedded
-from dbpkit.memory import keep_freed_memory
+from dbpkit.machine import settle
 
 ROWS = 16
 
@@ -116,7 +116,7 @@ def memory() -> None:
 
 
 if __name__ == "__main__":
-    keep_freed_memory()  # as the command line does
+    settle()  # as the command line does
     match sys.argv[1:]:
         case []:
             seconds()

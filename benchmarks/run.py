@@ -5,11 +5,11 @@ import platform
 import torch
 
 from benchmarks import gradient
-from dbpkit.memory import keep_freed_memory
+from dbpkit.machine import settle
 
 if __name__ == "__main__":
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}")
-    keep_freed_memory()  # as the command line does
+    settle()  # as the command line does
     gradient.seconds()
     gradient.memory()
     gradient.noise()

@@ -37,7 +37,7 @@ from dbpkit.evaluation.replay import replay
 from dbpkit.evaluation.run import Execution, evaluate
 from dbpkit.evaluation.spec import EvaluationSpec, PurifierSpec
 from dbpkit.images import purify_files
-from dbpkit.memory import keep_freed_memory
+from dbpkit.machine import settle
 from dbpkit.models import asset, classifier_sources, denoiser_sources, load_denoiser, source
 from dbpkit.networks import networks
 from dbpkit.purify import gradients
@@ -516,7 +516,7 @@ def main() -> None:
         format="%(message)s",
         handlers=[RichHandler(console=err_console, show_path=False)],
     )
-    keep_freed_memory()
+    settle()
     try:
         app()
     except UserError as error:
