@@ -6,7 +6,13 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """Something the user can mend: says what was expected, what came, and what to do."""
+    """Something the user can mend: says what was expected, what came, and what to do.
+
+    It is one sentence on one line, whatever names and values it repeats.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(one_line(sentence))
 
 
 def unknown_name(kind: str, name: str, available: Iterable[str]) -> UserError:
@@ -26,6 +32,19 @@ def unknown_name(kind: str, name: str, available: Iterable[str]) -> UserError:
     return UserError(f"unknown {kind} '{name}'.{hint} Available: {', '.join(names)}.")
 
 
+def one_line(text: str) -> str:
+    r"""Returns a text on one line, with every character escaped that steers a terminal or is none.
+
+    Example:
+        >>> one_line("a\nb \x1b[31m")
+        'a b \\x1b[31m'
+    """
+    text = " ".join(text.split()) if any(c.isspace() and c != " " for c in text) else text
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def shown(value: Any, most: int = 60) -> str:
     """Returns a value as an error message shows it: short, on one line, with nothing that steers a terminal.
 
@@ -39,6 +58,5 @@ def shown(value: Any, most: int = 60) -> str:
         text = "a whole number of thousands of digits"
     except Exception:
         text = f"a {type(value).__name__}"
-    text = text.encode("ascii", "backslashreplace").decode() if not text.isprintable() else text
-    text = " ".join(text.split())
+    text = one_line(text)
     return text if len(text) <= most else f"{text[: most - 4]} ..."

@@ -18,13 +18,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from dbpkit.amounts import amount, is_amount
 from dbpkit.errors import UserError, shown
 
 Count = Annotated[int, Ge(1)]
 """How many, at least 1."""
+
+Counts = Annotated[tuple[Count, ...], MinLen(1)]
+"""A list of counts that is not empty."""
 
 Several = Annotated[int, Ge(2)]
 """How many, at least 2."""
@@ -170,7 +173,9 @@ def words(annotation: Any) -> str:
     if _is(origin or base, Sequence):
         inner = [a for a in arguments if a is not Ellipsis]
         each = words(inner[0]) if inner else ""
-        length = f" of {len(arguments)}" if origin is tuple and Ellipsis not in arguments and inner else ""
+        least = [f" of at least {m.min_length}" for m in marks if isinstance(m, MinLen)]
+        fixed = origin is tuple and Ellipsis not in arguments and inner
+        length = f" of {len(arguments)}" if fixed else "".join(least)
         return f"a list{length}" + (f" with each entry {each}" if each and each != "anything" else "")
     return "anything" if base in (_ANY, Any) else getattr(base, "__name__", str(base))
 
@@ -315,6 +320,7 @@ def _judge(value: Any, mark: Any) -> None:
         or (isinstance(mark, Gt) and not value > mark.gt)
         or (isinstance(mark, Le) and not value <= mark.le)
         or (isinstance(mark, Lt) and not value < mark.lt)
+        or (isinstance(mark, MinLen) and len(value) < mark.min_length)
     ):
         raise ValueError
 

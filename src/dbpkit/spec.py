@@ -6,8 +6,6 @@ The thing people get wrong: ``eps = "8/255"`` is kept as written, so that a repo
 import difflib
 import hashlib
 import json
-import re
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -22,16 +20,23 @@ from pydantic import (
 )
 
 from dbpkit.amounts import amount
-from dbpkit.errors import UserError
+from dbpkit.errors import UserError, shown
+from dbpkit.overrides import override
+from dbpkit.toml import as_toml as as_toml
+from dbpkit.toml import check_values, read_table
 
 
 class Strict(BaseModel):
     """A spec that refuses unknown keys and cannot be changed once made."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 S = TypeVar("S", bound=Strict)
+
+
+def _as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def _readable_amount(value: str) -> str:
@@ -39,7 +44,7 @@ def _readable_amount(value: str) -> str:
     return value
 
 
-Amount = Annotated[str, BeforeValidator(str), AfterValidator(_readable_amount)]
+Amount = Annotated[str, BeforeValidator(_as_text), AfterValidator(_readable_amount)]
 """A non-negative number as text: ``"8/255"`` or ``"0.5"``."""
 
 
@@ -74,17 +79,18 @@ def read_spec(path: str | Path, model: type[S], overrides: tuple[str, ...] | lis
         raise UserError(
             f"spec '{path}' does not exist. Give the path of a TOML file, such as specs/cifar10-ddpm.toml."
         )
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"spec '{path}' is no valid TOML: {error}.") from error
-    for override in overrides:
-        _override(table, override)
+    table = read_table(path)
+    for text in overrides:
+        override(table, text, model)
     return validate(table, model, str(path))
 
 
 def validate(table: dict[str, Any], model: type[S], where: str) -> S:
     """Returns the spec a table describes; UserError lists every wrong key with what was expected."""
+    try:
+        check_values(table)
+    except ValueError as error:
+        raise UserError(f"spec '{where}': {error}.") from error
     try:
         return model.model_validate(table)
     except ValidationError as error:
@@ -117,44 +123,21 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _override(table: dict[str, Any], override: str) -> None:
-    """Sets one dotted key of a table in place."""
-    key, separator, text = override.partition("=")
-    if not separator or not key.strip():
-        raise UserError(f"override '{override}' is not of the form key.path=value.")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
-    *parents, leaf = key.strip().split(".")
-    current: Any = table
-    try:
-        for parent in parents:
-            current = current[int(parent)] if isinstance(current, list) else current.setdefault(parent, {})
-        current[int(leaf) if isinstance(current, list) else leaf] = value
-    except (AttributeError, IndexError, TypeError, ValueError) as error:
-        raise UserError(
-            f"override '{override}' does not lead to a key: {error}. Lists take a position, as in"
-            " attacks.0.name."
-        ) from error
-
-
 def _problem(error: Any, model: type[BaseModel]) -> str:
     """One sentence for one validation error."""
-    where = ".".join(str(part) for part in error["loc"]) or "spec"
+    where = ".".join(shown(str(part))[1:-1] for part in error["loc"]) or "spec"
     if error["type"] == "extra_forbidden":
         known = _keys_at(model, error["loc"][:-1])
-        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(str(error["loc"][-1])[:80], known, n=1, cutoff=0.5)
         hint = f" Did you mean '{near[0]}'?" if near else ""
         return f"unknown key '{where}'.{hint} Available: {', '.join(sorted(known))}"
     if error["type"] == "missing":
         return f"key '{where}' is missing"
     message = error["msg"].removeprefix("Value error, ")
-    return (
-        f"{where} ="
-        f" {_shown(error['input']) if isinstance(error['input'], (str, int, float, bool)) else '...'}:"
-        f" {message}"
-    )
+    came = error["input"]
+    if not isinstance(came, str | int | float | bool):
+        return f"{where} = ...: {message}"
+    return f"{where} = {shown(came)[1:-1] if isinstance(came, str) else shown(came)}: {message}"
 
 
 def _keys_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
@@ -172,36 +155,3 @@ def _keys_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
             break
         current = inner
     return list(current.model_fields)
-
-
-def as_toml(table: dict[str, Any], prefix: str = "") -> str:
-    """Returns a resolved spec as TOML text; keys whose value is None are left out, as TOML has no null."""
-    plain, nested = [], []
-    for key, value in table.items():
-        if isinstance(value, dict) and value:
-            nested.append(f"\n[{prefix}{_toml_key(key)}]\n{as_toml(value, f'{prefix}{_toml_key(key)}.')}")
-        elif isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
-            nested += [
-                f"\n[[{prefix}{_toml_key(key)}]]\n{as_toml(v, f'{prefix}{_toml_key(key)}.')}" for v in value
-            ]
-        elif value is not None:
-            plain.append(f"{_toml_key(key)} = {_toml_value(value)}\n")
-    return "".join(plain + nested)
-
-
-def _toml_value(value: Any) -> str:
-    """A value in TOML's inline form; JSON agrees with it on strings, numbers, booleans and lists."""
-    if isinstance(value, dict):
-        return (
-            "{ " + ", ".join(f"{_toml_key(k)} = {_toml_value(v)}" for k, v in value.items()) + " }"
-            if value
-            else "{}"
-        )
-    if isinstance(value, list):
-        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _toml_key(key: str) -> str:
-    """A key, quoted unless it is bare."""
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_value(key)

@@ -366,3 +366,164 @@ def test_evaluation_spec_dumped_and_read_back_is_the_same() -> None:
     again = EvaluationSpec.model_validate(spec.model_dump(mode="json"))
     assert again == spec
     assert spec_hash(again) == spec_hash(spec)
+
+
+# ------------------------------------------------------------------ texts that are no spec, or hardly one
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "8/255/2", "1e99999999", "1e-400", "1e-99999999", "9" * 5000, "1/" + "9" * 5000, "nan", "inf",
+        "-inf", "1e400", "0x10", "1_000", "٣", "8\x00", "--1", "1e", ".", "/", "1/", "/2", "1e5/1e999",
+        "1" + "0" * 400,
+    ],
+)  # fmt: skip
+def test_amount_text_that_is_no_number_is_refused_without_being_worked_out(text: str) -> None:
+    with pytest.raises(UserError, match=r"is no number; write \"8/255\" or 0\.5") as raised:
+        validate({"eps": text}, Outer, "here")
+    assert len(str(raised.value)) < 300
+
+
+@pytest.mark.parametrize("value", [True, False, None, [], {}, [8, 255]])
+def test_amount_value_that_is_no_number_or_text_is_refused(value: object) -> None:
+    with pytest.raises(UserError, match=r"^spec 'here': eps = .*string"):
+        validate({"eps": value}, Outer, "here")
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"flag": "False"}, "flag = False: .*boolean"),
+        ({"flag": 0}, "flag = 0: .*boolean"),
+        ({"inner": {"steps": "20"}}, r"inner\.steps = 20: .*integer"),
+        ({"inner": {"steps": True}}, r"inner\.steps = true: .*integer"),
+        ({"inner": {"steps": 20.0}}, r"inner\.steps = 20\.0: .*integer"),
+        ({"inner": {"name": 3}}, r"inner\.name = 3: .*string"),
+        ({"inner": {"steps": 10**30}}, "a whole number is beyond 64 bits"),
+        ({"x\x1b[31m": 1}, r"unknown key 'x\\x1b\[31m'"),
+        ({"inner": {"name": "a" * 5000, "steps": 0}}, r"inner\.steps = 0"),
+    ],
+)
+def test_validate_takes_no_value_for_another(table: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message) as raised:
+        validate(table, Outer, "here")
+    assert str(raised.value).isprintable()
+
+
+NESTED = "[" * 3000 + "]" * 3000
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (f"a = {NESTED}", "it nests deeper than 32 levels"),
+        ("a = " + "[" * 100 + "]" * 100, "it nests deeper than 32 levels"),
+        (".".join("a" * 2000) + " = 1", "a line holds more than 1,000 dots"),
+        ("a = " + "9" * 4301, "a whole number has thousands of digits"),
+        ("a = 0x" + "f" * 5000, "a whole number is beyond 64 bits"),
+        ("a = 1\na = 2", "Cannot overwrite a value"),
+        ("flag = False", r"Write false in small letters\."),
+        ("flag = True # yes", r"Write true in small letters\."),
+        ("flag = None", r"leave the key out\."),
+        ('eps = "8/255\x00"', "is no valid TOML"),
+        ("a = 1\rb = 2", "is no valid TOML"),
+        ("#" + "x" * 300_000, "longer than 200,000 bytes"),
+    ],
+)
+def test_read_spec_text_that_no_spec_is_ends_in_one_sentence(content: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_bytes(content.encode())
+    with pytest.raises(UserError, match=said) as raised:
+        read_spec(tmp_path / "s.toml", Outer)
+    assert str(raised.value).isprintable()
+
+
+def test_read_spec_utf16_says_to_save_as_utf8(tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_bytes('eps = "1/255"'.encode("utf-16"))
+    with pytest.raises(UserError, match=r"Save it as UTF-8\."):
+        read_spec(tmp_path / "s.toml", Outer)
+
+
+@pytest.mark.parametrize("bytes_", [b'\xef\xbb\xbfeps = "2/255"', b'eps = "2/255"\r\nflag = true\r\n'])
+def test_read_spec_byte_order_mark_and_windows_lines_are_read(bytes_: bytes, tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_bytes(bytes_)
+    assert read_spec(tmp_path / "s.toml", Outer).eps == "2/255"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("flag=False", "write false in small letters"),
+        ("flag= True ", "write true in small letters"),
+        ("flag='False'", "flag = False: .*boolean"),
+        ("flag=None", "there is no None in TOML: leave the key out"),
+        ("inner.steps=nan", r"inner\.steps = nan: "),
+        ("inner.steps=" + "9" * 5000, "a whole number has thousands of digits"),
+        ("inner=" + NESTED, "it nests deeper than 32 levels"),
+        ("inner={steps = ", "it is no valid TOML"),
+        ("parts=[1,", "it is no valid TOML"),
+        ("a" + ".a" * 400 + "=1", "it nests deeper than 32 levels"),
+        ("inner..steps=1", "is not of the form"),
+        ("parts.-1.name=x", "'-1' is no position of the list, it has 0 to 1"),
+        ("parts.1_0.name=x", "'1_0' is no position of the list"),
+        ("parts.٣=x", "is no position of the list"),
+        ("parts.2=x", "'2' is no position of the list, it has 0 to 1"),
+        ("\x1b[31m=1", r"unknown key '\\x1b\[31m'"),
+    ],
+)
+def test_read_spec_override_that_cannot_be_meant_is_one_sentence(
+    override: str, said: str, file: Path
+) -> None:
+    with pytest.raises(UserError, match=said) as raised:
+        read_spec(file, Outer, [override])
+    assert str(raised.value).isprintable()
+
+
+def test_read_spec_override_of_an_empty_list_says_so(tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text("parts = []")
+    with pytest.raises(UserError, match="'0' is no position of the list, it is empty"):
+        read_spec(tmp_path / "s.toml", Outer, ["parts.0.name=x"])
+
+
+@pytest.mark.parametrize(
+    ("content", "override", "expected"),
+    [
+        ('denoiser = "a:b"', "denoiser.name=c:d", {"name": "c:d", "options": {}}),
+        ('denoiser = "a:b"', "denoiser.options.x=1", {"name": "a:b", "options": {"x": 1}}),
+        ("", "denoiser.options.variant=addt", {"name": "embedded", "options": {"variant": "addt"}}),
+        ("", "denoiser=a:b", {"name": "a:b", "options": {}}),
+    ],
+)
+def test_read_spec_override_leads_through_short_forms_and_defaults(
+    content: str, override: str, expected: dict[str, object], tmp_path: Path
+) -> None:
+    (tmp_path / "s.toml").write_text(content)
+    assert read_spec(tmp_path / "s.toml", EvaluationSpec, [override]).denoiser.model_dump() == expected
+
+
+def test_read_spec_override_leads_through_short_forms_in_lists(tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text('attacks = ["pgd"]\nknowledge = ["dw_both"]')
+    found = read_spec(tmp_path / "s.toml", EvaluationSpec, ["attacks.0.options.eot=2", "knowledge.0.tapes=3"])
+    assert found.attacks == [PartSpec(name="pgd", options={"eot": 2})]
+    assert (found.knowledge[0].tapes, found.knowledge[0].shared_sites) == (3, ["forward", "reverse"])
+
+
+def test_read_spec_override_of_a_default_list_changes_only_the_leaf(tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text("")
+    found = read_spec(tmp_path / "s.toml", EvaluationSpec, ["attacks.0.options.eot=2", "purifier.steps=50"])
+    assert found == EvaluationSpec.model_validate(
+        {"attacks": [{"name": "pgd", "options": {"eot": 2}}], "purifier": {"steps": 50}}
+    )
+
+
+@pytest.mark.parametrize(
+    "knowledge",
+    [[{"name": []}], [{"name": {}}], [{}], [[]], [3], [{"name": None}], [{"name": "..", "gradient": "bpda"}]],
+)
+def test_evaluation_spec_knowledge_of_any_kind_is_one_sentence(knowledge: list[object]) -> None:
+    with pytest.raises(UserError, match=r"^spec 'here': .*knowledge\.0"):
+        validate({"knowledge": knowledge}, EvaluationSpec, "here")
+
+
+def test_user_error_is_one_printable_line() -> None:
+    assert str(UserError("a\n  b\x1b[31m\u202e\udcff")) == "a b\\x1b[31m\\u202e\\udcff"

@@ -115,8 +115,10 @@ class Analysis(Protocol):
 
 
 def check_options(analysis: Any) -> None:
-    """Raises UserError unless every field of an analysis is what its annotation says."""
-    checked_options(type(analysis), vars(analysis), f"analysis '{type(analysis).__name__.lower()}'")
+    """Makes every field of an analysis what its annotation says; UserError if it cannot be."""
+    what = f"analysis '{type(analysis).__name__.lower()}'"
+    for name, value in checked_options(type(analysis), vars(analysis), what).items():
+        object.__setattr__(analysis, name, value)  # it is frozen
 
 
 def batches(subject: Subject, images: int, size: int = 8) -> list[str]:

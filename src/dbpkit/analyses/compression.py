@@ -9,10 +9,11 @@ Source:
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import MinLen
 from torch import Tensor
 
 from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, needs_budget, positions, rows
@@ -42,7 +43,7 @@ class Compression:
     images: Count = 16
     tapes: Count = 2
     directions: Count = 2
-    scales: tuple[Length, ...] = (0.0625, 0.25, 1.0, 2.0)
+    scales: Annotated[tuple[Length, ...], MinLen(1)] = (0.0625, 0.25, 1.0, 2.0)
     attack_iterations: CountOrNone = 5
     jacobian_step: Length = 1e-2
     title = "Compression at fixed randomness"

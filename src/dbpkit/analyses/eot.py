@@ -23,7 +23,7 @@ from dbpkit.attacks import losses
 from dbpkit.errors import UserError
 from dbpkit.evaluation.knowledge import known
 from dbpkit.noise import NoisePlan
-from dbpkit.options import Count
+from dbpkit.options import Count, Counts
 from dbpkit.results.analysis import AnalysisResult, Chart, Number, Series, above, below
 from dbpkit.results.estimates import paired_difference, wilson
 from dbpkit.results.intervals import bootstrap, bootstrap_means
@@ -65,7 +65,7 @@ class EoT:
     """
 
     images: Count = 8
-    counts: tuple[Count, ...] = (1, 2, 4, 8, 16)
+    counts: Counts = (1, 2, 4, 8, 16)
     iterations: Count = 5
     draws: Count = 10
     tapes: Count = 2

@@ -58,10 +58,9 @@ class Trajectories:
     def __post_init__(self) -> None:
         check_options(self)
         points = self.iterations * (1 + 2 * self.repeats) + 1
-        fits = isinstance(self.perplexity, (int, float)) and 1 <= self.perplexity < points
-        if self.embedding == "tsne" and not fits:
+        if self.embedding == "tsne" and not 1 <= self.perplexity < points:
             raise UserError(
-                f"analysis 'trajectories': perplexity {self.perplexity!r} must be a number of at least 1 and"
+                f"analysis 'trajectories': perplexity {self.perplexity:g} must be a number of at least 1 and"
                 f" below the {points} points that are embedded."
             )
 

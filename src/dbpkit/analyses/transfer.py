@@ -17,7 +17,7 @@ from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, 
 from dbpkit.analyses.targets import OnTapes, misclassified
 from dbpkit.errors import UserError
 from dbpkit.evaluation.knowledge import known
-from dbpkit.options import Count, Several
+from dbpkit.options import Count, Counts, Several
 from dbpkit.results.analysis import AnalysisResult, Chart, Number, Series, above
 from dbpkit.results.estimates import paired_difference, wilson
 
@@ -37,7 +37,7 @@ class Transfer:
 
     images: Count = 8
     tapes: Several = 4
-    averaged: tuple[Count, ...] = (1, 2, 4, 8)
+    averaged: Counts = (1, 2, 4, 8)
     unseen: Count = 8
     iterations: Count = 10
     title = "Transfer between draws of the noise"

@@ -76,7 +76,7 @@ class DrawsSpec(Strict):
 class KnowledgeSpec(Strict):
     """What the attacker knows, in full; see `Knowledge`. A name alone takes the registered setting."""
 
-    name: str = Field(pattern=r"^[\w.-]+$")
+    name: str = Field(pattern=r"^\w[\w.-]*$", max_length=64)
     gradient: str = "exact"
     gradient_options: dict[str, Any] = Field(default_factory=dict)
     shared_sites: list[str] = Field(default_factory=list)
@@ -88,9 +88,11 @@ class KnowledgeSpec(Strict):
         if not isinstance(value, (str, dict)):
             raise ValueError("must be the name of a setting or a table")
         table = {"name": value} if isinstance(value, str) else dict(value)
-        preset = known.get(table.get("name", ""))
+        if not isinstance(table.get("name"), str):
+            return table  # missing or no text, as the field says
+        preset = known.get(table["name"])
         if preset is None and table.keys() <= {"name", "tapes"}:
-            raise ValueError(str(unknown_name("knowledge", str(table.get("name")), known)).rstrip("."))
+            raise ValueError(str(unknown_name("knowledge", table["name"], known)).rstrip("."))
         if preset is not None:
             defaults = preset._asdict() | {"shared_sites": sorted(preset.shared_sites)}
             table = {**defaults, **table}

@@ -32,7 +32,7 @@ class OptimiserSpec(Strict):
     method: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(gt=0, allow_inf_nan=False)
     schedule: Literal["cosine", "constant"] = "cosine"
-    betas: tuple[Decay, Decay] = (0.9, 0.99)
+    betas: tuple[Decay, Decay] = Field(default=(0.9, 0.99), strict=False)
     warmup: float = Field(default=0.05, ge=0, le=1)
     weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     ema_decay: float = Field(default=0.999, ge=0, lt=1)

@@ -104,7 +104,10 @@ def test_eot_attacks_draw_on_their_stream_and_are_judged_on_report() -> None:
     ("options", "message"),
     [
         ({"counts": [2, 1]}, "counts must increase, not \\[2, 1\\]"),
-        ({"counts": [0, 1]}, "counts must be a list with each entry a whole number of at least 1"),
+        (
+            {"counts": [0, 1]},
+            "counts must be a list of at least 1 with each entry a whole number of at least 1",
+        ),
         ({"semi": 1}, "semi 1 must be at least tapes 2"),
         ({"stride": 5}, "stride 5 must divide 16"),
         ({"eot": 3}, "has no option 'eot'"),

@@ -224,7 +224,7 @@ def test_thresholds_do_not_depend_on_micro_batch(done, tmp_path: Path) -> None:
     [
         ({"images": 0}, "images must be a whole number of at least 1, not 0"),
         ({"norm": "l1"}, "norm must be 'l2' or 'linf', not 'l1'"),
-        ({"longest": 0}, "longest must be a length above 0, not 0"),
+        ({"longest": 0}, "longest must be a number above 0, not 0"),
         ({"lenght": 1}, "has no option 'lenght'"),
     ],
 )

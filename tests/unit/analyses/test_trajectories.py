@@ -103,7 +103,7 @@ def test_trajectories_tsne_has_every_point_and_no_chance(measured: dict[str, Any
     [
         ({"embedding": "umap"}, "embedding must be 'pca' or 'tsne', not 'umap'"),
         ({"embedding": "tsne", "perplexity": 71}, "perplexity 71 must be .* below the 71 points"),
-        ({"embedding": "tsne", "perplexity": "5"}, "perplexity '5' must be a number"),
+        ({"embedding": "tsne", "perplexity": "five"}, "perplexity must be a number above 0, not 'five'"),
         ({"repeats": 0}, "repeats must be a whole number of at least 1"),
     ],
 )

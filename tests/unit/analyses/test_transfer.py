@@ -60,9 +60,10 @@ def test_transfer_protection_is_judged_by_the_interval(same: int, other: int, ho
 
 @pytest.mark.parametrize("options", [{"tapes": 1}, {"averaged": [0, 2]}, {"averaged": []}, {"unseen": True}])
 def test_transfer_bad_option_says_what_is_expected(options: dict[str, Any]) -> None:
-    with pytest.raises(
-        UserError, match=f"'transfer': {next(iter(options))} must be a whole number of at least"
-    ):
+    said = (
+        f"'transfer': {next(iter(options))} must be (a list of at least 1 with each entry )?a whole number of"
+    )
+    with pytest.raises(UserError, match=said):
         make_analysis("transfer", options)
 
 
