@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from dbpkit.attacks import make_attack
-from dbpkit.data import Dataset, load_dataset
+from dbpkit.data import Dataset, in_order, load_dataset
+from dbpkit.data.order import Order
 from dbpkit.errors import UserError
 from dbpkit.evaluation.build import Parts, attack_options, checked_device, single_draw
 from dbpkit.evaluation.checks import CHECKS, PROBE_EXAMPLES, check_logits, each_once
@@ -75,6 +76,7 @@ def benchmark(
     knowledge: Sequence[str | dict[str, Any]] | None = None,
     protocol: str = "one_shot",
     examples: int | None = None,
+    order: Order = "balanced",
     draws: int = 10,
     seed: int = 0,
     out: str | Path | None = None,
@@ -94,7 +96,9 @@ def benchmark(
         knowledge: attackers as in a spec; the first one's result is ``robust``. None takes the white box,
             and for a random model DW_Both too.
         protocol: registered protocol.
-        examples: how many examples from the first on; None takes all.
+        examples: how many examples; None takes all. With ``out`` given, a larger number continues the run.
+        order: in which they are chosen: ``"balanced"`` takes the classes in turn, ``"shuffled"`` is random,
+            ``"file"`` takes the first ones.
         draws: report draws of a random model.
         seed: decides every random number.
         out: run directory; the same call continues it. None takes a folder in ``runs`` named by a hash of
@@ -122,7 +126,7 @@ def benchmark(
     execution = execution or Execution(device=str(own))
     purified = isinstance(model, PurifiedClassifier) and isinstance(model.purifier, Purifier)
     takes_noise = "noise" in inspect.signature(model.forward).parameters
-    data = _data(dataset, examples)
+    data = _data(dataset, examples, order, seed)
     spec = _spec(
         model,
         dataset,
@@ -130,7 +134,7 @@ def benchmark(
         attacks=[attacks] if isinstance(attacks, str) else list(attacks),
         knowledge=list(knowledge or (["white_box", "dw_both"] if takes_noise else ["white_box"])),
         protocol=protocol,
-        examples={"count": examples},
+        examples={"count": examples, "order": order},
         draws={"report": draws},
         seed=seed,
     )
@@ -158,7 +162,9 @@ class _Randomised(nn.Module):
         return self.classifier(x, noise=noise)
 
 
-def _data(dataset: str | Dataset | tuple[Tensor, Tensor], examples: int | None) -> Dataset:
+def _data(
+    dataset: str | Dataset | tuple[Tensor, Tensor], examples: int | None, order: str, seed: int
+) -> Dataset:
     """The examples to be attacked."""
     if isinstance(dataset, str):
         data = load_dataset(dataset)
@@ -170,7 +176,7 @@ def _data(dataset: str | Dataset | tuple[Tensor, Tensor], examples: int | None) 
         data = Dataset("given", x, y.long(), torch.arange(len(x)), names)
     if examples is not None and examples > len(data):
         raise UserError(f"{examples} examples were asked for, but the data has {len(data)}.")
-    return data.select(slice(0, examples))
+    return data.select(in_order(data, order, seed)[:examples])
 
 
 def _spec(model: nn.Module, dataset: Any, **settings: Any) -> EvaluationSpec:

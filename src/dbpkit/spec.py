@@ -31,6 +31,10 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
+    def identity(self) -> dict[str, Any]:
+        """Returns what two specs of the same run have in common, ready for JSON; its hash is the spec's."""
+        return self.model_dump(mode="json")
+
 
 S = TypeVar("S", bound=Strict)
 
@@ -99,8 +103,8 @@ def validate(table: dict[str, Any], model: type[S], where: str) -> S:
 
 
 def spec_hash(spec: Strict) -> str:
-    """Returns the sha256 of a resolved spec's canonical JSON, hexadecimal."""
-    return hashlib.sha256(json.dumps(spec.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+    """Returns the sha256 of the canonical JSON of a resolved spec's identity, hexadecimal."""
+    return hashlib.sha256(json.dumps(spec.identity(), sort_keys=True).encode()).hexdigest()
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[str]:

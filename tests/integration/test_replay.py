@@ -22,7 +22,7 @@ Tiny = Callable[..., EvaluationSpec]
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of five examples in batches of three, so that micro-batches cross examples."""
     out = tmp_path_factory.mktemp("runs") / "a"
-    spec = validate({**TINY, "examples": {"count": 5}}, EvaluationSpec, "tiny")
+    spec = validate({**TINY, "examples": {"count": 5, "order": "file"}}, EvaluationSpec, "tiny")
     evaluate(spec, out, Execution(batch_size=3, micro_batch=4))
     return out
 

@@ -23,7 +23,7 @@ SPEC: dict[str, Any] = {
         {"name": "white_box", "gradient": "exact", "shared_sites": [], "tapes": 1},
         {"name": "fixed", "gradient": "exact", "shared_sites": ["forward", "reverse"], "tapes": 2},
     ],
-    "examples": {"count": 4, "first": 0},
+    "examples": {"count": 4, "first": 0, "order": "file"},
     "draws": {"report": 2, "select": 10},
     "seed": 0,
 }

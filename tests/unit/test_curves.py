@@ -27,7 +27,7 @@ SPEC: dict[str, Any] = {
     "threat": {"norm": "linf", "eps": "8/255"},
     "attacks": [{"name": "pgd", "options": {"iterations": 3}}],
     "knowledge": [{"name": "white_box", "gradient": "exact", "shared_sites": [], "tapes": 1}],
-    "examples": {"count": 4, "first": 0},
+    "examples": {"count": 4, "first": 0, "order": "file"},
     "draws": {"report": 1, "select": 10},
     "seed": 0,
 }

@@ -1,5 +1,6 @@
 """Runs analyses into a run directory, unit by unit; what is recorded is not done again."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from dbpkit.analyses.analysis import Analysis, Subject, analyses
 from dbpkit.evaluation.build import build
-from dbpkit.evaluation.run import Execution
+from dbpkit.evaluation.run import Execution, hashes_of
 from dbpkit.evaluation.spec import EvaluationSpec
 from dbpkit.registry import call_with_options
 from dbpkit.results.analysis import AnalysisRecords, AnalysisResult
@@ -57,13 +58,24 @@ def make_analysis(name: str, options: Mapping[str, Any]) -> Analysis:
     return call_with_options(analyses.resolve(name), options, f"analysis '{name}'")
 
 
+def _claim(records: AnalysisRecords, options: dict[str, Any], subject: Subject) -> None:
+    """Makes these the records of the options and parts, or of the same run with more examples."""
+    parts, old = subject.parts, records.settings() or {}
+    before = old.get("examples", len(parts.data))
+    shared = min(before, len(parts.data)) if isinstance(before, int) else len(parts.data)
+    settings = {"options": options, "hashes": hashes_of(parts, shared), "examples": shared}
+    if {"examples": shared, **old} != json.loads(json.dumps(settings)):
+        settings = {"options": options, "hashes": parts.hashes, "examples": len(parts.data)}
+        records.claim(settings)
+
+
 def _run(
     name: str, analysis: Analysis, subject: Subject, run: RunDirectory, progress: Progress
 ) -> AnalysisResult:
     """Does the units that are not recorded yet, then concludes from all."""
     records = AnalysisRecords(run, name)
     options: dict[str, Any] = asdict(analysis) if is_dataclass(analysis) else {}
-    records.claim({"options": options, "hashes": subject.parts.hashes})
+    _claim(records, options, subject)
     units = list(analysis.units(subject))
     done = records.read()
     for number, unit in enumerate(units):

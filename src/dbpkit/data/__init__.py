@@ -5,8 +5,9 @@ not its place in a batch or a subset, so that its noise follows it everywhere.
 """
 
 from dbpkit.data.dataset import Dataset, data_root, datasets, load_dataset
+from dbpkit.data.order import in_order
 from dbpkit.registry import import_siblings
 
 import_siblings(__name__, __path__)
 
-__all__ = ["Dataset", "data_root", "datasets", "load_dataset"]
+__all__ = ["Dataset", "data_root", "datasets", "in_order", "load_dataset"]

@@ -10,7 +10,7 @@ from torch import nn
 import dbpkit.adapters  # noqa: F401 - registers other libraries' attacks
 from dbpkit.attacks import attacks, make_attack
 from dbpkit.attacks.target import Attack, accepted_options, checked_attack_options
-from dbpkit.data import Dataset, load_dataset
+from dbpkit.data import Dataset, in_order, load_dataset
 from dbpkit.errors import UserError
 from dbpkit.evaluation.spec import EvaluationSpec, PurifierSpec
 from dbpkit.gradients import DEFAULT_MEMORY
@@ -89,7 +89,7 @@ def make_purifier(spec: PurifierSpec, denoiser: Denoiser, memory_bytes: int = DE
 
 
 def chosen_examples(spec: EvaluationSpec) -> Dataset:
-    """Loads the spec's data and cuts out its examples; UserError if there are not enough."""
+    """Loads the spec's data and takes its examples in their order; UserError if there are not enough."""
     data = load_dataset(spec.data.name, spec.data.options)
     first, count = spec.examples.first, spec.examples.count
     if first >= len(data) or (count is not None and first + count > len(data)):
@@ -97,7 +97,8 @@ def chosen_examples(spec: EvaluationSpec) -> Dataset:
             f"examples {first} to {first + (count or 1) - 1} were asked for, but data"
             f" '{spec.data.name}' has {len(data)}. Lower examples.count or examples.first."
         )
-    return data.select(slice(first, None if count is None else first + count))
+    order = in_order(data, spec.examples.order, spec.seed)
+    return data.select(order[first : None if count is None else first + count])
 
 
 def checked_device(name: str) -> torch.device:

@@ -21,7 +21,7 @@ from dbpkit.evaluation.checks import CHECKS, PROBE_EXAMPLES, Check, check_fit, c
 from dbpkit.evaluation.culprits import Plain
 from dbpkit.evaluation.run import DEFAULT_EXECUTION, Execution, Progress, evaluate
 from dbpkit.evaluation.sanity import SANITY, gradient_noise, more_iterations_help, shared_attacks
-from dbpkit.evaluation.spec import DrawsSpec, EvaluationSpec, ExamplesSpec
+from dbpkit.evaluation.spec import DrawsSpec, EvaluationSpec
 from dbpkit.noise import NoisePlan, seeded_generator
 from dbpkit.results.flags import Flag
 from dbpkit.results.run_directory import RunDirectory
@@ -234,7 +234,7 @@ def _shortened_spec(spec: EvaluationSpec, count: int) -> EvaluationSpec:
     draws = DrawsSpec(report=min(4, spec.draws.report), select=min(2, spec.draws.select))
     return spec.model_copy(
         update={
-            "examples": ExamplesSpec(count=count, first=spec.examples.first),
+            "examples": spec.examples.model_copy(update={"count": count}),
             "draws": draws,
             "attacks": [_shortened(a) for a in spec.attacks],
             "knowledge": [k.model_copy(update={"tapes": 1}) for k in spec.knowledge],

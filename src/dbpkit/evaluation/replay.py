@@ -203,7 +203,7 @@ def _replayed(
     )
     with kernels(execution.deterministic), _threads(how.get("threads")):
         parts = parts or build(spec, execution.device, execution.memory_bytes)
-        refuse_other_parts(directory, parts.hashes, "Restore it to replay the run.")
+        refuse_other_parts(directory, parts, "Restore it to replay the run.")
         rows = Rows(spec, parts, execution, directory)
         ids = stored.ids if stored else torch.tensor([example])
         batch = rows.batch(_positions(parts, ids))

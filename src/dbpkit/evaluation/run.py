@@ -12,6 +12,7 @@ import platform
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from torch import Tensor
 from dbpkit.errors import UserError
 from dbpkit.evaluation.build import Parts, build
 from dbpkit.evaluation.checks import preflight
+from dbpkit.evaluation.coverage import MISSING_CLASSES, missing_classes
 from dbpkit.evaluation.rows import DEFAULT_EXECUTION, Execution, Rows, Unit
 from dbpkit.evaluation.spec import EvaluationSpec
 from dbpkit.results.flags import Flag
@@ -76,8 +78,7 @@ def evaluate(
         # Claimed only now: a spec whose parts cannot be built or do not fit leaves no directory behind.
         run.claim(spec.model_dump(mode="json"), spec_hash(spec), differences)
         _enter_session(run, parts, execution)
-        if flags is not None:
-            run.write_json("checks.json", flags)
+        _write_checks(run, flags, missing_classes(parts.data, spec.examples.order))
         runner.run_all()
         runner.write_strip()
     summary = summarise(run)
@@ -210,10 +211,14 @@ class _Runner:
         )
 
 
-def refuse_other_parts(run: RunDirectory, hashes: Mapping[str, str], remedy: str) -> None:
-    """Raises UserError, ending in a remedy, unless weights and data are those of the run's first session."""
-    for session in (run.read_json("env.json") or [])[:1]:
-        for name, value in hashes.items():
+def refuse_other_parts(run: RunDirectory, parts: Parts, remedy: str) -> None:
+    """Raises UserError, ending in a remedy, unless weights and data are those of the run's sessions.
+
+    A session of fewer examples is compared with as many of the first of these.
+    """
+    for session in run.read_json("env.json") or []:
+        shared = min(session.get("examples", len(parts.data)), len(parts.data))
+        for name, value in hashes_of(parts, shared).items():
             if session.get(name, value) != value:
                 raise UserError(
                     f"{run.path} was made with another {name.removesuffix('_sha256')} (sha256"
@@ -221,10 +226,17 @@ def refuse_other_parts(run: RunDirectory, hashes: Mapping[str, str], remedy: str
                 )
 
 
+def hashes_of(parts: Parts, examples: int) -> Mapping[str, str]:
+    """Returns the hashes of the parts, that of the data over the first so many examples."""
+    if examples == len(parts.data):
+        return parts.hashes
+    return {**parts.hashes, "data_sha256": parts.data.select(slice(0, examples)).sha256}
+
+
 def _enter_session(run: RunDirectory, parts: Parts, execution: Execution) -> None:
     """Notes versions, device and hashes; refuses to continue with other weights or data."""
     sessions = run.read_json("env.json") or []
-    refuse_other_parts(run, parts.hashes, "Restore it or use a new --out.")
+    refuse_other_parts(run, parts, "Restore it or use a new --out.")
     packages = ("dbpkit", "torch", "numpy", "safetensors")
     session = {
         **parts.hashes,
@@ -236,6 +248,15 @@ def _enter_session(run: RunDirectory, parts: Parts, execution: Execution) -> Non
     }
     if session not in sessions:
         run.write_json("env.json", [*sessions, session])
+
+
+def _write_checks(run: RunDirectory, found: list[Any] | None, missing: list[Flag]) -> None:
+    """Writes what the checks found, or keeps what they did; what the examples lack changes as they grow."""
+    before = run.read_json("checks.json")
+    kept = [f for f in (found if found is not None else before) if f["name"] != MISSING_CLASSES]
+    flags = [*kept, *(f._asdict() for f in missing)]
+    if flags != before:
+        run.write_json("checks.json", flags)
 
 
 def _version(package: str) -> str:

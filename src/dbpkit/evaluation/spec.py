@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
+from dbpkit.data.order import Order
 from dbpkit.errors import UserError, unknown_name
 from dbpkit.evaluation.knowledge import Knowledge, known
 from dbpkit.results.flags import BASELINE_ROWS
@@ -60,10 +61,17 @@ class ThreatSpec(Strict):
 
 
 class ExamplesSpec(Strict):
-    """Which examples of the data are evaluated: ``count`` of them from position ``first`` on, or all."""
+    """Which examples of the data are evaluated: ``count`` of them from position ``first`` of an order on.
+
+    Attributes:
+        count: how many; unset takes all. No part of what a run is: the same run can go on with more.
+        first: how many are passed over.
+        order: ``balanced`` takes the classes in turn, ``shuffled`` is random, ``file`` is that of the data.
+    """
 
     count: int | None = Field(default=None, gt=0)
     first: int = Field(default=0, ge=0)
+    order: Order = "balanced"
 
 
 class DrawsSpec(Strict):
@@ -161,6 +169,12 @@ class EvaluationSpec(Strict):
         table: dict[str, Any] = handler(self)
         if table.get("protocol") == DEFAULT:
             del table["protocol"]
+        return table
+
+    def identity(self) -> dict[str, Any]:
+        """Everything but how many examples there are, because a run can grow."""
+        table = self.model_dump(mode="json")
+        del table["examples"]["count"]
         return table
 
     @model_validator(mode="after")

@@ -252,9 +252,8 @@ def _facts(summary: Summary) -> list[str]:
 
 
 def _examples_asked(run: RunDirectory) -> int | None:
-    """How many examples the run is over, as its first session noted; None before there was one."""
-    sessions = run.read_json("env.json") or [{}]
-    return sessions[0].get("examples")
+    """How many examples the run is over, as its sessions noted, for it can grow; None before any."""
+    return max((s["examples"] for s in run.read_json("env.json") or [] if "examples" in s), default=None)
 
 
 def _incomplete(tapes: Mapping[str, int], asked: int | None, records: Sequence[Record]) -> list[Incomplete]:

@@ -165,6 +165,11 @@ class AnalysisRecords:
         if not path.is_file():
             write_atomically(path, json.dumps(wanted, indent=1).encode())
 
+    def settings(self) -> dict[str, Any] | None:
+        """Returns what decided the records so far, or None before there are any."""
+        path = self.path / "settings.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
     def read(self) -> dict[str, Any]:
         """Returns what every recorded unit measured; a torn last line is dropped."""
         path = self.path / "records.jsonl"

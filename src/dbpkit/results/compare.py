@@ -95,7 +95,7 @@ def spec_changes(run_a: RunDirectory, run_b: RunDirectory) -> list[str]:
     a, b = _alike(run_a, run_b)
     changed = differences(a, b)
     for part in ("classifier", "denoiser"):
-        hashes = [_first_session(run).get(f"{part}_sha256") for run in (run_a, run_b)]
+        hashes = [_session(run).get(f"{part}_sha256") for run in (run_a, run_b)]
         if a[part] == b[part] and None not in hashes:
             changed += differences(str(hashes[0])[:12], str(hashes[1])[:12], f"{part}_sha256")
     return changed
@@ -110,7 +110,7 @@ def spec_warnings(run_a: RunDirectory, run_b: RunDirectory) -> list[str]:
             spec["draws"].pop("select", None)  # nothing was selected
     leaves = {part: differences(a[part], b[part], part) for part in HARD_TO_READ}
     warnings = [HARD_TO_READ[part].format(", ".join(found)) for part, found in leaves.items() if found]
-    hashes = [_first_session(run).get("data_sha256") for run in (run_a, run_b)]
+    hashes = [_session(run).get("data_sha256") for run in (run_a, run_b)]
     if hashes[0] != hashes[1] and (a["data"] != b["data"] or a["examples"] == b["examples"]):
         said = ", ".join(differences(a["data"], b["data"], "data")) or "data_sha256"
         warnings.append(f"The data may differ ({said}): the labels agree, the pictures were not compared.")
@@ -119,7 +119,7 @@ def spec_warnings(run_a: RunDirectory, run_b: RunDirectory) -> list[str]:
 
 def refuse_other_data(run_a: RunDirectory, run_b: RunDirectory) -> None:
     """Raises UserError if an example of both runs has another label in each: it is another example."""
-    hashes = [_first_session(run).get("data_sha256") for run in (run_a, run_b)]
+    hashes = [_session(run).get("data_sha256") for run in (run_a, run_b)]
     if hashes[0] == hashes[1] and hashes[0] is not None:
         return
     a, b = ({r["example"]: r["label"] for r in run.records() if "error" not in r} for run in (run_a, run_b))
@@ -151,9 +151,9 @@ def _alike(run_a: RunDirectory, run_b: RunDirectory) -> tuple[dict[str, Any], di
     return specs[0], specs[1]
 
 
-def _first_session(run: RunDirectory) -> Mapping[str, Any]:
-    """What the run's first session noted: hashes of data and weights."""
-    return (run.read_json("env.json") or [{}])[0]
+def _session(run: RunDirectory) -> Mapping[str, Any]:
+    """What the run's first session over all its examples noted: hashes of data and weights."""
+    return max(run.read_json("env.json") or [{}], key=lambda session: session.get("examples", 0))
 
 
 def _network_calls(records: list[Record]) -> float | None:

@@ -8,6 +8,7 @@ killed process tears the last line; it is dropped.
 """
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterable
@@ -47,21 +48,23 @@ class RunDirectory:
         """Makes this the directory of a spec, or checks that it already is.
 
         Args:
-            spec: the resolved spec, ready for JSON.
+            spec: the resolved spec, ready for JSON. A spec that differs in a larger ``examples.count`` alone
+                is the same run, which grows.
             spec_hash: its hash.
             differences: function of two specs that lists the leaves in which they differ.
 
         Raises:
-            UserError: if it holds a run of another spec, or of another version of the layout.
+            UserError: if it holds a run of another spec, of more examples or of another layout.
         """
         if (self.path / "spec.json").is_file():
             old = self.spec()
-            if old["hash"] != spec_hash:
-                changed = ", ".join(differences(old["spec"], spec))
+            if changed := ", ".join(differences(_without_count(old["spec"]), _without_count(spec))):
                 raise UserError(
                     f"{self.path} was made with another spec: {changed}. Use a new --out or delete"
                     " the directory."
                 )
+            if self._grows(old["spec"], spec):
+                self.write_json("spec.json", {"schema": SCHEMA, "hash": spec_hash, "spec": spec})
             self._drop_torn_line()
             return
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
@@ -79,6 +82,8 @@ class RunDirectory:
             raise UserError(
                 f"'{self.path}' has layout version {old.get('schema')}; this dbpkit reads version {SCHEMA}."
             )
+        if "examples" in old.get("spec", {}):  # runs made before there was an order took the data's own
+            old["spec"]["examples"].setdefault("order", "file")
         return old
 
     def records(self) -> list[Record]:
@@ -182,6 +187,17 @@ class RunDirectory:
         except ValueError as error:
             raise UserError(f"'{path}' is damaged ({error}). Restore it or delete the directory.") from error
 
+    def _grows(self, old: dict[str, Any], spec: dict[str, Any]) -> bool:
+        """Whether a spec asks for more examples than the run has; UserError if for fewer."""
+        before, now = (_count(table) for table in (old, spec))
+        if (now or math.inf) < (before or math.inf):
+            remedy = f"Set it to {before} or more" if before else "Leave it out"
+            raise UserError(
+                f"{self.path} is a run over {before or 'all'} examples, and examples.count = {now} is fewer:"
+                f" a run can grow and not shrink. {remedy}, or use a new --out."
+            )
+        return now != before
+
     def _lines(self) -> list[str]:
         path = self.path / "records.jsonl"
         return path.read_text(errors="replace").splitlines() if path.is_file() else []
@@ -192,3 +208,15 @@ class RunDirectory:
         content = path.read_bytes() if path.is_file() else b""
         if content and not content.endswith(b"\n"):
             os.truncate(path, content.rfind(b"\n") + 1)
+
+
+def _without_count(spec: dict[str, Any]) -> dict[str, Any]:
+    """A resolved spec without the number of its examples."""
+    examples = {k: v for k, v in spec.get("examples", {}).items() if k != "count"}
+    return {**spec, "examples": examples}
+
+
+def _count(spec: dict[str, Any]) -> int | None:
+    """How many examples a resolved spec asks for; None is all."""
+    count: int | None = spec.get("examples", {}).get("count")
+    return count

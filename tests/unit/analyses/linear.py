@@ -59,6 +59,7 @@ def spec(sampler: str = "one_step", steps: int = 50, **changes: Any) -> Evaluati
     clips = sampler in ("ddpm", "ddim", "one_step", "reverse_only")
     table = {
         "data": "tests.unit.analyses.linear:images",
+        "examples": {"order": "file"},
         "classifier": "tests.parts:ChannelMean",
         "denoiser": "tests.unit.analyses.linear:gaussian",
         "purifier": {

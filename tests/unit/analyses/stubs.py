@@ -27,6 +27,7 @@ FIRST_ID = 100
 TINY = {
     "name": "tiny",
     "data": "tests.parts:data",
+    "examples": {"order": "file"},
     "classifier": "tests.parts:ChannelMean",
     "denoiser": "tests.parts:gaussian_denoiser",
     "purifier": {"sampler": "ddpm", "steps": 50},
