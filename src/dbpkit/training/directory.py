@@ -9,7 +9,7 @@ its own tensors, and nothing is continued before both have been compared.
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -84,6 +84,11 @@ class Checkpoint(NamedTuple):
 
     updates: int
     tensors: dict[str, Tensor]
+
+    def part(self, name: str) -> dict[str, Tensor]:
+        """The tensors whose names begin with ``name.``, without that."""
+        prefix = f"{name}."
+        return {k.removeprefix(prefix): t for k, t in self.tensors.items() if k.startswith(prefix)}
 
 
 T = TypeVar("T", bound=_Typed)
@@ -187,6 +192,9 @@ class TrainingDirectory:
             raise UserError(
                 f"'{path}' has made {about.updates} updates of {spec.optimiser.updates}. {_AFRESH}"
             )
+        for name in tensors:
+            if name.partition(".")[0] not in ("model", "average", "optimiser"):
+                raise UserError(f"'{path}' holds '{name}', which no checkpoint has. {_AFRESH}")
         require_finite(tensors, f"in '{path}'", _AFRESH)
         return Checkpoint(about.updates, tensors)
 
@@ -245,6 +253,30 @@ class TrainingDirectory:
         return self.path / name
 
 
+def optimiser_state(
+    tensors: Mapping[str, Tensor], parameters: Sequence[Tensor], method: str, where: str
+) -> dict[int, dict[str, Tensor]]:
+    """Returns an optimiser's state by number of the parameter, from tensors named ``NUMBER.NAME``.
+
+    Raises:
+        UserError: if it is not the whole state of a method for these parameters.
+    """
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        number, _, name = key.partition(".")
+        place = int(number) if number.isascii() and number.isdigit() and len(number) < 10 else len(parameters)
+        shape = () if name == "step" else parameters[place].shape if place < len(parameters) else None
+        if name not in _STATES[method] or tensor.shape != shape or not tensor.is_floating_point():
+            raise UserError(f"'optimiser.{key}' in the {where} does not fit the network. {_AFRESH}")
+        state.setdefault(place, {})[name] = tensor
+    for place, own in state.items():
+        if missing := _STATES[method] - own.keys():
+            raise UserError(
+                f"'optimiser.{place}.{min(missing)}' is missing, so the {where} does not fit. {_AFRESH}"
+            )
+    return state
+
+
 def require_finite(tensors: Mapping[str, Tensor], where: str, remedy: str) -> None:
     """Raises UserError naming the first tensor with a value that is not finite."""
     for name, tensor in tensors.items():
@@ -260,6 +292,9 @@ def require_finite_figures(figures: Mapping[str, Any], remedy: str) -> None:
 
 
 _AFRESH = "Restore it, or delete it to train from the first update."
+
+_STATES = {"adamw": {"step", "exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer"}}
+"""What an optimiser keeps for each parameter, by method."""
 
 _CURVE = "Restore it, or delete the file: the curve then begins at the checkpoint."
 

@@ -29,7 +29,13 @@ from dbpkit.models import state_sha256
 from dbpkit.noise import NoisePlan, permutation, seeded_generator
 from dbpkit.results.locking import writing
 from dbpkit.training.card import model_card
-from dbpkit.training.directory import Hashes, Line, TrainingDirectory, require_finite_figures
+from dbpkit.training.directory import (
+    Hashes,
+    Line,
+    TrainingDirectory,
+    optimiser_state,
+    require_finite_figures,
+)
 from dbpkit.training.objectives import Batch, Objective, make_objective
 from dbpkit.training.spec import OptimiserSpec, TrainingSpec
 from dbpkit.training.start import from_random, initial
@@ -316,34 +322,17 @@ def _restore(run: Run) -> int:
     found = run.directory.checkpoint(run.spec)
     done = found.updates if found else 0
     if found:
-        for name, module in (("model", run.bare), ("average", run.average)):
-            prefix = f"{name}."
-            own = {k.removeprefix(prefix): t for k, t in found.tensors.items() if k.startswith(prefix)}
-            fill(module, own, f"checkpoint of {run.directory.path}")
-        _restore_optimiser(run, found.tensors)
+        where = f"checkpoint of {run.directory.path}"
+        fill(run.bare, found.part("model"), where)
+        fill(run.average, found.part("average"), where)
+        parameters = [p for group in run.optimiser.param_groups for p in group["params"]]
+        state = optimiser_state(found.part("optimiser"), parameters, run.spec.optimiser.method, where)
+        groups = run.optimiser.state_dict()["param_groups"]
+        run.optimiser.load_state_dict({"state": state, "param_groups": groups})
         log.info("resumed %s at update %s", run.directory.path, done)
     if run.accelerator.is_main_process:
         run.directory.cut_curve(done)
     return done
-
-
-def _restore_optimiser(run: Run, tensors: dict[str, Tensor]) -> None:
-    """Fills the optimiser's state; UserError if it is of other parameters."""
-    parameters = [p for group in run.optimiser.param_groups for p in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        if key.startswith("optimiser."):
-            _, index, name = key.split(".", 2)
-            place = int(index)
-            if place >= len(parameters) or tensor.shape not in ((), parameters[place].shape):
-                raise UserError(
-                    f"'{key}' in the checkpoint of {run.directory.path} does not fit the network. Delete the"
-                    " checkpoint to train from the first update."
-                )
-            state.setdefault(place, {})[name] = tensor
-    run.optimiser.load_state_dict(
-        {"state": state, "param_groups": run.optimiser.state_dict()["param_groups"]}
-    )
 
 
 @torch.no_grad()
