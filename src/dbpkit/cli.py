@@ -31,6 +31,7 @@ from dbpkit.analyses.run import analyse
 from dbpkit.attacks import attacks, losses
 from dbpkit.data import datasets, load_dataset
 from dbpkit.errors import UserError, unknown_name
+from dbpkit.evaluation.build import checked_device
 from dbpkit.evaluation.check import quick_check
 from dbpkit.evaluation.knowledge import known
 from dbpkit.evaluation.replay import replay
@@ -311,11 +312,13 @@ def quality_command(
     ] = False,
     classifier: Annotated[str, typer.Option(help="Whose features are used without Inception.")] = "embedded",
     seed: Annotated[int, typer.Option(help="Seed of noise and choice of images.")] = 0,
+    device: Device = "cpu",
     plugin: Plugin = [],
     as_json: AsJson = False,
 ) -> None:
     """Measure a denoiser as a generative model: FID, or the distance of a classifier's features."""
     _plugins(plugin)
+    checked_device(device)
     if inception:
         features = make_features("inception", {"path": inception, "trust": trust_file})
     else:
@@ -330,6 +333,7 @@ def quality_command(
             Chain(t_star, sampler, steps),
             images=images,
             seed=seed,
+            device=device,
             progress=lambda done, of: progress(done / of, f"{done} images"),
         )
     if as_json:

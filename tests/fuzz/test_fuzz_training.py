@@ -197,8 +197,8 @@ def test_every_damage_trains_on_or_says_one_sentence(whole: Path, tmp_path: Path
 @pytest.mark.long
 def test_every_damage_there_is(whole: Path, tmp_path: Path) -> None:
     count, defects = judge(whole, tmp_path, cases(whole, 0, 1.0))
-    assert count >= 4000
     assert not defects, "\n".join(defects[:5])
+    assert count >= 3600
 
 
 def test_the_directory_that_is_damaged_is_whole(whole: Path) -> None:

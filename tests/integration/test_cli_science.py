@@ -54,6 +54,7 @@ def test_quality_prints_the_value_beside_its_floor(run) -> None:
     [
         (["quality", "embedded", "--inception", "gone.pt"], "Inception file 'gone.pt' is missing"),
         (["quality", "embedded", "--images", "9999"], "images 9999 is outside 2 to 128"),
+        (["quality", "embedded", "--device", "cuda:99"], "device 'cuda:99' was asked for"),
         (["quality", "embeded"], "unknown denoiser 'embeded'. Did you mean 'embedded'"),
         (["analyse", "SPEC", "--out", "OUT", "compresion"], "unknown analysis 'compresion'. Did you mean"),
         (["train", "SPEC", "--out", "OUT"], "unknown key"),

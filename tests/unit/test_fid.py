@@ -96,8 +96,49 @@ def test_frechet_distance_other_shapes_raise() -> None:
 
 
 def test_frechet_distance_not_finite_raises() -> None:
-    with pytest.raises(UserError, match=r"features are not finite\. Check the network"):
+    with pytest.raises(UserError, match=r"of the features is not finite\. Check the network"):
         frechet_distance(torch.zeros(2), torch.eye(2), torch.tensor([0, torch.nan]), torch.eye(2))
+
+
+def test_frechet_distance_too_large_for_a_number_raises() -> None:
+    far = torch.tensor([1e200, 0.0], dtype=torch.float64)  # finite, and its square is not
+    with pytest.raises(UserError, match="is too large for a number"):
+        frechet_distance(far, torch.eye(2), torch.zeros(2), torch.eye(2))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [([[1.0, 0.5], [0.0, 1.0]], "must be symmetric"), ([[1.0, 2.0], [2.0, 1.0]], "no negative eigenvalue")],
+)
+def test_frechet_distance_of_what_is_no_covariance_raises(wrong: list[list[float]], said: str) -> None:
+    # The eigenvalues of the second are 3 and -1; a floor at 0 would take it for another matrix.
+    for a, b in ((torch.tensor(wrong), torch.eye(2)), (torch.eye(2), torch.tensor(wrong))):
+        with pytest.raises(UserError, match=said):
+            frechet_distance(torch.zeros(2), a, torch.zeros(2), b)
+
+
+def test_feature_statistics_name_the_image_whose_features_are_not_finite() -> None:
+    batches = [torch.zeros(3, 2), torch.tensor([[0.0, 1.0], [0.0, torch.inf]])]
+    with pytest.raises(UserError, match="features of image 4 are not finite"):
+        feature_statistics(batches)
+
+
+def test_feature_statistics_of_another_width_raise() -> None:
+    with pytest.raises(UserError, match="features of 3 values follow features of 2"):
+        feature_statistics([torch.zeros(3, 2), torch.zeros(3, 3)])
+
+
+def test_classifier_features_of_layers_that_are_not_used_raise() -> None:
+    class Unused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean(dim=(2, 3))
+
+    with pytest.raises(UserError, match=r"uses none of its nn\.Linear layers"):
+        classifier_features(Unused(), "mine").extract(torch.zeros(1, 3, 4, 4))
 
 
 # ------------------------------------------------------------------ statistics of features

@@ -8,6 +8,7 @@ doing. And only Inception features make it an FID; distances of other features h
 
 import hashlib
 import io
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from dbpkit.data import Dataset
 from dbpkit.errors import UserError
+from dbpkit.inputs import whole
 from dbpkit.models import load_classifier, state_sha256
 from dbpkit.noise import NoisePlan, permutation
 from dbpkit.purify import Purifier
@@ -143,6 +145,7 @@ def quality(
     images: int | None = None,
     seed: int = 0,
     batch_size: int = 100,
+    device: str | torch.device = "cpu",
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Quality:
     """Measures how far a denoiser's images are from real ones.
@@ -162,6 +165,7 @@ def quality(
             is a reference.
         seed: of the noise (stream ``report``) and of the order of the data, in [0, 2**32).
         batch_size: images per call; changes results by rounding at most.
+        device: where images are generated and features taken; a module is moved there.
         progress: called after every batch with images generated and images in all.
 
     Raises:
@@ -178,16 +182,19 @@ def quality(
             f"reference '{data.name}' holds the images that the chains start from, which would be compared"
             " with themselves. Leave reference out to compare halves, or give other images."
         )
+    whole(batch_size, "batch_size", 1)
     start, real = _dealt(data, reference, images, seed)
+    if isinstance(denoiser, nn.Module):
+        denoiser.to(device)
     noise = NoisePlan.of(seed, start.ids, "report")
 
     def generated() -> Iterator[Tensor]:
         for index in torch.arange(len(start)).split(batch_size):
-            yield generate(denoiser, start.x(index), chain, noise=noise.rows(index))
+            yield generate(denoiser, start.x(index).to(device), chain, noise=noise.rows(index))
             progress(int(index[-1]) + 1, len(start))
 
     def originals(of: Dataset) -> Iterator[Tensor]:
-        return (of.x(index) for index in torch.arange(len(of)).split(batch_size))
+        return (of.x(index).to(device) for index in torch.arange(len(of)).split(batch_size))
 
     target = feature_statistics(map(features.extract, originals(real)))
     made = feature_statistics(map(features.extract, generated()))
@@ -283,13 +290,37 @@ def frechet_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tenso
         )
     if not all(bool(torch.isfinite(t).all()) for t in (mean_a, cov_a, mean_b, cov_b)):
         raise UserError(
-            "features are not finite. Check the network they come from and the images it is given."
+            "the mean or covariance of the features is not finite. Check the network they come from and the"
+            " images it is given."
         )
-    values, vectors = torch.linalg.eigh(cov_a)
-    root_a = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    values, vectors = _spectrum(cov_a)
+    _spectrum(cov_b)
+    root_a = vectors * values.sqrt() @ vectors.T
     overlap = torch.linalg.eigvalsh(root_a @ cov_b @ root_a).clamp(min=0).sqrt().sum()
-    distance = (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * overlap
-    return max(float(distance), 0.0)  # equal Gaussians may come out below 0 by rounding
+    distance = float((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * overlap)
+    if not math.isfinite(distance):
+        raise UserError(
+            "the distance of the features is too large for a number. Check the network they come from."
+        )
+    return max(distance, 0.0)  # equal Gaussians may come out below 0 by rounding
+
+
+def _spectrum(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, those that rounding makes negative as 0, and eigenvectors of a covariance.
+
+    Raises:
+        UserError: if it is not symmetric, or an eigenvalue is further below 0 than rounding puts it.
+    """
+    scale = float(covariance.abs().max()) if covariance.numel() else 0.0
+    if not torch.allclose(covariance, covariance.T, rtol=0, atol=1e-9 * scale):
+        raise UserError("a covariance must be symmetric. Use feature_statistics to make it.")
+    values, vectors = torch.linalg.eigh(covariance)
+    if values.numel() and float(values.min()) < -1e-6 * scale * len(covariance):
+        raise UserError(
+            f"a covariance must have no negative eigenvalue, not {float(values.min()):g}. Use"
+            " feature_statistics to make it."
+        )
+    return values.clamp(min=0), vectors
 
 
 def feature_statistics(batches: Iterable[Tensor]) -> Statistics:
@@ -307,6 +338,13 @@ def feature_statistics(batches: Iterable[Tensor]) -> Statistics:
         if batch.ndim != 2:
             raise UserError(f"features must be (B, F), not {tuple(batch.shape)}. Flatten or pool them.")
         rows = batch.detach().cpu().double()
+        if count and rows.shape[1] != len(mean):
+            raise UserError(f"features of {rows.shape[1]} values follow features of {len(mean)}.")
+        if not bool(torch.isfinite(rows).all()):
+            raise UserError(
+                f"features of image {count + int((~torch.isfinite(rows)).any(dim=1).nonzero()[0])} are not"
+                " finite. Check the network they come from and the images it is given."
+            )
         total = count + len(rows)
         shift = rows.mean(dim=0) - mean
         centred = rows - rows.mean(dim=0)
@@ -365,7 +403,7 @@ def inception(path: str, trust: bool = False) -> Features:
         if x.shape[1] not in (1, 3):
             raise UserError(f"Inception features need images of 1 or 3 channels, not {x.shape[1]}.")
         pixels = (255 * x).round().to(torch.uint8).expand(-1, 3, -1, -1)
-        made = network(pixels, return_features=True)
+        made = network.to(x.device)(pixels, return_features=True)
         if made.shape != (len(x), INCEPTION_FEATURES):
             raise UserError(
                 f"'{path}' returns features {tuple(made.shape)} where {(len(x), INCEPTION_FEATURES)} were"
@@ -427,6 +465,7 @@ def classifier_features(model: nn.Module, name: str) -> Features:
 
     @torch.no_grad()
     def extract(x: Tensor) -> Tensor:
+        model.to(x.device)
         given: list[Tensor] = []  # in order of use, which need not be that of the modules
         hooks = [m.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0])) for m in linears]
         try:
@@ -434,6 +473,11 @@ def classifier_features(model: nn.Module, name: str) -> Features:
         finally:
             for hook in hooks:
                 hook.remove()
+        if not given:
+            raise UserError(
+                f"classifier '{name}' uses none of its nn.Linear layers, so they are given no features. Use"
+                " another classifier."
+            )
         return given[-1].flatten(1)
 
     about = {"name": "classifier", "classifier": name, "sha256": state_sha256(model)}
