@@ -4,6 +4,7 @@ The thing people get wrong: a classifier takes pixels in [0, 1] and normalises i
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -13,10 +14,10 @@ import torch
 from torch import nn
 
 from dbpkit.denoiser import from_pretrained
-from dbpkit.errors import UserError, unknown_name
+from dbpkit.errors import UserError, shown, unknown_name
 from dbpkit.registry import Registry, call_with_options
 from dbpkit.types import Denoiser
-from dbpkit.weights import Architecture, load_weights
+from dbpkit.weights import Architecture, load_weights, refuse_pickle
 
 classifier_sources: Registry[Callable[..., nn.Module]] = Registry("classifier")
 denoiser_sources: Registry[Callable[..., Any]] = Registry("denoiser")
@@ -116,7 +117,18 @@ def load_denoiser(name: str, options: Mapping[str, Any] | None = None) -> Denois
 
 
 def source(text: str) -> tuple[str, dict[str, Any]]:
-    """Returns the source and its options for a text: weights file, name or import path."""
+    """Returns the source and its options for a text: weights file, name or import path.
+
+    Raises:
+        UserError: if it is no text, or a pickle.
+    """
+    if not isinstance(text, str | os.PathLike):
+        raise UserError(
+            "a model is named by a registered name, an import path or a .safetensors file, not by"
+            f" {shown(text)}."
+        )
+    text = os.fsdecode(text)
+    refuse_pickle(text)
     return ("weights", {"path": text}) if text.endswith(".safetensors") else (text, {})
 
 
@@ -133,6 +145,8 @@ def state_sha256(model: Any) -> str:
 def _make(registry: Registry, name: str, options: Mapping[str, Any] | None) -> Any:
     """A part built by its source; an nn.Module instance at an import path is taken as it is."""
     name, more = source(name)
+    if options is not None and not isinstance(options, Mapping):
+        raise UserError(f"options of {registry.kind} '{name}' must be a table by name, not {shown(options)}.")
     made_by = registry.resolve(name)
     if isinstance(made_by, nn.Module):
         if options:

@@ -6,19 +6,23 @@ prediction type, so the scheduler's configuration beside it is read, and refused
 
 import importlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
-from dbpkit.errors import UserError
+from dbpkit.errors import UserError, one_line, shown
 from dbpkit.noise import seeded_generator
 
 Prediction = Literal["noise", "v", "x0"]
 """What diffusers trains networks to predict, in our words."""
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
+_SHARD = re.compile(r"diffusion_pytorch_model-[\w-]+\.safetensors")
+_WRAPPERS = ("module.", "_orig_mod.")
 _DOWNLOADED = (
     "config.json",
     "scheduler_config.json",
@@ -59,7 +63,10 @@ def load_unet(path: str, subfolder: str | None = None) -> Pretrained:
             network needs class labels or continuous times, or its schedule is not the linear DDPM one with
             1,000 steps from 1e-4 to 0.02.
     """
-    diffusers = _diffusers()
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"a diffusers network is named by its directory or Hub id, not by {shown(path)}.")
+    path = os.fsdecode(path)
+    unet_class = _unet_class()
     directory = Path(path).expanduser()
     if not directory.is_dir():
         directory = _download(path, subfolder)
@@ -67,8 +74,9 @@ def load_unet(path: str, subfolder: str | None = None) -> Pretrained:
     prediction = _prediction(folder, is_inside=folder != directory)
     try:
         with seeded_generator(0):  # the first weights are drawn from torch's global generator, then replaced
-            network, info = diffusers.UNet2DModel.from_pretrained(
+            network, info = unet_class.from_pretrained(
                 folder,
+                variant=_variant(folder),
                 use_safetensors=True,
                 local_files_only=True,
                 low_cpu_mem_usage=False,
@@ -80,6 +88,11 @@ def load_unet(path: str, subfolder: str | None = None) -> Pretrained:
             "Its files are damaged or do not belong together; fetch them again."
         ) from error
     wrong = [*info["missing_keys"], *info["unexpected_keys"]]
+    if all(key.startswith(_WRAPPERS) for key in info["unexpected_keys"] or [""]):
+        raise UserError(
+            f"network '{folder}': its tensors have names like '{info['unexpected_keys'][0]}', which"
+            " DataParallel or torch.compile gave them. Save the module inside (model.module) again."
+        )
     if wrong:
         raise UserError(
             f"network '{folder}': {len(info['missing_keys'])} tensors are missing from its weights and "
@@ -95,22 +108,35 @@ def build_unet(config: Mapping[str, Any]) -> nn.Module:
     Raises:
         UserError: if diffusers is not installed or refuses the configuration.
     """
-    diffusers = _diffusers()
+    unet_class = _unet_class()
     try:
-        network: nn.Module = diffusers.UNet2DModel(**config)
+        network: nn.Module = unet_class(**config)
     except (TypeError, ValueError) as error:
         raise UserError(f"diffusers' UNet2DModel refuses the configuration: {_one_line(error)}.") from error
     return network
 
 
-def _diffusers() -> Any:
-    """The library, imported when first needed."""
+def _unet_class() -> Any:
+    """The network class of diffusers; the library is imported when it is first needed."""
     try:
-        return importlib.import_module("diffusers")
-    except ImportError as error:
+        library = importlib.import_module("diffusers")
+    except ModuleNotFoundError as error:
         raise UserError(
             "loading a diffusers network needs a library that is missing: pip install diffusers."
         ) from error
+    except Exception as error:  # whatever the libraries below it raise if they do not fit each other
+        raise _unfit(error) from error
+    try:
+        return library.UNet2DModel  # imports its own modules, and torchvision, only now
+    except Exception as error:
+        raise _unfit(error) from error
+
+
+def _unfit(error: Exception) -> UserError:
+    return UserError(
+        f"diffusers cannot be imported ({type(error).__name__}: {_one_line(error)}). The network's files are"
+        " not to blame: install versions of diffusers, torch and torchvision that fit each other."
+    )
 
 
 def _download(path: str, subfolder: str | None) -> Path:
@@ -161,7 +187,13 @@ def _network_folder(directory: Path, subfolder: str | None) -> Path:
             f"'{folder}' expects continuous noise levels (fourier embedding), not times 0 to 999. "
             "Wrap it in a module that converts them."
         )
-    if not (folder / _WEIGHTS).is_file() and not (folder / f"{_WEIGHTS}.index.json").is_file():
+    if config.get("quantization_config") is not None:
+        raise UserError(
+            f"'{folder}' is a quantised network, which has no exact gradients. Use the whole one."
+        )
+    if (folder / f"{_WEIGHTS}.index.json").is_file():
+        _check_index(folder / f"{_WEIGHTS}.index.json")
+    elif not (folder / _WEIGHTS).is_file() and _variant(folder) is None:
         pickles = sorted(
             file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".ckpt")
         )
@@ -174,6 +206,32 @@ def _network_folder(directory: Path, subfolder: str | None) -> Path:
             f"'{folder}' holds {found}; expected '{_WEIGHTS}'. Save it with safe_serialization=True."
         )
     return folder
+
+
+def _variant(folder: Path) -> str | None:
+    """The variant to read, such as ``fp16``, where the plain weights are not there; UserError for several."""
+    if (folder / _WEIGHTS).is_file() or (folder / f"{_WEIGHTS}.index.json").is_file():
+        return None
+    stem, suffix = _WEIGHTS.split(".")
+    found = sorted(p.name.split(".")[1] for p in folder.glob(f"{stem}.*.{suffix}") if p.name.count(".") == 2)
+    if len(found) > 1:
+        raise UserError(
+            f"'{folder}' holds the variants {', '.join(found)}, and not '{_WEIGHTS}'. Copy the one you want"
+            " to that name."
+        )
+    return found[0] if found else None
+
+
+def _check_index(file: Path) -> None:
+    """Raises UserError unless all files that an index names are safetensors that lie beside it."""
+    table = _read_json(file).get("weight_map")
+    names = set(table.values()) if isinstance(table, dict) and table else {None}
+    for name in names:
+        if not isinstance(name, str) or not _SHARD.fullmatch(name) or not (file.parent / name).is_file():
+            raise UserError(
+                f"'{file}' names {shown(name)} where a file '{_WEIGHTS.removesuffix('.safetensors')}-..."
+                ".safetensors' beside it was expected. Fetch the network again."
+            )
 
 
 def _prediction(folder: Path, is_inside: bool) -> Prediction:
@@ -210,7 +268,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     """A JSON object; UserError if the file holds anything else."""
     try:
         content = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"'{file}' is no readable JSON ({error}). It is damaged; fetch it again.") from error
     if not isinstance(content, dict):
         raise UserError(f"'{file}' must hold a JSON object, not a {type(content).__name__}. Fetch it again.")
@@ -219,4 +277,4 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _one_line(error: Exception) -> str:
     """The first 300 characters of a library's message, without line breaks."""
-    return " ".join(str(error).split())[:300]
+    return one_line(error, 300)

@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import importlib.util
 import pkgutil
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
@@ -16,13 +17,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
-from dbpkit.errors import UserError, unknown_name
+from dbpkit.errors import UserError, one_line, shown, unknown_name
 from dbpkit.options import call_with_options as call_with_options
 
 T = TypeVar("T")
 
 _trusted: set[str] = set()
 """Import paths that the user typed to vouch for them; see `trust`."""
+
+_PLAIN = re.compile(r"[\w.]+:\w+")
+"""An import path that can be shown as a command."""
 
 _reading: ContextVar[tuple[str, str]] = ContextVar("reading", default=("", ""))
 """The file whose names are being resolved and what the user can do, empty while names are their own."""
@@ -68,13 +72,13 @@ class Registry(Generic[T]):
             UserError: if there is none; the nearest registered name is suggested.
         """
         if not isinstance(name, str):
-            raise UserError(f"a {self.kind} is named by text, not by {shortened(repr(name))}.")
+            raise UserError(f"a {self.kind} is named by text, not by {shown(name)}.")
         if name in self._typed or name in _trusted:
             return import_path(name, self.kind)
         if ":" in name:
             raise UserError(self._refusal(name))
         if name not in self._parts:
-            raise unknown_name(self.kind, shortened(name), self._parts)
+            raise unknown_name(self.kind, one_line(name, 100), self._parts)
         return self._parts[name]
 
     def resolve(self, name: str) -> T:
@@ -92,11 +96,12 @@ class Registry(Generic[T]):
         return part
 
     def _refusal(self, name: str) -> str:
-        name, (where, remedy) = shortened(name), _reading.get()
-        remedy = remedy or f"If you trust it: --plugin {name}, or dbpkit.trust('{name}') in Python."
+        where, remedy = _reading.get()
+        if not remedy and _PLAIN.fullmatch(name):
+            remedy = f"If you trust it: --plugin {name}, or dbpkit.trust('{name}') in Python."
         return (
-            f"{self.kind} '{name}' is an import path that {where or 'a file'} names, and those are followed"
-            f" only where you type them. {remedy}"
+            f"{self.kind} '{one_line(name, 100)}' is an import path that {where or 'a file'} names, and those"
+            f" are followed only where you type them. {remedy}".rstrip()
         )
 
     def __contains__(self, name: str) -> bool:
@@ -169,7 +174,7 @@ def import_module(name: str, kind: str = "plugin") -> ModuleType:
             f"{kind} module '{name}' cannot be imported ({error}). Run from its directory or install it."
         ) from error
     except (Exception, SystemExit) as error:
-        said = shortened(" ".join(str(error).split()), 300)
+        said = one_line(error, 300)
         raise UserError(f"{kind} module '{name}' fails on import: {type(error).__name__}: {said}.") from error
     _refuse_hidden(name, module, here, kind)
     return module
@@ -185,11 +190,6 @@ def _refuse_hidden(name: str, module: ModuleType, here: Path, kind: str) -> None
             f"{kind} module '{name}' is '{own[0]}', but '{found or 'one built into Python'}' has the same"
             " name and is found first. Rename yours."
         )
-
-
-def shortened(text: str, most: int = 80) -> str:
-    """Returns a text, cut where it is too long for a message."""
-    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def import_siblings(package: str, path: Iterable[str]) -> None:

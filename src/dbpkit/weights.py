@@ -8,22 +8,34 @@ import contextlib
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from dbpkit.denoiser import denoisers
-from dbpkit.errors import UserError
+from dbpkit.errors import UserError, one_line, shown
 from dbpkit.networks import networks
 from dbpkit.registry import call_with_options, names_of
 
 FORMAT = "dbpkit-weights-1"
+
+PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
+"""Names of files that are never opened: they can run code."""
+
+WRAPPERS = ("module.", "_orig_mod.")
+"""What DataParallel and torch.compile put before the names of all tensors of a model."""
+
+Side = Annotated[int, Field(ge=1, le=2**16)]
+"""Channels, height or width of an image."""
 
 
 class Architecture(NamedTuple):
@@ -112,11 +124,7 @@ def load_weights(path: str | Path, sha256: str | None = None) -> tuple[nn.Module
     Raises:
         UserError: if the file is missing, damaged, of another kind, fails its checksum, or does not fit.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(
-            f"weights file '{path}' is missing. Check the path, or train one with 'dbpkit train'."
-        )
+    path = _file(path)
     if sha256 and (found := sha256_of(path)) != sha256:
         raise UserError(
             f"weights file '{path}' has sha256 {found} where {sha256} was expected. It is damaged"
@@ -124,31 +132,124 @@ def load_weights(path: str | Path, sha256: str | None = None) -> tuple[nn.Module
         )
     tensors, metadata = read_tensors(path)
     architecture = _described(metadata, path)
-    with names_of(f"'{path}'"):
-        model = architecture.build()
-    fill(model, tensors, str(path))
+    model = _built(architecture, tensors, path)
+    fill(model, _unwrapped(tensors), str(path))
     model.architecture = architecture  # type: ignore[assignment]  # training goes on from it
     return model.requires_grad_(False).eval(), architecture
+
+
+def _file(path: Any) -> Path:
+    """The path of a file that may be opened; UserError otherwise, and for every pickle."""
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"a weights file is named by its path, not by {shown(path)}.")
+    found = Path(os.fsdecode(path))
+    refuse_pickle(found)
+    if not _is_file(found):
+        raise UserError(
+            f"weights file '{one_line(found, 300)}' is missing. Check the path, or train one with 'dbpkit"
+            " train'."
+        )
+    return found
+
+
+def refuse_pickle(path: str | Path) -> None:
+    """Raises UserError if a path has the name of a pickle, and says what to do instead."""
+    if Path(path).suffix.lower() in PICKLES:
+        raise UserError(
+            f"'{one_line(path, 300)}' is a pickle, which can run code when it is opened: dbpkit opens none."
+            " Where you trust it, store its tensors with safetensors.torch.save_file, and load those in a"
+            " function of your own module, named as module:function."
+        )
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a file lies there; text that can be no path (a zero byte, too long a name) is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+class _Description(BaseModel):
+    """The fields of an `Architecture` as a file holds them."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    kind: Literal["denoiser", "classifier"]
+    network: str
+    options: dict[str, Any] = {}
+    denoiser: str = "edm"
+    denoiser_options: dict[str, Any] = {}
+    image_shape: tuple[Side, Side, Side]
+    class_names: tuple[str, ...]
+
+
+class _About(BaseModel):
+    """The metadata of a weights file."""
+
+    model_config = ConfigDict(strict=True)
+
+    format: str | None = None
+    architecture: Any = None
 
 
 def _described(metadata: Mapping[str, str], path: Path) -> Architecture:
     """The architecture that a weights file's metadata describe."""
     try:
-        about = json.loads(metadata.get("dbpkit", "{}"))
-        if about.get("format") != FORMAT:
+        about = _About.model_validate_json(metadata.get("dbpkit", "{}"))
+        if about.format != FORMAT:
             raise UserError(
-                f"'{path}' is no dbpkit weights file (format {about.get('format')}); load foreign networks"
-                " with from_pretrained or an import path."
+                f"'{path}' is no dbpkit weights file (format {about.format and one_line(about.format, 60)});"
+                " load foreign networks with from_pretrained or an import path."
             )
-        fields = about["architecture"]
-        shape, names = tuple(fields["image_shape"]), tuple(fields["class_names"])
-        architecture = Architecture(**{**fields, "image_shape": shape, "class_names": names})
-        architecture.as_json()
+        found = _Description.model_validate_json(json.dumps(about.architecture))
+    except (ValidationError, RecursionError) as error:
+        said = "it is nested too deeply"
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            said = f"{'.'.join(map(str, first['loc'])) or 'architecture'}: {first['msg']}"
+        raise UserError(
+            f"the description in '{path}' is damaged ({one_line(said)}). Get the file again."
+        ) from error
+    return Architecture(**dict(found))
+
+
+def _built(architecture: Architecture, tensors: Mapping[str, Tensor], path: Path) -> nn.Module:
+    """The network that a file describes, which has no more weights than the file."""
+    most, number = 2 * sum(t.numel() for t in tensors.values()) + 2**24, 2 * len(tensors) + 2**8
+    thread = threading.get_ident()
+
+    def count(_module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal most, number
+        if parameter is not None and threading.get_ident() == thread:
+            most, number = most - parameter.numel(), number - 1
+            if most < 0 or number < 0:
+                raise UserError(
+                    f"the description in '{path}' is of a network with more weights than the file holds"
+                    f" (at '{name}'). It is damaged; get the file again."
+                )
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        with names_of(f"'{path}'"):
+            return architecture.build()
     except UserError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"the description in '{path}' is damaged ({error}). Get the file again.") from error
-    return architecture
+    except Exception as error:  # a constructor can raise anything at what a file asks of it
+        said = one_line(f"{type(error).__name__}: {error}")
+        raise UserError(
+            f"the description in '{path}' makes no network ({said}). Get the file again."
+        ) from error
+    finally:
+        hook.remove()
+
+
+def _unwrapped(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors without the prefix that DataParallel or torch.compile gave all of their names."""
+    for prefix in WRAPPERS:
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            return _unwrapped({name.removeprefix(prefix): t for name, t in tensors.items()})
+    return tensors
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
@@ -171,22 +272,37 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
         problems.append(
             f"'{name}' is {tuple(tensors[name].shape)} where {tuple(own[name].shape)} was expected"
         )
+    if wrong := [n for n in own.keys() & tensors.keys() if not _same_kind(own[n], tensors[n])]:
+        name = sorted(wrong)[0]
+        problems.append(f"'{name}' is {tensors[name].dtype} where {own[name].dtype} was expected")
     if problems:
         raise UserError(
             f"weights '{where}' do not fit the network: {'; '.join(problems)}. Use the options it"
             " was trained with."
         )
-    model.load_state_dict({n: t.to(own[n].dtype) for n, t in tensors.items()})
+    fitted = {n: t.to(own[n].dtype) for n, t in tensors.items()}
+    for name, tensor in fitted.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"weights '{where}' are not finite: '{name}'. The file is damaged; get it again.")
+    model.load_state_dict(fitted)
+
+
+def _same_kind(own: Tensor, other: Tensor) -> bool:
+    """Whether one tensor's type can stand for the other's: both of real numbers, or both the same."""
+    return (own.is_floating_point() and other.is_floating_point()) or own.dtype == other.dtype
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Returns the tensors and the metadata of a safetensors file; UserError if it is unreadable."""
     try:
+        if not path.is_file():  # opening a pipe would wait for its writer
+            raise OSError("it is no file")
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in list(file.keys())}, dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # the library passes on what torch and Python raise at a header's words
         raise UserError(
-            f"'{path}' is not a readable safetensors file ({error}). It is truncated or of another kind."
+            f"'{path}' is not a readable safetensors file ({one_line(error)}). It is truncated or of"
+            " another kind."
         ) from error
 
 
@@ -221,4 +337,5 @@ def write_atomically(path: Path, content: bytes) -> str:
 
 def sha256_of(path: Path) -> str:
     """Returns the hexadecimal sha256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,6 +6,7 @@ import pickle  # noqa: TID251 - to make a file that must be refused
 import shutil
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -249,6 +250,86 @@ def test_load_unet_tensors_left_over_are_refused(copy: Path) -> None:
         UserError, match=r"0 tensors are missing .* [1-9]\d* are unknown \(first '.*attentions"
     ):
         load_unet(str(copy))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+def test_load_unet_tensors_of_a_wrapped_module_are_named_so(copy: Path, prefix: str) -> None:
+    tensors = load_file(copy / WEIGHTS)
+    save_file({prefix + name: t for name, t in tensors.items()}, copy / WEIGHTS)
+    with pytest.raises(
+        UserError, match=rf"names like '{prefix}.*Save the module inside \(model\.module\) again"
+    ):
+        load_unet(str(copy))
+
+
+def test_load_unet_half_precision_variant_is_read(copy: Path) -> None:
+    whole = load_unet(str(copy)).network.state_dict()
+    halves = {name: t.half() for name, t in load_file(copy / WEIGHTS).items()}
+    save_file(halves, copy / "diffusion_pytorch_model.fp16.safetensors")
+    (copy / WEIGHTS).unlink()
+    for name, tensor in load_unet(str(copy)).network.state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, whole[name].half().float())
+    save_file(halves, copy / "diffusion_pytorch_model.ema.safetensors")
+    with pytest.raises(
+        UserError, match=r"holds the variants ema, fp16, and not 'diffusion.*Copy the one you want"
+    ):
+        load_unet(str(copy))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["evil.bin", "diffusion_pytorch_model-1.bin", "../network.safetensors", "/etc/passwd", "x.gguf", None, 5],
+)
+def test_load_unet_index_may_name_safetensors_beside_it_only(copy: Path, name: Any) -> None:
+    """The library opens a file by its suffix, and would unpickle one that the index calls .bin."""
+    (copy / "evil.bin").write_bytes(pickle.dumps(_Malicious(copy / "victim")))
+    (copy.parent / "network.safetensors").write_bytes((copy / WEIGHTS).read_bytes())
+    index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(copy / WEIGHTS), name)}
+    (copy / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+    with pytest.raises(
+        UserError, match=r"index\.json' names .* where a file 'diffusion_pytorch_model-\.\.\."
+    ):
+        load_unet(str(copy))
+    assert not (copy / "victim").exists()
+
+
+def test_load_unet_shards_beside_the_index_are_read(copy: Path) -> None:
+    whole = load_unet(str(copy)).network.state_dict()
+    shard = "diffusion_pytorch_model-00001-of-00001.safetensors"
+    (copy / WEIGHTS).rename(copy / shard)
+    index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(load_file(copy / shard), shard)}
+    (copy / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+    assert all(torch.equal(t, whole[n]) for n, t in load_unet(str(copy)).network.state_dict().items())
+
+
+def test_load_unet_quantised_network_is_refused(copy: Path) -> None:
+    change_json(copy / "config.json", quantization_config={"quant_method": "bitsandbytes"})
+    with pytest.raises(UserError, match="is a quantised network, which has no exact gradients"):
+        load_unet(str(copy))
+
+
+class Unfit(ModuleType):
+    """A diffusers whose own imports fail, as with a torchvision made for another torch."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError("Failed to import diffusers.models: operator torchvision::nms does not exist")
+
+
+def test_load_unet_libraries_that_do_not_fit_are_blamed_themselves(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", Unfit("diffusers"))
+    with pytest.raises(
+        UserError, match=r"torchvision::nms does not exist\)\. The network's files are not to blame: install"
+    ):
+        load_unet(str(copy))
+
+
+@pytest.mark.parametrize("path", [None, 5, {}, ["x"]])
+def test_load_unet_path_that_is_none_raises(path: Any) -> None:
+    with pytest.raises(UserError, match="a diffusers network is named by its directory or Hub id, not by"):
+        from_pretrained(path)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from dbpkit.errors import UserError
 from dbpkit.models import load_classifier, load_denoiser, state_sha256
 from dbpkit.networks import ResNet9, UNet
 from dbpkit.registry import trust
-from dbpkit.weights import Architecture, load_weights, save_weights, sha256_of, write_atomically
+from dbpkit.weights import Architecture, load_weights, read_tensors, save_weights, sha256_of, write_atomically
 from tests.oracles import fill, uniform
 
 CLASSIFIER = Architecture(
@@ -321,6 +321,83 @@ def test_load_weights_of_another_format_raises(saved: Path, about: str) -> None:
     rewrite(saved, about=about)
     with pytest.raises(UserError, match=r"is no dbpkit weights file \(format (None|dbpkit-weights-9)\)"):
         load_weights(saved)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_load_weights_of_a_wrapped_module_is_the_module(saved: Path, prefix: str) -> None:
+    whole, _ = load_weights(saved)
+    rewrite(saved, {prefix + name: t for name, t in load_file(saved).items()})
+    model, _ = load_weights(saved)
+    assert state_sha256(model) == state_sha256(whole)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_load_weights_that_are_not_finite_raises(saved: Path, value: float) -> None:
+    tensors = load_file(saved)
+    tensors["head.weight"][0, 0] = value
+    rewrite(saved, tensors)
+    with pytest.raises(UserError, match=r"are not finite: 'head\.weight'\. The file is damaged"):
+        load_weights(saved)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_load_weights_of_another_kind_of_numbers_raises(saved: Path, dtype: torch.dtype) -> None:
+    tensors = load_file(saved)
+    tensors["head.weight"] = tensors["head.weight"].to(dtype)
+    rewrite(saved, tensors)
+    with pytest.raises(UserError, match=rf"'head\.weight' is {dtype} where torch\.float32 was expected"):
+        load_weights(saved)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"channels": [2**14] * 4}, {"classes": 2**30, "channels": [4, 4, 8, 8]}, {"channels": [2**30] * 4}],
+)
+def test_load_weights_network_larger_than_its_file_is_not_made(saved: Path, options: dict[str, Any]) -> None:
+    """A few words in a file must not take all memory: 2**14 channels would be 65 GB."""
+    described = {"format": "dbpkit-weights-1", "architecture": {**DESCRIPTION, "options": options}}
+    rewrite(saved, about=json.dumps(described))
+    with pytest.raises(
+        UserError, match=r"more weights than the file holds|makes no network|has no option|must be"
+    ):
+        load_weights(saved)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".bin", ".pkl", ".PTH"])
+@pytest.mark.parametrize("load", [load_classifier, load_denoiser, load_weights])
+def test_pickles_are_never_opened(load: Callable[[str], Any], suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"network{suffix}"
+    path.write_bytes(b"cos\nmkdir\n(S'victim'\ntR.")
+    with pytest.raises(
+        UserError,
+        match=r"is a pickle, which can run code .*: dbpkit opens none\. Where you trust it, store its",
+    ):
+        load(str(path))
+
+
+@pytest.mark.parametrize(
+    "name", [None, 5, {}, {"name": "embedded"}, ["embedded"], b"\x00", "", " ", "a" * 5000]
+)
+@pytest.mark.parametrize("load", [load_classifier, load_denoiser, load_weights])
+def test_names_of_models_that_are_none_raise(load: Callable[[Any], Any], name: Any) -> None:
+    with pytest.raises(UserError) as raised:
+        load(name)
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 600
+
+
+@pytest.mark.parametrize("options", [[], 5, "x", [("variant", "addt")]])
+def test_options_of_models_that_are_no_table_raise(options: Any) -> None:
+    with pytest.raises(UserError, match="options of denoiser 'embedded' must be a table by name, not "):
+        load_denoiser("embedded", options)
+
+
+def test_load_weights_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    with pytest.raises(UserError, match=r"pipe\.safetensors' is missing"):
+        load_weights(tmp_path / "pipe.safetensors")
+    with pytest.raises(UserError, match=r"is not a readable safetensors file \(it is no file\)"):
+        read_tensors(tmp_path / "pipe.safetensors")
 
 
 # ------------------------------------------------------------------ writing
