@@ -58,18 +58,10 @@ def shown(value: Any, most: int = 60) -> str:
         text = "a whole number of thousands of digits"
     except Exception:
         text = f"a {type(value).__name__}"
-    text = one_line(text)
-    return text if len(text) <= most else f"{text[: most - 4]} ..."
+    return excerpt(text, most)
 
 
-def one_line(text: object, most: int = 200) -> str:
-    """Returns a text, such as another library's message, as part of a sentence: short and on one line.
-
-    What does not print is escaped, so nothing in it steers a terminal.
-    """
-    words = " ".join(str(text).split())
-    if not words.isprintable():
-        words = "".join(
-            c if c.isprintable() else c.encode("ascii", "backslashreplace").decode() for c in words
-        )
+def excerpt(text: object, most: int = 200) -> str:
+    """Returns a text, such as another library's message, as part of a sentence: on one line, and cut."""
+    words = one_line(str(text))
     return words if len(words) <= most else f"{words[: most - 4]} ..."

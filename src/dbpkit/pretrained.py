@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
-from dbpkit.errors import UserError, one_line, shown
+from dbpkit.errors import UserError, excerpt, shown
 from dbpkit.noise import seeded_generator
 
 Prediction = Literal["noise", "v", "x0"]
@@ -277,4 +277,4 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _one_line(error: Exception) -> str:
     """The first 300 characters of a library's message, without line breaks."""
-    return one_line(error, 300)
+    return excerpt(error, 300)

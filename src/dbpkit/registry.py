@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
-from dbpkit.errors import UserError, one_line, shown, unknown_name
+from dbpkit.errors import UserError, excerpt, shown, unknown_name
 from dbpkit.options import call_with_options as call_with_options
 
 T = TypeVar("T")
@@ -78,7 +78,7 @@ class Registry(Generic[T]):
         if ":" in name:
             raise UserError(self._refusal(name))
         if name not in self._parts:
-            raise unknown_name(self.kind, one_line(name, 100), self._parts)
+            raise unknown_name(self.kind, excerpt(name, 100), self._parts)
         return self._parts[name]
 
     def resolve(self, name: str) -> T:
@@ -100,7 +100,7 @@ class Registry(Generic[T]):
         if not remedy and _PLAIN.fullmatch(name):
             remedy = f"If you trust it: --plugin {name}, or dbpkit.trust('{name}') in Python."
         return (
-            f"{self.kind} '{one_line(name, 100)}' is an import path that {where or 'a file'} names, and those"
+            f"{self.kind} '{excerpt(name, 100)}' is an import path that {where or 'a file'} names, and those"
             f" are followed only where you type them. {remedy}".rstrip()
         )
 
@@ -174,7 +174,7 @@ def import_module(name: str, kind: str = "plugin") -> ModuleType:
             f"{kind} module '{name}' cannot be imported ({error}). Run from its directory or install it."
         ) from error
     except (Exception, SystemExit) as error:
-        said = one_line(error, 300)
+        said = excerpt(error, 300)
         raise UserError(f"{kind} module '{name}' fails on import: {type(error).__name__}: {said}.") from error
     _refuse_hidden(name, module, here, kind)
     return module

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from dbpkit.denoiser import denoisers
-from dbpkit.errors import UserError, one_line, shown
+from dbpkit.errors import UserError, excerpt, shown
 from dbpkit.networks import networks
 from dbpkit.registry import call_with_options, names_of
 
@@ -146,7 +146,7 @@ def _file(path: Any) -> Path:
     refuse_pickle(found)
     if not _is_file(found):
         raise UserError(
-            f"weights file '{one_line(found, 300)}' is missing. Check the path, or train one with 'dbpkit"
+            f"weights file '{excerpt(found, 300)}' is missing. Check the path, or train one with 'dbpkit"
             " train'."
         )
     return found
@@ -156,7 +156,7 @@ def refuse_pickle(path: str | Path) -> None:
     """Raises UserError if a path has the name of a pickle, and says what to do instead."""
     if Path(path).suffix.lower() in PICKLES:
         raise UserError(
-            f"'{one_line(path, 300)}' is a pickle, which can run code when it is opened: dbpkit opens none."
+            f"'{excerpt(path, 300)}' is a pickle, which can run code when it is opened: dbpkit opens none."
             " Where you trust it, store its tensors with safetensors.torch.save_file, and load those in a"
             " function of your own module, named as module:function."
         )
@@ -199,7 +199,7 @@ def _described(metadata: Mapping[str, str], path: Path) -> Architecture:
         about = _About.model_validate_json(metadata.get("dbpkit", "{}"))
         if about.format != FORMAT:
             raise UserError(
-                f"'{path}' is no dbpkit weights file (format {about.format and one_line(about.format, 60)});"
+                f"'{path}' is no dbpkit weights file (format {about.format and excerpt(about.format, 60)});"
                 " load foreign networks with from_pretrained or an import path."
             )
         found = _Description.model_validate_json(json.dumps(about.architecture))
@@ -209,7 +209,7 @@ def _described(metadata: Mapping[str, str], path: Path) -> Architecture:
             first = error.errors()[0]
             said = f"{'.'.join(map(str, first['loc'])) or 'architecture'}: {first['msg']}"
         raise UserError(
-            f"the description in '{path}' is damaged ({one_line(said)}). Get the file again."
+            f"the description in '{path}' is damaged ({excerpt(said)}). Get the file again."
         ) from error
     return Architecture(**dict(found))
 
@@ -236,7 +236,7 @@ def _built(architecture: Architecture, tensors: Mapping[str, Tensor], path: Path
     except UserError:
         raise
     except Exception as error:  # a constructor can raise anything at what a file asks of it
-        said = one_line(f"{type(error).__name__}: {error}")
+        said = excerpt(f"{type(error).__name__}: {error}")
         raise UserError(
             f"the description in '{path}' makes no network ({said}). Get the file again."
         ) from error
@@ -301,7 +301,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in list(file.keys())}, dict(file.metadata() or {})
     except Exception as error:  # the library passes on what torch and Python raise at a header's words
         raise UserError(
-            f"'{path}' is not a readable safetensors file ({one_line(error)}). It is truncated or of"
+            f"'{path}' is not a readable safetensors file ({excerpt(error)}). It is truncated or of"
             " another kind."
         ) from error
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dbpkit.errors import one_line
+from dbpkit.errors import excerpt
 
 LARGEST = 2**30
 """Bytes of the largest file that is read; the published ones have at most 155 MB."""
@@ -186,7 +186,7 @@ class _Machine:
         """Puts the name of an admitted function on the stack."""
         path = f"{text_of(module)}.{text_of(name)}"
         if path not in _GLOBALS:
-            said = one_line(path)
+            said = excerpt(path)
             raise ValueError(f"it would call '{said}', which is no part of a CIFAR batch and is refused")
         self.stack.append(_GLOBALS[path])
 
@@ -235,7 +235,7 @@ class _Machine:
     def _type_name(value: Any) -> str:
         name = text_of(value)
         if name not in _WHOLE:
-            raise ValueError(f"it holds an array of type '{one_line(name, 20)}'; whole numbers were expected")
+            raise ValueError(f"it holds an array of type '{excerpt(name, 20)}'; whole numbers were expected")
         return name
 
     @staticmethod

@@ -13,7 +13,7 @@ import torch
 
 from dbpkit.data.batches import LARGEST, read_batch, text_of
 from dbpkit.data.dataset import Dataset, check_md5, data_root, datasets, existing
-from dbpkit.errors import UserError, one_line
+from dbpkit.errors import UserError, excerpt
 
 _CIFAR10_MD5 = {
     "data_batch_1": "c99cafc152244af753f735de768cd75f",
@@ -107,7 +107,7 @@ def _read(path: Path, md5: dict[str, str]) -> dict[str, Any]:
     try:
         return read_batch(content)
     except (ValueError, OverflowError) as error:
-        said = one_line(error)
+        said = excerpt(error)
         raise UserError(f"'{path}' is no readable CIFAR batch ({said}). Download it again.") from error
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dbpkit.errors import UserError, one_line
+from dbpkit.errors import UserError, excerpt
 from dbpkit.registry import Registry
 from dbpkit.results.estimates import Estimate, mean_accuracy, vote
 from dbpkit.results.flags import Flag
@@ -134,8 +134,8 @@ def own_protocol(name: str) -> list[Flag]:
     if recorded_protocol(name) is not None:
         return []
     message = (
-        f"The run's protocol '{one_line(name)}' is an import path, and those of a run are not followed: the"
-        f" headline is that of '{DEFAULT}'. If you trust it, add --plugin {one_line(name)}."
+        f"The run's protocol '{excerpt(name)}' is an import path, and those of a run are not followed: the"
+        f" headline is that of '{DEFAULT}'. If you trust it, add --plugin {excerpt(name)}."
     )
     return [Flag("own_protocol", "warning", message)]
 
