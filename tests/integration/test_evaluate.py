@@ -131,9 +131,8 @@ def test_evaluate_torn_last_line_is_dropped_and_redone(finished: Path, tiny: Tin
     path.write_bytes(whole[:-30])
     evaluate(tiny(), tmp_path / "torn")
     records = RunDirectory(tmp_path / "torn").records()
-    assert {json.dumps(r, sort_keys=True) for r in records} == {
-        json.dumps(json.loads(line), sort_keys=True) for line in whole.splitlines()
-    }
+    assert path.read_bytes() == whole
+    assert len(records) == len(whole.splitlines())
 
 
 def test_evaluate_other_spec_names_the_difference(finished: Path, tiny: Tiny) -> None:
@@ -239,17 +238,45 @@ def test_evaluate_every_example_failing_stops_with_the_reason(
 
     monkeypatch.setattr(parts, "fails", fails, raising=False)
     with pytest.raises(
-        UserError, match="failed on every one of 12 examples: ZeroDivisionError: nothing to divide by"
+        UserError,
+        match=r"'tests\.parts:fails' fails on every example that was tried: ZeroDivisionError: nothing to"
+        r" divide by \(test_evaluate\.py, line \d+\)",
     ):
         evaluate(tiny(attacks=["tests.parts:fails"]), tmp_path / "run")
+    assert not (tmp_path / "run").exists(), "the mended spec may use the same --out"
+
+
+def test_evaluate_attack_that_fails_only_in_earnest_stops_and_keeps_the_traceback(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(target: Any, x: Any, y: Any, *, threat: Any, noise: Any, iterations: int = 5) -> Any:
+        if iterations > 2:
+            raise ZeroDivisionError("too many values to unpack")
+        return parts.lazy_attack(target, x, y, threat=threat, noise=noise)
+
+    monkeypatch.setattr(parts, "late", late, raising=False)
+    spec = tiny(attacks=["tests.parts:late"], knowledge=["white_box"])
+    with pytest.raises(
+        UserError, match=r"failed on every one of 12 examples: ZeroDivisionError: too many.*errors"
+    ):
+        evaluate(spec, tmp_path / "run")
+    failed = [r for r in RunDirectory(tmp_path / "run").records() if "error" in r]
+    file = f"errors/undefended-0-{failed[0]['example']}.txt"
+    assert failed[0]["error"].endswith(f"(traceback in {file})")
+    kept = (tmp_path / "run" / file).read_text()
+    assert "Traceback" in kept
+    assert "in late" in kept
+    monkeypatch.setattr(parts, "late", parts.lazy_attack)
+    evaluate(spec, tmp_path / "run")
+    assert not (tmp_path / "run" / "errors").exists(), "what has been mended is not kept"
 
 
 def test_evaluate_full_disk_keeps_what_is_recorded(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dbpkit.results import run_directory
+    from dbpkit.results import journal
 
-    real, room = run_directory.os.fsync, [3]
+    real, room = journal.os.fsync, [12]
 
     def fsync(descriptor: int) -> None:
         room[0] -= 1
@@ -257,8 +284,8 @@ def test_evaluate_full_disk_keeps_what_is_recorded(
             raise OSError(errno.ENOSPC, "No space left on device")
         real(descriptor)
 
-    # The third fsync of a records file is the first that fails; images and JSON use weights.write_atomically.
-    monkeypatch.setattr(run_directory.os, "fsync", fsync)
+    # spec, session, checks, five shards and the first records before it; then in the middle of a unit.
+    monkeypatch.setattr(journal.os, "fsync", fsync)
     with pytest.raises(UserError, match="No space left on device"):
         evaluate(tiny(), tmp_path / "run", Execution(batch_size=3))
     monkeypatch.undo()

@@ -1,7 +1,7 @@
 """A run that goes on with more examples is the run that had them from the start."""
 
-import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,15 +74,18 @@ def test_run_of_other_examples_is_refused(tiny: Tiny, tmp_path: Path, changed: d
 
 def test_run_made_before_there_was_an_order_goes_on_in_file_order(tiny: Tiny, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    evaluate(of(tiny, 3, order="file"), run, ALIKE)
-    old = json.loads((run / "spec.json").read_text())
-    del old["spec"]["examples"]["order"]
-    old["hash"] = "f" * 64  # that of the whole spec, which is not compared with today's
-    (run / "spec.json").write_text(json.dumps(old))
+    shutil.copytree(Path(__file__).parents[1] / "golden" / "run-schema-1", run)
+    old = {"knowledge": ["white_box", "dw_both"], "draws": {"report": 2, "select": 1}}
     with pytest.raises(UserError, match=r"made with another spec: examples\.order file -> balanced"):
-        evaluate(of(tiny, 3), run, ALIKE)
-    evaluate(of(tiny, 4, order="file"), run, ALIKE)
-    assert {r["example"] for r in RunDirectory(run).records()} == {100, 101, 102, 103}
+        evaluate(tiny(**old, examples={"count": 4}), run, Execution(batch_size=4))
+    before = (run / "records.jsonl").read_bytes()
+    evaluate(tiny(**old, examples={"count": 4, "order": "file"}), run, Execution(batch_size=4))
+    assert (run / "records.jsonl").read_bytes() == before, "everything was done, and is still taken for done"
+    evaluate(tiny(**old, examples={"count": 6, "order": "file"}), run, Execution(batch_size=4))
+    assert {r["example"] for r in RunDirectory(run).records()} == {100, 101, 102, 103, 104, 105}
+    assert (run / "records.jsonl").read_bytes().startswith(before)
+    (flag, *_) = [f for f in summarise(RunDirectory(run)).flags if f.name == "unverified"]
+    assert "other code of dbpkit" in flag.message, "from now on the old lines are covered by digests too"
 
 
 def test_grown_run_with_swapped_pixels_is_refused(
@@ -117,7 +120,8 @@ def test_grown_run_is_reported_over_its_last_count(tiny: Tiny, tmp_path: Path) -
     assert "of 2 examples" not in page
     lines = (tmp_path / "run" / "records.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "run" / "records.jsonl").write_text("".join(lines[:-1]))
-    assert "3 of 4 examples" in write_report([tmp_path / "run"]).read_text()
+    # A unit is recorded as a whole or not at all: without its last line, the four of the last one are gone.
+    assert "2 of 4 examples" in write_report([tmp_path / "run"]).read_text()
 
 
 def test_analysis_of_a_grown_run_goes_on(tiny: Tiny, tmp_path: Path) -> None:
@@ -129,7 +133,7 @@ def test_analysis_of_a_grown_run_goes_on(tiny: Tiny, tmp_path: Path) -> None:
     assert not list((tmp_path / "run/analyses").glob("*.old"))
 
 
-def test_analysis_of_other_pixels_is_put_aside(
+def test_analysis_of_other_pixels_is_refused(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = {"compression": {"images": 4, "tapes": 1}}
@@ -137,8 +141,8 @@ def test_analysis_of_other_pixels_is_put_aside(
     made = parts.data()
     darker = Dataset(made.name, made.images / 2, made.labels, made.ids, made.class_names)
     monkeypatch.setattr(parts, "data", lambda: darker)
-    analyse(of(tiny, 8), tmp_path / "run", chosen, ALIKE)
-    assert (tmp_path / "run/analyses/compression.1.old").is_dir()
+    with pytest.raises(UserError, match=r"analysis 'compression' in .* was made with another data"):
+        analyse(of(tiny, 8), tmp_path / "run", chosen, ALIKE)
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -103,9 +103,13 @@ def test_replay_finds_a_changed_record_and_a_changed_image(copied: Path) -> None
 
     images = run.read_images(record["images"])
     ids = torch.tensor(list(images))
-    run.write_images(
-        record["images"].removesuffix(".safetensors"), ids, 0.9 * torch.stack(list(images.values()))
-    )
+    name = record["images"].removesuffix(".safetensors")
+    darker = run.write_images(name, ids, 0.9 * torch.stack(list(images.values())))
+    with pytest.raises(
+        UserError, match=r"100-102-3\.safetensors' is not the file its records were made with"
+    ):
+        replay(copied, 100)
+    run.append([record], [darker])  # as if the run had made them
     assert (replay(copied, 100).difference or 0) > 1e-3
     again = replay(copied, 100).attack
     assert again is not None

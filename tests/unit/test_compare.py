@@ -46,7 +46,7 @@ def make(tmp_path: Path) -> Make:
         spec = copy.deepcopy(SPEC)
         change(spec)
         run = RunDirectory(tmp_path / folder)
-        run.claim(spec, folder, lambda *_: [])
+        run.claim(spec)
         run.write_json("env.json", [{"data_sha256": "d", **(session or {})}])
         run.append(
             {

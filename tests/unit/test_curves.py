@@ -53,7 +53,7 @@ def make(tmp_path: Path) -> Make:
         spec["threat"]["eps"] = eps
         change(spec)
         run = RunDirectory(tmp_path / f"run{len(list(tmp_path.iterdir()))}")
-        run.claim(spec, denoiser + eps, lambda *_: [])
+        run.claim(spec)
         run.write_json("env.json", [{"data_sha256": "d", **(session or {})}])
         run.append(
             {"row": "white_box", "tape": 0, "example": i, "label": label, "predicted": [label * int(r)]}

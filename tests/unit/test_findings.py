@@ -12,6 +12,7 @@ from dbpkit import cli
 from dbpkit.results.analysis import AnalysisRecords, AnalysisResult, Number, above, below, within
 from dbpkit.results.findings import findings, verdict
 from dbpkit.results.run_directory import RunDirectory
+from tests.unit.test_compare import SPEC
 
 Command = Callable[..., tuple[int, str, str]]
 SITES = {
@@ -47,8 +48,8 @@ def evaluated(path: Path, right: dict[str, list[int]]) -> RunDirectory:
         {"name": name, "gradient": "exact", "gradient_options": {}, "shared_sites": SITES[name], "tapes": 1}
         for name in right
     ]
-    spec = {"name": "a run", "knowledge": knowledge}
-    run.claim(spec, "0" * 64, lambda _old, _new: [])
+    spec = {**SPEC, "name": "a run", "knowledge": knowledge}
+    run.claim(spec)
     run.append(
         {"row": row, "tape": 0, "example": i, "label": 0, "predicted": [1 - r]}
         for row, rights in right.items()

@@ -1,19 +1,23 @@
 """Runs analyses into a run directory, unit by unit; what is recorded is not done again."""
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from dbpkit.analyses.analysis import Analysis, Subject, analyses
+from dbpkit.errors import UserError
 from dbpkit.evaluation.build import build
-from dbpkit.evaluation.run import Execution, hashes_of
+from dbpkit.evaluation.run import Execution
+from dbpkit.evaluation.session import hashes_of, refuse_other_parts
 from dbpkit.evaluation.spec import EvaluationSpec
+from dbpkit.evaluation.trial import one_line, report_failure
 from dbpkit.registry import call_with_options
 from dbpkit.results.analysis import AnalysisRecords, AnalysisResult
+from dbpkit.results.locking import writing
 from dbpkit.results.run_directory import RunDirectory
-from dbpkit.spec import differences, spec_hash
 
 Progress = Callable[[float, str], None]
 
@@ -39,17 +43,21 @@ def analyse(
     """
     wanted = chosen or spec.analyses or {name: {} for name in analyses}
     made = {name: make_analysis(name, options) for name, options in wanted.items()}
-    parts = build(spec, execution.device, execution.memory_bytes)
-    run = RunDirectory(out)  # claimed only now: a spec that cannot be built leaves no directory
-    run.claim(spec.model_dump(mode="json"), spec_hash(spec), differences)
-    subject = Subject(spec, parts, execution.micro_batch)
-    results = []
-    for number, (name, analysis) in enumerate(made.items()):
+    run = RunDirectory(out)
+    run.refuse_other(spec.model_dump(mode="json"))  # at once, before seconds or minutes of work
+    with writing(out, f"dbpkit analyse --out {out}"):
+        parts = build(spec, execution.device, execution.memory_bytes)
+        refuse_other_parts(run, parts)
+        subject = Subject(spec, parts, execution.micro_batch)
+        units = {name: list(analysis.units(subject)) for name, analysis in made.items()}
+        run.claim(spec.model_dump(mode="json"))  # only now: a spec that cannot be used leaves no directory
+        results = []
+        for number, (name, analysis) in enumerate(made.items()):
 
-        def share(part: float, what: str, before: int = number) -> None:
-            progress((before + part) / len(made), what)
+            def share(part: float, what: str, before: int = number) -> None:
+                progress((before + part) / len(made), what)
 
-        results.append(_run(name, analysis, subject, run, share))
+            results.append(_run(name, analysis, units[name], subject, run, share))
     return results
 
 
@@ -61,30 +69,55 @@ def make_analysis(name: str, options: Mapping[str, Any]) -> Analysis:
 def _claim(records: AnalysisRecords, options: dict[str, Any], subject: Subject) -> None:
     """Makes these the records of the options and parts, or of the same run with more examples."""
     parts, old = subject.parts, records.settings() or {}
-    before = old.get("examples", len(parts.data))
-    shared = min(before, len(parts.data)) if isinstance(before, int) else len(parts.data)
+    shared = min(old.get("examples") or len(parts.data), len(parts.data))
     settings = {"options": options, "hashes": hashes_of(parts, shared), "examples": shared}
     if {"examples": shared, **old} != json.loads(json.dumps(settings)):
+        old = {}
         settings = {"options": options, "hashes": parts.hashes, "examples": len(parts.data)}
-        records.claim(settings)
+    records.claim(old or settings)
 
 
 def _run(
-    name: str, analysis: Analysis, subject: Subject, run: RunDirectory, progress: Progress
+    name: str,
+    analysis: Analysis,
+    units: list[str],
+    subject: Subject,
+    run: RunDirectory,
+    progress: Progress,
 ) -> AnalysisResult:
     """Does the units that are not recorded yet, then concludes from all."""
     records = AnalysisRecords(run, name)
     options: dict[str, Any] = asdict(analysis) if is_dataclass(analysis) else {}
     _claim(records, options, subject)
-    units = list(analysis.units(subject))
     done = records.read()
     for number, unit in enumerate(units):
         progress(number / len(units), f"{name} {unit}")
         if unit not in done:
-            records.append(unit, analysis.measure(subject._replace(done=done), unit))
+            with _kept_traceback(run, name, f"unit '{unit}'"):
+                measured = analysis.measure(subject._replace(done=done), unit)
+            records.append(unit, measured)
             done = records.read()
-    result = analysis.conclude({unit: done[unit] for unit in units})
-    result = result._replace(name=name, title=analysis.title, settings=options)
-    records.write_result(result)
+    with _kept_traceback(run, name, "the conclusion from its records"):
+        result = analysis.conclude({unit: done[unit] for unit in units})
+        result = result._replace(name=name, title=analysis.title, settings=options)
+        records.write_result(result)
+    (run.path / "errors" / f"analysis-{name}.txt").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        (run.path / "errors").rmdir()
     progress(1.0, name)
     return result
+
+
+@contextlib.contextmanager
+def _kept_traceback(run: RunDirectory, name: str, what: str) -> Iterator[None]:
+    """Turns an error into a sentence, and keeps its traceback in the run directory."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        failure = report_failure(run.path, f"analysis-{name}", error)
+        raise UserError(
+            f"analysis '{name}' failed at {what}: {one_line(error)}. The traceback is in '{failure}'. What"
+            " was recorded is intact; mend the part that failed and run the same command again."
+        ) from error

@@ -204,7 +204,7 @@ class Target:
     def _logits(self, x: Tensor, noise: NoisePlan) -> Tensor:
         """One call of the model."""
         rows = self._padded(len(x))
-        return self.model(x[rows], noise=noise.rows(rows))[: len(x)]
+        return _of_batch(self.model(x[rows], noise=noise.rows(rows)), x[rows])[: len(x)]
 
     def _traced(self, x: Tensor, noise: NoisePlan) -> tuple[Tensor, Tensor]:
         """Logits (B, K) and deviation (B,) from one call of the model."""
@@ -216,7 +216,7 @@ class Target:
             )
         rows = self._padded(len(x))
         logits, deviation = self.model.traced(x[rows], noise=noise.rows(rows))
-        return logits[: len(x)], deviation[: len(x)]
+        return _of_batch(logits, x[rows])[: len(x)], deviation[: len(x)]
 
     def _padded(self, count: int) -> Tensor | slice:
         """All rows, and the last one again up to the fixed shape if there is one."""
@@ -226,6 +226,18 @@ class Target:
 
     def _cut(self, count: int) -> list[slice]:
         return [slice(i, min(i + self.micro_batch, count)) for i in range(0, count, self.micro_batch)]
+
+
+def _of_batch(logits: Any, x: Tensor) -> Tensor:
+    """The logits if they are (B, K) floating point; a model that squeezes returns (K,) for a batch of one."""
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"the model returned {type(logits).__name__}, not a tensor of logits")
+    if logits.ndim != 2 or len(logits) != len(x) or not logits.shape[1] or not logits.is_floating_point():
+        raise ValueError(
+            f"the model returned logits of shape {tuple(logits.shape)} and type {logits.dtype} for a batch of"
+            f" {len(x)} images; floating point of shape ({len(x)}, K) was expected"
+        )
+    return logits
 
 
 @losses.register("ce")

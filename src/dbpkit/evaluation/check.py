@@ -25,7 +25,7 @@ from dbpkit.evaluation.spec import DrawsSpec, EvaluationSpec
 from dbpkit.noise import NoisePlan, seeded_generator
 from dbpkit.results.flags import Flag
 from dbpkit.results.run_directory import RunDirectory
-from dbpkit.spec import PartSpec, differences, spec_hash
+from dbpkit.spec import PartSpec
 from dbpkit.threat import L2, Linf, ThreatModel
 from dbpkit.types import RandomisedClassifier
 
@@ -162,7 +162,7 @@ def quick_check(
         return Checked(flags, found.checks)
     with tempfile.TemporaryDirectory() as folder:
         run = RunDirectory(Path(folder) / "check")
-        run.claim(short.model_dump(mode="json"), spec_hash(short), differences)
+        run.claim(short.model_dump(mode="json"))
         run.write_json("checks.json", [])  # they have run above
         flags += evaluate(short, run.path, execution, lambda done, what: progress((1 + done) / 2, what)).flags
     return Checked(flags, (*found.checks, "planned_attacks"))

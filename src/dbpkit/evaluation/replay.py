@@ -15,7 +15,8 @@ from torch import Tensor
 from dbpkit.errors import UserError, unknown_name
 from dbpkit.evaluation.build import Parts, build
 from dbpkit.evaluation.rows import UNDEFENDED, Batch, Execution, Rows
-from dbpkit.evaluation.run import kernels, refuse_other_parts
+from dbpkit.evaluation.run import kernels
+from dbpkit.evaluation.session import refuse_other_parts
 from dbpkit.evaluation.spec import EvaluationSpec
 from dbpkit.registry import names_of
 from dbpkit.results.run_directory import Record, RunDirectory
@@ -193,7 +194,7 @@ def _replayed(
             f"'{directory.path}' was made from objects in Python, which its spec cannot name. Call"
             " dbpkit.replay with the same parts."
         )
-    session = (directory.read_json("env.json") or [{}])[0]
+    session = (directory.sessions() or [{}])[0]
     stored = _stored(directory, record)
     how = stored.how if stored else session
     execution = Execution(

@@ -5,7 +5,7 @@ of several is chosen on select draws, and what is published comes from report dr
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from dbpkit.evaluation.watch import Watch
 from dbpkit.gradients import DEFAULT_MEMORY
 from dbpkit.noise import NoisePlan
 from dbpkit.results.protocols import chosen_protocol
-from dbpkit.results.run_directory import Record, RunDirectory
+from dbpkit.results.run_directory import Record, RunDirectory, Stored
 
 UNDEFENDED = Knowledge("undefended")
 """The attacker of the classifier alone."""
@@ -60,13 +60,26 @@ class Batch(NamedTuple):
     noise: NoisePlan
 
 
+class Made(NamedTuple):
+    """What a piece of work leaves: records, and the files they were made with."""
+
+    records: list[Record]
+    files: list[Stored]
+
+
+def joined(pieces: Iterable[Made]) -> Made:
+    """Returns several pieces of work as one."""
+    together = list(pieces)
+    return Made([r for made in together for r in made.records], [f for made in together for f in made.files])
+
+
 class Unit(NamedTuple):
     """A piece of work on one batch: the rows it records, the tape, its relative cost, and how it is done."""
 
     rows: tuple[str, ...]
     tape: int
     cost: float
-    work: Callable[[Batch], list[Record]]
+    work: Callable[[Batch], Made]
 
 
 class Judge(NamedTuple):
@@ -152,6 +165,15 @@ class Rows:
         select = 1 if self.is_known(row) else self.spec.draws.select
         return self._worst(row, view, batch, attacks, knowledge, tape, select)
 
+    def try_one(self, row: str, attack: Attack, index: Tensor) -> None:
+        """Runs an attack on examples as an attacker of a row, and judges what it returns; records nothing."""
+        batch = self.batch(index)
+        view = self.parts.undefended if row == UNDEFENDED.name else self.views[row]
+        knowledge = self.knowledge.get(row, UNDEFENDED)
+        noise = knowledge.apply(batch.noise.on("attack"), 0).in_lane(1)
+        outcome = attack(self.target(view), batch.x, batch.y, threat=self.parts.threat, noise=noise)
+        self.logits(row, 0, batch, self.parts.threat.project(batch.x, outcome.x_adv.detach()))
+
     def _baseline_units(self) -> list[Unit]:
         draws = self.spec.draws.report
         iterations = sum(_iterations(a.name, a.options) for a in self.spec.attacks)
@@ -175,49 +197,47 @@ class Rows:
                 units.append(Unit((name,), tape, cost, partial(self._attacked, row=name, tape=tape)))
         return units
 
-    def _unattacked(self, batch: Batch) -> list[Record]:
+    def _unattacked(self, batch: Batch) -> Made:
         """Clean accuracy of both models, and the purified one's under random noise of full size."""
         images = {"undefended_clean": batch.x, "clean": batch.x, "noise_control": self.noisy(batch)}
         if self.parts.undefended is None:
             del images["undefended_clean"]
-        return [record for row, x in images.items() for record in self._judged(row, 0, batch, x, None)]
+        return joined(self._judged(row, 0, batch, x, None) for row, x in images.items())
 
-    def _undefended(self, batch: Batch) -> list[Record]:
+    def _undefended(self, batch: Batch) -> Made:
         """The classifier alone under attack, and its attacked images in front of the purifier."""
         x_adv, details = self.attack(UNDEFENDED.name, 0, batch)
-        return [
-            *self._judged(UNDEFENDED.name, 0, batch, x_adv, details),
-            *self._judged("transfer", 0, batch, x_adv, None),
-        ]
+        judged = self._judged(UNDEFENDED.name, 0, batch, x_adv, details)
+        return joined([judged, self._judged("transfer", 0, batch, x_adv, None)])
 
-    def _attacked(self, batch: Batch, row: str, tape: int) -> list[Record]:
+    def _attacked(self, batch: Batch, row: str, tape: int) -> Made:
         """One attacker against the purified classifier, judged on report draws."""
         return self._judged(row, tape, batch, *self.attack(row, tape, batch))
 
-    def _judged(
-        self, row: str, tape: int, batch: Batch, x: Tensor, details: list[Record] | None
-    ) -> list[Record]:
+    def _judged(self, row: str, tape: int, batch: Batch, x: Tensor, details: list[Record] | None) -> Made:
         """One record per example; images and logits are stored before the records that name their file."""
         logits = self.logits(row, tape, batch, x)
         if not bool(torch.isfinite(logits).all()):
             raise FloatingPointError(f"the model returned logits that are not finite for row '{row}'")
         ids = batch.noise.example_ids
         name = f"{row}-{tape}-{int(ids[0])}-{int(ids[-1])}-{len(ids)}"
+        files = []
         if details is not None:
-            file = self.run.write_images(name, ids, x)
-            details = [{**detail, "images": file} for detail in details]
+            files.append(self.run.write_images(name, ids, x))
+            details = [{**detail, "images": files[0].name} for detail in details]
         how = {
             "micro_batch": self.execution.micro_batch,
             "deterministic": self.execution.deterministic,
             "threads": torch.get_num_threads(),
         }
-        self.run.write_logits(name, ids, logits, how)
+        files.append(self.run.write_logits(name, ids, logits, how))
         predicted = logits.argmax(dim=-1).tolist()
         heads = [
             {"row": row, "tape": tape, "example": i, "label": y, "predicted": p}
             for i, y, p in zip(ids.tolist(), batch.y.tolist(), predicted, strict=True)
         ]
-        return [{**head, **more} for head, more in zip(heads, details or [{}] * len(heads), strict=True)]
+        records = [{**head, **more} for head, more in zip(heads, details or [{}] * len(heads), strict=True)]
+        return Made(records, files)
 
     def _worst(
         self,

@@ -8,9 +8,7 @@ interrupted, so nothing here draws a number or remembers one from batch to batch
 import contextlib
 import logging
 import os
-import platform
-from collections.abc import Callable, Iterator, Mapping
-from importlib import metadata
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +19,14 @@ from dbpkit.errors import UserError
 from dbpkit.evaluation.build import Parts, build
 from dbpkit.evaluation.checks import preflight
 from dbpkit.evaluation.coverage import MISSING_CLASSES, missing_classes
-from dbpkit.evaluation.rows import DEFAULT_EXECUTION, Execution, Rows, Unit
+from dbpkit.evaluation.rows import DEFAULT_EXECUTION, Execution, Made, Rows, Unit, joined
+from dbpkit.evaluation.session import enter_session, refuse_other_parts
 from dbpkit.evaluation.spec import EvaluationSpec
+from dbpkit.evaluation.trial import one_line, report_failure, try_attacks
 from dbpkit.results.flags import Flag
+from dbpkit.results.locking import writing
 from dbpkit.results.run_directory import Key, Record, RunDirectory
 from dbpkit.results.summary import Summary, summarise
-from dbpkit.spec import differences, spec_hash
 
 log = logging.getLogger(__name__)
 
@@ -69,20 +69,23 @@ def evaluate(
         UserError: if ``out`` holds another run, a part is wrong, or the disk is full.
     """
     run = RunDirectory(out)
-    with kernels(execution.deterministic):
+    run.refuse_other(spec.model_dump(mode="json"))  # at once, before seconds or minutes of work
+    with writing(out, f"dbpkit evaluate --out {out}"), kernels(execution.deterministic):
         parts = parts or build(spec, execution.device, execution.memory_bytes)
+        refuse_other_parts(run, parts)
         runner, flags = _Runner(spec, parts, execution, run, progress), None
-        if run.read_json("checks.json") is None:
+        if run.checks() is None:
             progress(0.0, "checks")
             flags = [f._asdict() for f in (checks or preflight)(parts, spec)]
+            try_attacks(spec, parts, runner.rows)
         # Claimed only now: a spec whose parts cannot be built or do not fit leaves no directory behind.
-        run.claim(spec.model_dump(mode="json"), spec_hash(spec), differences)
-        _enter_session(run, parts, execution)
+        run.claim(spec.model_dump(mode="json"))
+        enter_session(run, parts, execution)
         _write_checks(run, flags, missing_classes(parts.data, spec.examples.order))
         runner.run_all()
         runner.write_strip()
-    summary = summarise(run)
-    run.write_json("summary.json", summary.as_json())
+        summary = summarise(run)
+        run.write_json("summary.json", summary.as_json())
     return summary
 
 
@@ -125,7 +128,7 @@ class _Runner:
 
     def run_all(self) -> None:
         """Does every unit of every batch that is not recorded yet."""
-        recorded = {Key(r["row"], r["tape"], r["example"]) for r in self.run.records() if "error" not in r}
+        recorded = self.run.done()
         worked = {key.row for key in recorded}
         self.failures = {unit.rows: None for unit in self.units if worked.intersection(unit.rows)}
         for index in self._batches():
@@ -134,10 +137,11 @@ class _Runner:
                 missing = any(Key(row, unit.tape, i) not in recorded for row in unit.rows for i in ids)
                 self.progress(self.done / self.total, unit.rows[0])
                 if missing:
-                    records = self._attempt(unit, index)
-                    self.run.append(records)
+                    records, files = self._attempt(unit, index)
+                    self.run.append(records, files)
                     self._give_up_if_nothing_works(unit, records)
                 self.done += unit.cost * len(ids)
+        self._forget_mended_failures()
         self.progress(1.0, "done")
 
     def _give_up_if_nothing_works(self, unit: Unit, records: list[Record]) -> None:
@@ -148,7 +152,8 @@ class _Runner:
         if count >= min(GIVE_UP_AFTER, len(self.parts.data)):
             raise UserError(
                 f"row '{unit.rows[0]}' failed on every one of {count} examples: {records[0]['error']}. "
-                "Mend the part that failed and run the same command again."
+                "Mend the part that failed and run the same command again; the tracebacks are in"
+                f" '{self.run.path / 'errors'}'."
             )
 
     def _failed_before(self, unit: Unit, failed: int) -> int | None:
@@ -188,21 +193,31 @@ class _Runner:
         }
         self.run.write_strip(tensors, about)
 
-    def _attempt(self, unit: Unit, index: Tensor) -> list[Record]:
+    def _attempt(self, unit: Unit, index: Tensor) -> Made:
         """The records of a unit; if a batch fails, its examples are tried alone and failures recorded."""
         try:
             return unit.work(self.rows.batch(index))
         except UserError:
             raise
         except Exception as error:
-            log.warning("%s failed on %d examples: %s", unit.rows[0], len(index), error)
+            log.warning("%s failed on %d examples: %s", unit.rows[0], len(index), one_line(error))
             if len(index) > 1:
-                return [record for one in index.split(1) for record in self._attempt(unit, one)]
+                return joined([self._attempt(unit, one) for one in index.split(1)])
             example = int(self.parts.data.ids[index[0]])
-            message = f"{type(error).__name__}: {error}"
-            return [
-                {"row": row, "tape": unit.tape, "example": example, "error": message} for row in unit.rows
-            ]
+            failure = report_failure(self.run.path, f"{unit.rows[0]}-{unit.tape}-{example}", error)
+            message = f"{one_line(error)} (traceback in errors/{failure.name})"
+            key = {"tape": unit.tape, "example": example, "error": message}
+            return Made([{"row": row, **key} for row in unit.rows], [])
+
+    def _forget_mended_failures(self) -> None:
+        """Removes the tracebacks of units that have worked since."""
+        folder = self.run.path / "errors"
+        failed = {f"{r['row']}-{r['tape']}-{r['example']}" for r in self.run.columns().failed}
+        ids = self.parts.data.ids.tolist() if folder.is_dir() else []
+        for name in {f"{unit.rows[0]}-{unit.tape}-{i}" for unit in self.units for i in ids} - failed:
+            (folder / f"{name}.txt").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
     def _batches(self) -> Iterator[Tensor]:
         positions = torch.arange(len(self.parts.data))
@@ -211,56 +226,10 @@ class _Runner:
         )
 
 
-def refuse_other_parts(run: RunDirectory, parts: Parts, remedy: str) -> None:
-    """Raises UserError, ending in a remedy, unless weights and data are those of the run's sessions.
-
-    A session of fewer examples is compared with as many of the first of these.
-    """
-    for session in run.read_json("env.json") or []:
-        shared = min(session.get("examples", len(parts.data)), len(parts.data))
-        for name, value in hashes_of(parts, shared).items():
-            if session.get(name, value) != value:
-                raise UserError(
-                    f"{run.path} was made with another {name.removesuffix('_sha256')} (sha256"
-                    f" {session[name][:12]}, now {value[:12]}). {remedy}"
-                )
-
-
-def hashes_of(parts: Parts, examples: int) -> Mapping[str, str]:
-    """Returns the hashes of the parts, that of the data over the first so many examples."""
-    if examples == len(parts.data):
-        return parts.hashes
-    return {**parts.hashes, "data_sha256": parts.data.select(slice(0, examples)).sha256}
-
-
-def _enter_session(run: RunDirectory, parts: Parts, execution: Execution) -> None:
-    """Notes versions, device and hashes; refuses to continue with other weights or data."""
-    sessions = run.read_json("env.json") or []
-    refuse_other_parts(run, parts, "Restore it or use a new --out.")
-    packages = ("dbpkit", "torch", "numpy", "safetensors")
-    session = {
-        **parts.hashes,
-        "examples": len(parts.data),
-        "versions": {"python": platform.python_version(), **{p: _version(p) for p in packages}},
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-        **execution._asdict(),
-    }
-    if session not in sessions:
-        run.write_json("env.json", [*sessions, session])
-
-
 def _write_checks(run: RunDirectory, found: list[Any] | None, missing: list[Flag]) -> None:
     """Writes what the checks found, or keeps what they did; what the examples lack changes as they grow."""
-    before = run.read_json("checks.json")
-    kept = [f for f in (found if found is not None else before) if f["name"] != MISSING_CLASSES]
+    before = run.checks()
+    kept = [f for f in (found if found is not None else before or []) if f["name"] != MISSING_CLASSES]
     flags = [*kept, *(f._asdict() for f in missing)]
     if flags != before:
         run.write_json("checks.json", flags)
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"

@@ -28,7 +28,7 @@ from dbpkit.report.tables import (
     row_title,
     table_rows,
 )
-from dbpkit.results.analysis import AnalysisResult, Chart, analysis_results
+from dbpkit.results.analysis import AnalysisRecords, AnalysisResult, Chart, analysis_results
 from dbpkit.results.findings import Finding, evaluation_numbers, gather
 from dbpkit.results.flags import Flag
 from dbpkit.results.protocols import DEFAULT
@@ -188,7 +188,7 @@ def _letter(number: int) -> str:
 def _view(run: RunDirectory, letter: str) -> RunView:
     """Reads one run."""
     summary, records = summarise(run), run.records()
-    preflight_ran = run.read_json("checks.json") is not None
+    preflight_ran = run.checks() is not None
     raised = {flag.name for flag in summary.flags}
     checks = {**(PREFLIGHT_CHECKS if preflight_ran else {}), **record_checks(records)}
     if any(row.control for row in summary.rows):
@@ -196,7 +196,7 @@ def _view(run: RunDirectory, letter: str) -> RunView:
     asked = expected_rows(summary.spec)
     titles = {row.name: row.title for row in summary.rows}
     results = list(analysis_results(run))
-    only_analysed = bool(results) and not records and run.read_json("env.json") is None
+    only_analysed = bool(results) and not records and not run.sessions()
     return RunView(
         letter=letter,
         path=str(run.path),
@@ -216,7 +216,7 @@ def _view(run: RunDirectory, letter: str) -> RunView:
         preflight_ran=preflight_ran,
         strip=read_strip(run, summary.spec, records),
         settings=as_toml(summary.spec),
-        provenance=_provenance(run.read_json("env.json") or _analysed(run, results)),
+        provenance=_provenance(run.sessions() or _analysed(run, results)),
         hash=run.spec()["hash"],
         records=len(records),
         analyses=results,
@@ -227,7 +227,7 @@ def _view(run: RunDirectory, letter: str) -> RunView:
 
 def _analysed(run: RunDirectory, results: Sequence[AnalysisResult]) -> list[dict[str, Any]]:
     """The hashes that the analyses noted, each once: all that is known where no evaluation was begun."""
-    noted = [run.read_json(f"analyses/{result.name}/settings.json") or {} for result in results]
+    noted = [AnalysisRecords(run, result.name).settings() or {} for result in results]
     hashes = [settings["hashes"] for settings in noted if "hashes" in settings]
     return [h for k, h in enumerate(hashes) if h not in hashes[:k]]
 
@@ -253,7 +253,7 @@ def _facts(summary: Summary) -> list[str]:
 
 def _examples_asked(run: RunDirectory) -> int | None:
     """How many examples the run is over, as its sessions noted, for it can grow; None before any."""
-    return max((s["examples"] for s in run.read_json("env.json") or [] if "examples" in s), default=None)
+    return max((s["examples"] for s in run.sessions() if s.get("examples")), default=None)
 
 
 def _incomplete(tapes: Mapping[str, int], asked: int | None, records: Sequence[Record]) -> list[Incomplete]:

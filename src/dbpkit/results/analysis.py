@@ -5,14 +5,17 @@ a number without its claim. Where a paper says what to expect, the number says s
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from dbpkit.errors import UserError
+from dbpkit.results.journal import Journal
+from dbpkit.results.layout import RESULT, SETTINGS, canonical_hash, checked, damaged, read_json
 from dbpkit.results.run_directory import RunDirectory
 from dbpkit.weights import write_atomically
+
+REDO = "Restore it, or delete this folder and run 'dbpkit analyse' again."
+"""What to do about a damaged file of an analysis."""
 
 
 class Number(NamedTuple):
@@ -132,10 +135,18 @@ class AnalysisResult(NamedTuple):
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "AnalysisResult":
-        """Reads what `as_json` wrote."""
-        numbers = [Number(**n) for n in content["numbers"]]
-        charts = [Chart(**{**c, "series": [Series(**s) for s in c["series"]]}) for c in content["charts"]]
-        return cls(**{**content, "numbers": numbers, "charts": charts})
+        """Reads what `as_json` wrote; keys of newer versions are passed over."""
+        numbers = [Number(**_own(Number, n)) for n in content["numbers"]]
+        charts = [
+            Chart(**{**_own(Chart, c), "series": [Series(**_own(Series, s)) for s in c["series"]]})
+            for c in content["charts"]
+        ]
+        return cls(**{**_own(cls, content), "numbers": numbers, "charts": charts})
+
+
+def _own(kind: Any, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that a type has."""
+    return {k: v for k, v in content.items() if k in kind._fields}
 
 
 class AnalysisRecords:
@@ -150,6 +161,8 @@ class AnalysisRecords:
 
     def __init__(self, run: RunDirectory, name: str) -> None:
         self.path = run.path / "analyses" / name
+        self.is_layout_1 = (run.path / "spec.json").is_file() and run.schema == 1
+        self.journal = Journal(self.path / "records.jsonl", REDO, digests=not self.is_layout_1)
 
     def claim(self, settings: Mapping[str, Any]) -> None:
         """Makes these the records of the settings; records of others are put aside with a number.
@@ -157,62 +170,73 @@ class AnalysisRecords:
         Args:
             settings: everything that decides the records, ready for JSON.
         """
-        path = self.path / "settings.json"
         wanted = json.loads(json.dumps(settings))
-        if path.is_file() and json.loads(path.read_text()) != wanted:
+        if self.settings() not in (None, wanted):
             aside = next(p for i in range(1, 1000) if not (p := Path(f"{self.path}.{i}.old")).exists())
             self.path.rename(aside)
-        if not path.is_file():
-            write_atomically(path, json.dumps(wanted, indent=1).encode())
+        if self.settings() is None:
+            write_atomically(self.path / "settings.json", json.dumps(wanted, indent=1).encode())
+        self.journal.repair()
 
     def settings(self) -> dict[str, Any] | None:
         """Returns what decided the records so far, or None before there are any."""
         path = self.path / "settings.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        content = read_json(path, REDO)
+        return None if content is None else checked(content, SETTINGS, f"'{path}'", REDO)
 
     def read(self) -> dict[str, Any]:
-        """Returns what every recorded unit measured; a torn last line is dropped."""
-        path = self.path / "records.jsonl"
-        lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
-        found = {}
-        for number, line in enumerate(lines):
-            try:
-                record = json.loads(line)
-                found[record["unit"]] = record["measured"]
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                if number == len(lines) - 1:
-                    continue
-                raise UserError(
-                    f"'{path}' line {number + 1} is damaged. Restore it or delete the directory."
-                ) from error
+        """Returns what every recorded unit measured; what a killed process left unfinished is dropped.
+
+        Raises:
+            UserError: if a line is damaged or was changed, or belongs to other settings.
+        """
+        own, found = self._settings_hash(), {}
+        for lines in self.journal.appends():
+            for line in lines:
+                where = f"'{self.journal.path}' line {line.number}"
+                unit = line.entry.get("unit")
+                if not isinstance(unit, str) or "measured" not in line.entry:
+                    raise damaged(where, "it names no unit or holds nothing", REDO)
+                if line.entry.get("settings", own) != own:
+                    raise damaged(where, "it was not made with the 'settings.json' beside it", REDO)
+                found[unit] = line.entry["measured"]
         return found
 
     def append(self, unit: str, measured: Any) -> None:
         """Appends one unit's record, flushed to the disk; UserError if the disk is full."""
-        path = self.path / "records.jsonl"
-        content = path.read_bytes() if path.is_file() else b""
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(path, whole)
-        try:
-            with path.open("ab") as file:
-                file.write((json.dumps({"unit": unit, "measured": measured}) + "\n").encode())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            os.truncate(path, whole)
-            raise UserError(
-                f"cannot write '{path}' ({error.strerror}). Free space and run the same command"
-                " again; earlier records are intact."
-            ) from error
+        self.journal.append([{"unit": unit, "measured": measured, "settings": self._settings_hash()}])
 
     def write_result(self, result: AnalysisResult) -> None:
-        """Replaces ``result.json``."""
-        write_atomically(self.path / "result.json", json.dumps(result.as_json(), indent=1).encode())
+        """Replaces ``result.json``, with a hash of its own content."""
+        content = json.loads(json.dumps(result.as_json()))
+        text = json.dumps({**content, "hash": canonical_hash(content)}, indent=1)
+        write_atomically(self.path / "result.json", text.encode())
+
+    def read_result(self) -> AnalysisResult | None:
+        """Returns what was concluded, or None before there is anything; UserError if it was changed."""
+        path = self.path / "result.json"
+        content = read_json(path, REDO)
+        if content is None:
+            return None
+        checked(content, RESULT, f"'{path}'", REDO)
+        own = content.pop("hash", None)
+        if own != canonical_hash(content) and not (own is None and self.is_layout_1):
+            raise damaged(f"'{path}'", "it does not match its hash", REDO)
+        return AnalysisResult.from_json(content)
+
+    def _settings_hash(self) -> str:
+        return canonical_hash(self.settings())[:16]
 
 
 def analysis_results(run: RunDirectory) -> Iterator[AnalysisResult]:
-    """Yields the finished analyses of a run directory, by name."""
-    for path in sorted((run.path / "analyses").glob("*/result.json")):
-        if not path.parent.name.endswith(".old"):
-            yield AnalysisResult.from_json(json.loads(path.read_text()))
+    """Yields the finished analyses of a run directory, by name; UserError if one is damaged."""
+    for name in analysed(run):
+        if (result := AnalysisRecords(run, name).read_result()) is not None:
+            yield result
+
+
+def analysed(run: RunDirectory) -> list[str]:
+    """Returns the names of the analyses that have a folder in a run directory."""
+    folder = run.path / "analyses"
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path.name for path in found if path.is_dir() and path.suffix != ".old"]

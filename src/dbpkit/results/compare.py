@@ -153,7 +153,7 @@ def _alike(run_a: RunDirectory, run_b: RunDirectory) -> tuple[dict[str, Any], di
 
 def _session(run: RunDirectory) -> Mapping[str, Any]:
     """What the run's first session over all its examples noted: hashes of data and weights."""
-    return max(run.read_json("env.json") or [{}], key=lambda session: session.get("examples", 0))
+    return max(run.sessions() or [{}], key=lambda session: session.get("examples") or 0)
 
 
 def _network_calls(records: list[Record]) -> float | None:

@@ -151,7 +151,7 @@ def _model(run: RunDirectory) -> Any:
     for attack in spec["attacks"]:
         for option in PER_BUDGET:
             attack["options"].pop(option, None)
-    session = (run.read_json("env.json") or [{}])[0]
+    session = (run.sessions() or [{}])[0]
     return spec, session.get("classifier_sha256"), session.get("denoiser_sha256")
 
 

@@ -4,34 +4,66 @@
 line per example and row, append-only; ``x_adv/`` attacked images; ``logits/`` what the judged images were
 given; ``checks.json`` findings of the preflight;
 ``strip.safetensors`` a few images for the report; ``summary.json`` derived. The thing people get wrong: a
-killed process tears the last line; it is dropped.
+directory that opens is not yet the run that was made. Everything read here is checked against its schema, and
+the records against the spec, the session, the checks and the images they were made with.
 """
 
 import json
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from dbpkit.errors import UserError
-from dbpkit.weights import read_tensors, write_atomically, write_tensors
+from dbpkit.results.journal import Journal, Line
+from dbpkit.results.layout import (
+    ABOUT,
+    CHECKS,
+    HOW,
+    RESTORE,
+    SESSIONS,
+    SPEC,
+    canonical_hash,
+    checked,
+    damaged,
+    parsed,
+    read_json,
+    read_shard,
+    strip_fault,
+    tensors_of,
+)
+from dbpkit.results.locking import is_trace
+from dbpkit.results.records import Columns, Key, Record, fault, gather, is_shard, key_of
+from dbpkit.spec import differences
+from dbpkit.weights import sha256_of, write_atomically, write_tensors
 
-SCHEMA = 1
+__all__ = ["Key", "Record", "RunDirectory", "Stored"]
 
-Record = dict[str, Any]
-"""One line of ``records.jsonl``; `docs/run-directory.md` lists its keys."""
+SCHEMA = 2
+"""Layout that is written. Layout 1 had no digests and is read too."""
+
+RECOMPUTED = ("missing_classes",)
+"""Flags in ``checks.json`` that are made anew in every session, because they change as a run grows."""
+
+REPAIR = "Run the same evaluation again to have it made anew."
 
 
-class Key(NamedTuple):
-    """What a record is about; no two good records share it."""
+class Stored(NamedTuple):
+    """A file that records were made with.
 
-    row: str
-    tape: int
-    example: int
+    Attributes:
+        name: in its folder.
+        path: in the run directory, with ``/``.
+        sha256: of its content.
+    """
+
+    name: str
+    path: str
+    sha256: str
 
 
 class RunDirectory:
@@ -43,109 +75,176 @@ class RunDirectory:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._journal: Journal | None = None
+        self._columns: tuple[Any, Columns] | None = None
 
-    def claim(self, spec: dict[str, Any], spec_hash: str, differences: Any) -> None:
+    def claim(self, spec: dict[str, Any]) -> None:
         """Makes this the directory of a spec, or checks that it already is.
 
         Args:
             spec: the resolved spec, ready for JSON. A spec that differs in a larger ``examples.count`` alone
                 is the same run, which grows.
-            spec_hash: its hash.
-            differences: function of two specs that lists the leaves in which they differ.
 
         Raises:
-            UserError: if it holds a run of another spec, of more examples or of another layout.
+            UserError: as `refuse_other`.
+        """
+        old = self.refuse_other(spec)
+        if old is None or _count(old) != _count(spec):
+            schema = SCHEMA if old is None else self.schema
+            identity = spec if schema == 1 else _without_count(spec)
+            self.write_json("spec.json", {"schema": schema, "hash": canonical_hash(identity), "spec": spec})
+            self._journal = None
+        self.journal.repair()
+
+    def refuse_other(self, spec: dict[str, Any]) -> dict[str, Any] | None:
+        """Returns the spec that this directory already has, or None for a new one.
+
+        Raises:
+            UserError: if it holds something else, a run of another spec, of more examples, or of another
+                version of the layout.
         """
         if (self.path / "spec.json").is_file():
-            old = self.spec()
-            if changed := ", ".join(differences(_without_count(old["spec"]), _without_count(spec))):
+            old: dict[str, Any] = self.spec()["spec"]
+            if changed := ", ".join(differences(_without_count(old), _without_count(spec))):
                 raise UserError(
                     f"{self.path} was made with another spec: {changed}. Use a new --out or delete"
                     " the directory."
                 )
-            if self._grows(old["spec"], spec):
-                self.write_json("spec.json", {"schema": SCHEMA, "hash": spec_hash, "spec": spec})
-            self._drop_torn_line()
-            return
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            before, now = _count(old), _count(spec)
+            if (now or math.inf) < (before or math.inf):
+                raise UserError(
+                    f"{self.path} is a run over {before or 'all'} examples, and examples.count = {now} is"
+                    " fewer: a run can grow and not shrink."
+                    f" {f'Set it to {before} or more' if before else 'Leave it out'}, or use a new --out."
+                )
+            return old
+        if self.path.exists() and (not self.path.is_dir() or not all(map(is_trace, self.path.iterdir()))):
             raise UserError(f"'{self.path}' exists and is no run directory. Use a new --out.")
-        self.write_json("spec.json", {"schema": SCHEMA, "hash": spec_hash, "spec": spec})
+        return None
+
+    @property
+    def schema(self) -> int:
+        """Version of the layout."""
+        return int(self.spec()["schema"])
 
     def spec(self) -> dict[str, Any]:
-        """Returns ``spec.json``; UserError if this is no run directory or one of another layout."""
-        old = self.read_json("spec.json")
+        """Returns ``spec.json``: ``schema``, ``hash`` and ``spec``, checked against its own hash.
+
+        Raises:
+            UserError: if this is no run directory, one of another layout, or the spec was changed.
+        """
+        path = self.path / "spec.json"
+        old = read_json(path)
         if old is None:
             raise UserError(
                 f"'{self.path}' is no run directory: it has no spec.json. Give one made by 'dbpkit evaluate'."
             )
-        if old.get("schema") != SCHEMA:
+        schema = old.get("schema") if isinstance(old, dict) else None
+        if type(schema) is not int or not 1 <= schema <= SCHEMA:
             raise UserError(
-                f"'{self.path}' has layout version {old.get('schema')}; this dbpkit reads version {SCHEMA}."
+                f"'{self.path}' has layout version {str(schema)[:20]!r}; this dbpkit reads versions 1 to"
+                f" {SCHEMA}."
             )
-        if "examples" in old.get("spec", {}):  # runs made before there was an order took the data's own
-            old["spec"]["examples"].setdefault("order", "file")
-        return old
+        found: dict[str, Any] = checked(old, SPEC, f"'{path}'")
+        spec = found["spec"]
+        if found["hash"] != canonical_hash(spec if schema == 1 else _without_count(spec)):
+            raise UserError(
+                f"'{path}' does not match its hash: it was changed after the run began. {RESTORE}"
+            )
+        if schema == 1:  # runs made before there was an order took the data's own
+            spec["examples"].setdefault("order", "file")
+        return found
 
-    def records(self) -> list[Record]:
-        """Returns the newest record of every key, in the order of their first appearance; torn lines dropped.
+    def sessions(self) -> list[dict[str, Any]]:
+        """Returns ``env.json``: hashes, versions and settings of every session; empty before the first."""
+        content = read_json(self.path / "env.json")
+        return [] if content is None else checked(content, SESSIONS, f"'{self.path / 'env.json'}'")
+
+    def checks(self) -> list[dict[str, Any]] | None:
+        """Returns ``checks.json``: the flags of the checks before the run; None if they have not run."""
+        content = read_json(self.path / "checks.json", REPAIR)
+        return None if content is None else checked(content, CHECKS, f"'{self.path / 'checks.json'}'", REPAIR)
+
+    @property
+    def journal(self) -> Journal:
+        """The lines of ``records.jsonl``."""
+        if self._journal is None:
+            remedy = "Restore the file, or delete this line and all after it and run the same command again."
+            has_digests = (self.path / "spec.json").is_file() and self.schema > 1
+            self._journal = Journal(self.path / "records.jsonl", remedy, digests=has_digests)
+        return self._journal
+
+    def columns(self) -> Columns:
+        """Returns the newest record of every key as columns; a record that is damaged counts as failed.
 
         Raises:
-            UserError: if a line other than the last is damaged.
+            UserError: if a line is damaged or was changed, or the records are not those of this spec and
+                session.
         """
+        stamp = self._stamp()
+        if self._columns is None or self._columns[0] != stamp:
+            self._columns = stamp, gather(self._checked())
+        return self._columns[1]
+
+    def records(self) -> list[Record]:
+        """Returns the newest record of every key, in the order they first appear; errors as `columns`."""
         newest: dict[Key, Record] = {}
-        lines = self._lines()
-        for number, line in enumerate(lines):
-            try:
-                record = json.loads(line)
+        for records, _ in self._checked():
+            for _, record in records:
                 newest[Key(record["row"], record["tape"], record["example"])] = record
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                if number == len(lines) - 1:
-                    continue
-                raise UserError(
-                    f"'{self.path / 'records.jsonl'}' line {number + 1} is damaged. Restore it or"
-                    " delete the directory."
-                ) from error
         return list(newest.values())
 
-    def append(self, records: Iterable[Record]) -> None:
-        """Appends records in one write, flushed to the disk.
+    def is_verified(self) -> bool:
+        """Whether the records carry digests; those of layout 1 do not."""
+        return self.journal.has_digest or not self.columns().rows
+
+    def done(self) -> set[Key]:
+        """Returns the keys whose records are good and whose images and logits are as they were made."""
+        columns = self.columns()
+        used = {number for group in columns.rows.values() for number in group.append.tolist()}
+        lost = {number for number in used if self._lost(columns.seals[number])}
+        own = {
+            Key(row, tape, example)
+            for row, group in columns.rows.items()
+            for tape, example, number in zip(
+                group.tape.tolist(), group.example.tolist(), group.append.tolist(), strict=True
+            )
+            if number not in lost
+        }
+        return own - self._without_image() if self.schema == 1 else own
+
+    def append(self, records: Iterable[Record], files: Iterable[Stored] = ()) -> None:
+        """Appends records in one write, flushed to the disk, and says in the last what they were made with.
+
+        Args:
+            records: of one unit of work.
+            files: images and logits that belong to them.
 
         Raises:
             UserError: if the disk is full; what was recorded before is intact.
         """
-        content = "".join(json.dumps(r, allow_nan=True) + "\n" for r in records).encode()
-        path = self.path / "records.jsonl"
-        before = path.stat().st_size if path.is_file() else 0
-        try:
-            with path.open("ab") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            if path.is_file():
-                os.truncate(path, before)
-            raise UserError(
-                f"cannot write '{path}' ({error.strerror}). Free space and run the same command"
-                " again; earlier records are intact."
-            ) from error
+        *first, last = [dict(record) for record in records] or [None]
+        if last is not None:
+            last["seal"] = {**self._made_with(), "files": {f.path: f.sha256 for f in files}}
+            self.journal.append([*first, last])
 
-    def write_images(self, name: str, ids: Tensor, x_adv: Tensor) -> str:
-        """Stores attacked images (B, C, H, W) with their ids under ``x_adv/``; returns the file's name."""
-        file = f"{name}.safetensors"
-        write_tensors(
-            self.path / "x_adv" / file, {"ids": ids, "x_adv": x_adv.detach().cpu().contiguous()}, {}
-        )
-        return file
+    def write_images(self, name: str, ids: Tensor, x_adv: Tensor) -> Stored:
+        """Stores attacked images (B, C, H, W) with their ids under ``x_adv/``."""
+        tensors = {"ids": ids, "x_adv": x_adv.detach().cpu().contiguous()}
+        return self._write_shard(f"x_adv/{name}.safetensors", tensors, {})
 
     def read_images(self, file: str) -> dict[int, Tensor]:
-        """Returns the attacked images of one shard by example id."""
-        tensors, _ = read_tensors(self.path / "x_adv" / file)
-        return dict(zip(tensors["ids"].tolist(), tensors["x_adv"], strict=True))
+        """Returns the attacked images (C, H, W) of one shard by example id; UserError if it was changed."""
+        if not is_shard(file):
+            raise damaged(f"'{self.path / 'records.jsonl'}'", f"{file!r} is no name of a file", RESTORE)
+        path = self._kept(f"x_adv/{file}")
+        ids, x_adv, _ = read_shard(path, "x_adv", 4, REPAIR)
+        return dict(zip(ids.tolist(), x_adv, strict=True))
 
-    def write_logits(self, name: str, ids: Tensor, logits: Tensor, how: dict[str, Any]) -> None:
+    def write_logits(self, name: str, ids: Tensor, logits: Tensor, how: dict[str, Any]) -> Stored:
         """Stores the report logits (B, R, K) of a batch under ``logits/``, and how they were computed."""
         tensors = {"ids": ids.contiguous(), "logits": logits.detach().cpu().contiguous()}
-        write_tensors(self.path / "logits" / f"{name}.safetensors", tensors, {"how": json.dumps(how)})
+        return self._write_shard(f"logits/{name}.safetensors", tensors, {"how": json.dumps(how)})
 
     def read_logits(self, row: str, tape: int, example: int) -> list[tuple[Tensor, Tensor, dict[str, Any]]]:
         """Returns ids (B,), logits (B, R, K) and settings of every batch that judged an example in a row.
@@ -155,11 +254,13 @@ class RunDirectory:
         """
         batch = re.compile(rf"{re.escape(row)}-{tape}-\d+-\d+-\d+\.safetensors")
         found = []
-        for path in sorted((self.path / "logits").glob("*.safetensors")):
+        folder = self.path / "logits"
+        for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
             if batch.fullmatch(path.name):
-                tensors, metadata = read_tensors(path)
-                if example in tensors["ids"].tolist():
-                    found.append((tensors["ids"], tensors["logits"], json.loads(metadata["how"])))
+                ids, logits, about = read_shard(self._kept(f"logits/{path.name}"), "logits", 3, REPAIR)
+                how = checked(parsed(about.get("how", ""), f"'{path}'", REPAIR), HOW, f"'{path}'", REPAIR)
+                if example in ids.tolist():
+                    found.append((ids, logits, how))
         return found
 
     def write_strip(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
@@ -168,10 +269,18 @@ class RunDirectory:
 
     def read_strip(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Returns the report's picture, or two empty dictionaries before there is one."""
-        if not (self.path / "strip.safetensors").is_file():
+        path = self.path / "strip.safetensors"
+        if not os.path.lexists(path):
             return {}, {}
-        tensors, metadata = read_tensors(self.path / "strip.safetensors")
-        return tensors, json.loads(metadata["about"])
+        remedy = f"Delete it: it is not needed. {REPAIR}"
+        tensors, metadata = tensors_of(path, remedy)
+        where = f"'{path}'"
+        about: dict[str, Any] = checked(
+            parsed(metadata.get("about", ""), where, remedy), ABOUT, where, remedy
+        )
+        if why := strip_fault(tensors, about):
+            raise damaged(where, why, remedy)
+        return tensors, about
 
     def write_json(self, name: str, content: Any) -> None:
         """Replaces a JSON file atomically."""
@@ -179,44 +288,149 @@ class RunDirectory:
 
     def read_json(self, name: str) -> Any:
         """Returns the content of a JSON file, or None if it does not exist."""
-        path = self.path / name
-        if not path.is_file():
-            return None
-        try:
-            return json.loads(path.read_text())
-        except ValueError as error:
-            raise UserError(f"'{path}' is damaged ({error}). Restore it or delete the directory.") from error
+        return read_json(self.path / name)
 
-    def _grows(self, old: dict[str, Any], spec: dict[str, Any]) -> bool:
-        """Whether a spec asks for more examples than the run has; UserError if for fewer."""
-        before, now = (_count(table) for table in (old, spec))
-        if (now or math.inf) < (before or math.inf):
-            remedy = f"Set it to {before} or more" if before else "Leave it out"
-            raise UserError(
-                f"{self.path} is a run over {before or 'all'} examples, and examples.count = {now} is fewer:"
-                f" a run can grow and not shrink. {remedy}, or use a new --out."
+    def doubts(self) -> list[tuple[str, str]]:
+        """Returns what cannot be relied on in this run: severity and a sentence each."""
+        found = []
+        if not self.is_verified():
+            said = (
+                "The records carry no digest, as an older dbpkit wrote them: a change would not be noticed."
             )
-        return now != before
+            found.append(("warning", said))
+        if not self.sessions() and self.columns().rows:
+            said = "env.json is missing: nobody can tell which weights and data the records are of."
+            found.append(("error", said))
+        codes = {(s.get("versions", {}).get("dbpkit"), s.get("code_sha256")) for s in self.sessions()}
+        if len(codes) > 1:
+            said = f"The run was continued with other code of dbpkit ({len(codes)} versions): see env.json."
+            found.append(("warning", said))
+        checks = self._made_with()["checks"]
+        if any(seal.get("checks", checks) != checks for seal in self.columns().seals[-1:]):
+            said = "checks.json is not the one the records were made with, so flags may be missing."
+            found.append(("error", said))
+        return found
 
-    def _lines(self) -> list[str]:
-        path = self.path / "records.jsonl"
-        return path.read_text(errors="replace").splitlines() if path.is_file() else []
+    def _write_shard(self, path: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Stored:
+        sha256 = write_tensors(self.path / path, tensors, metadata)
+        return Stored(Path(path).name, path, sha256)
 
-    def _drop_torn_line(self) -> None:
-        """Cuts off a last line that was not written to its end."""
-        path = self.path / "records.jsonl"
-        content = path.read_bytes() if path.is_file() else b""
-        if content and not content.endswith(b"\n"):
-            os.truncate(path, content.rfind(b"\n") + 1)
+    def _kept(self, path: str) -> Path:
+        """The place of a file that records were made with; UserError if it is not the one they name."""
+        sealed = (
+            seal["files"][path] for seal in reversed(self.columns().seals) if path in seal.get("files", {})
+        )
+        if why := self._is_other(path, next(sealed, None)):
+            raise UserError(f"'{self.path / path}' {why}. {REPAIR}")
+        return self.path / path
+
+    def _is_other(self, path: str, expected: str | None) -> str:
+        """Says that a file is missing or has another hash, if one is expected; nothing if it is as it was."""
+        full = self.path / path
+        if full.is_symlink() or full.parent.is_symlink() or not full.is_file():
+            return "is missing or no plain file"
+        try:
+            found = sha256_of(full) if expected is not None else None
+        except OSError as error:
+            return f"cannot be read ({error.strerror})"
+        return "is not the file its records were made with" if found != expected else ""
+
+    def _lost(self, seal: Mapping[str, Any]) -> bool:
+        """Whether a file that an append was made with is missing or another."""
+        return any(self._is_other(path, sha256) for path, sha256 in seal.get("files", {}).items())
+
+    def _without_image(self) -> set[Key]:
+        """Keys of a run of layout 1 whose attacked images are not there."""
+        found, shards = set(), dict[str, set[int]]()
+        for record in self.records():
+            file = record.get("images")
+            if file is None:
+                continue
+            if file not in shards:
+                try:
+                    shards[file] = set(self.read_images(file))
+                except UserError:
+                    shards[file] = set()
+            if record["example"] not in shards[file]:
+                found.add(Key(record["row"], record["tape"], record["example"]))
+        return found
+
+    def _checked(self) -> Iterator[tuple[list[tuple[int, Record]], Mapping[str, Any]]]:
+        """The records of every append with the places of their lines, and what the append says of the run."""
+        made_with = self._made_with()
+        for lines in self.journal.appends():
+            seal = lines[-1].entry.pop("seal", {})
+            if not _is_seal(seal):
+                raise self._bad_line(lines[-1], "its seal cannot be read")
+            for name in ("spec", "session"):
+                if name in seal and seal[name] != made_with[name]:
+                    raise self._other_run("spec.json" if name == "spec" else "env.json")
+            yield [(line.offset, self._record(line)) for line in lines], seal
+
+    def _other_run(self, file: str) -> UserError:
+        """The error of records that belong to another file than the one beside them."""
+        found = (
+            "was not made with the '{}' beside it" if (self.path / file).exists() else "has no '{}' beside it"
+        )
+        return UserError(
+            f"'{self.path / 'records.jsonl'}' {found.format(file)}. Restore both, or delete the directory."
+        )
+
+    def _record(self, line: Line) -> Record:
+        """A record, or a failed one in place of one that is damaged."""
+        key = key_of(line.entry)
+        if key is None:
+            raise self._bad_line(line, "row, tape or example cannot be read")
+        if why := fault(line.entry):
+            return {**key._asdict(), "error": f"the record is damaged: {why} (line {line.number})"}
+        return line.entry
+
+    def _bad_line(self, line: Line, why: str) -> UserError:
+        where = f"'{self.journal.path}' line {line.number}"
+        return damaged(where, why, self.journal.remedy)
+
+    def _made_with(self) -> dict[str, str]:
+        """Short hashes of the spec, of weights and data as the first session has them, and of the checks."""
+        first, checks = (self.sessions() or [{}])[0], self.checks()
+        hashes = {k: v for k, v in first.items() if k.endswith("_sha256") and k != "code_sha256"}
+        parts = {
+            "spec": _without_count(self.spec()["spec"]) if (self.path / "spec.json").is_file() else None,
+            "session": hashes,
+            "checks": checks and [flag for flag in checks if flag["name"] not in RECOMPUTED],
+        }
+        return {name: canonical_hash(part)[:16] for name, part in parts.items()}
+
+    def _stamp(self) -> Any:
+        """Changes when a file changes that the records are read with."""
+        names = ("records.jsonl", "spec.json", "env.json", "checks.json")
+        return [
+            (found.st_mtime_ns, found.st_size, found.st_ino)
+            if (path := self.path / name).exists() and (found := path.stat())
+            else None
+            for name in names
+        ]
 
 
-def _without_count(spec: dict[str, Any]) -> dict[str, Any]:
+def _is_seal(seal: Any) -> bool:
+    """Whether something names files of this directory, with hashes, and no others."""
+    files = seal.get("files", {}) if isinstance(seal, dict) else None
+    if not isinstance(files, dict):
+        return False
+    return all(
+        path.startswith(("x_adv/", "logits/"))
+        and is_shard(path.partition("/")[2])
+        and isinstance(sha256, str)
+        for path, sha256 in files.items()
+    )
+
+
+def _without_count(spec: Mapping[str, Any]) -> dict[str, Any]:
     """A resolved spec without the number of its examples."""
     examples = {k: v for k, v in spec.get("examples", {}).items() if k != "count"}
     return {**spec, "examples": examples}
 
 
-def _count(spec: dict[str, Any]) -> int | None:
+def _count(spec: Mapping[str, Any]) -> int | None:
     """How many examples a resolved spec asks for; None is all."""
     count: int | None = spec.get("examples", {}).get("count")
     return count

@@ -136,7 +136,7 @@ def summarise(run: RunDirectory) -> Summary:
         if group:
             failed = len(grouped[name]) - len(group)
             rows.append(_row(name, group, protocol, _unattacked(good, name), failed, has_purifier(spec)))
-    preflight = [Flag(**f) for f in run.read_json("checks.json") or []]
+    preflight = [Flag(**f) for f in run.checks() or []]
     scores = {name: example_scores(group) for name, group in grouped.items()}
     differences = {}
     for a, b in (("white_box", "dw_both"), ("white_box", "fixed"), ("clean", "white_box")):
@@ -145,6 +145,7 @@ def summarise(run: RunDirectory) -> Summary:
             pairs = [scores[a][i] for i in shared], [scores[b][i] for i in shared]
             differences[f"{a} - {b}"] = paired_difference(*pairs)
     flags = [*record_flags(records, preflight), *own_protocol(chosen)]
+    flags += [Flag("unverified", severity, sentence) for severity, sentence in run.doubts()]
     for name, group in good.items():
         flags += protocol_flags(protocol, name, group, _unattacked(good, name))
     return Summary(

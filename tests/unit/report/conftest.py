@@ -150,7 +150,7 @@ def make_run(tmp_path: Path) -> MakeRun:
     ) -> RunDirectory:
         run = RunDirectory(tmp_path / folder)
         spec = resolved_spec(name, knowledge, count)
-        run.claim(spec, "0123abcd" * 8, lambda _old, _new: [])
+        run.claim(spec)
         session = {
             "data_sha256": "d" * 64,
             "examples": EXAMPLES,
@@ -191,7 +191,7 @@ def analysed(tmp_path: Path) -> Analysed:
     ) -> RunDirectory:
         if run is None:
             run = RunDirectory(tmp_path / folder)
-            run.claim(resolved_spec("alone", ["white_box"], 6), "0123abcd" * 8, lambda _old, _new: [])
+            run.claim(resolved_spec("alone", ["white_box"], 6))
         records = AnalysisRecords(run, name)
         records.claim({"options": {}, "hashes": {"denoiser_sha256": "e" * 64}})
         result = AnalysisResult(name, title, list(sentences), list(numbers), list(charts), {"images": 8})

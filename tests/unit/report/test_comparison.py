@@ -1,7 +1,6 @@
 """Several runs beside each other: bars of runs, curves of models, and the table of their pairs."""
 
 import html
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from dbpkit.report.figures import PALETTE
 from dbpkit.report.lines import MARKERS, curve_chart
 from dbpkit.report.tables import difference_cell, p_text, percent
 from dbpkit.results.curves import eps_curves
+from dbpkit.results.layout import canonical_hash
 from dbpkit.results.run_directory import RunDirectory
 
 MakeRun = Callable[..., RunDirectory]
@@ -28,10 +28,12 @@ def text_of(*runs: RunDirectory) -> str:
 
 def changed(run: RunDirectory, **parts: Any) -> RunDirectory:
     """The run under another spec, as if it had been evaluated so."""
-    table = run.spec()
-    table["spec"].update(parts)
-    (run.path / "spec.json").write_text(json.dumps(table))
-    return run
+    spec, records = {**run.spec()["spec"], **parts}, run.records()
+    identity = {**spec, "examples": {"first": spec["examples"]["first"]}}
+    (run.path / "records.jsonl").unlink(missing_ok=True)
+    run.write_json("spec.json", {"schema": 2, "hash": canonical_hash(identity), "spec": spec})
+    run.append(records)
+    return RunDirectory(run.path)
 
 
 @pytest.fixture
@@ -66,9 +68,11 @@ def test_page_of_two_runs_with_the_same_title_tells_them_apart(make_run: MakeRun
 
 
 def test_page_of_two_runs_warns_of_other_seed_and_escapes_it(make_run: MakeRun) -> None:
-    a, b = make_run("a"), changed(make_run("b"), seed="<b>1</b>")
+    a = make_run("a")
+    b = changed(make_run("b"), seed=1, attacks=[{"name": "<b>pgd</b>", "options": {"iterations": 3}}])
     text = text_of(a, b)
-    assert "Read with care: The seeds differ (seed 0 -> <b>1</b>)" in text
+    assert "Read with care: The attacks differ (attacks[0].name pgd -> <b>pgd</b>)" in text
+    assert "The seeds differ (seed 0 -> 1)" in text
 
 
 def test_page_of_same_run_twice_shows_bars(make_run: MakeRun) -> None:

@@ -190,20 +190,27 @@ def test_page_without_strip_says_so(make_run: MakeRun) -> None:
     assert 'class="strip' not in page
 
 
-def test_page_without_environment_says_so(make_run: MakeRun) -> None:
+def test_page_without_environment_is_refused_if_there_are_records(make_run: MakeRun) -> None:
     run = make_run()
+    (run.path / "env.json").unlink()
+    with pytest.raises(UserError, match=r"has no 'env\.json' beside it"):
+        page_of(run)
+
+
+def test_page_before_the_first_session_says_so(make_run: MakeRun) -> None:
+    run = make_run(recorded=0, strip=False)
     (run.path / "env.json").unlink()
     assert "versions, device and hashes are unknown" in text_of(page_of(run))
 
 
 def test_page_shows_settings_and_provenance(make_run: MakeRun) -> None:
     run = make_run()
-    run.write_json("env.json", [*run.read_json("env.json"), {"versions": {"torch": "9.9"}, "device": "cuda"}])
+    run.write_json("env.json", [*run.sessions(), {"versions": {"torch": "9.9"}, "device": "cuda"}])
     text = text_of(page_of(run))
     assert "t_star = 0.1" in text
     assert "8/255" in text
     assert "d" * 64 in text
-    assert "0123abcd" * 8 in text
+    assert run.spec()["hash"] in text
     assert re.search(r"Session 1 Session 2 .*versions\.torch 2\.13\.0 9\.9", text)
     assert "deterministic no" in text
 
