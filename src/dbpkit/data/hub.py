@@ -5,6 +5,7 @@ before saving it gives its images other noise.
 """
 
 import importlib
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,11 @@ def _load_table(path: str, split: str, where: str) -> Any:
             "data 'huggingface' needs a library that is missing: pip install datasets."
         ) from error
     folder = Path(path).expanduser()
+    if scripts := [folder] if folder.suffix == ".py" else sorted(folder.glob("*.py")):
+        raise UserError(
+            f"{where}: '{scripts[0]}' is a program, and data are read, not run. Remove it, or save the data"
+            " set with save_to_disk where you trust it."
+        )
     if path.startswith((".", "/", "~")) and not folder.is_dir():
         raise UserError(
             f"{where}: there is no such folder. Correct the path, or give a Hub id such as 'owner/name'."
@@ -93,7 +99,10 @@ def _load_table(path: str, split: str, where: str) -> Any:
         if saved:
             loaded = library.load_from_disk(str(folder))
         else:
-            loaded = library.load_dataset(str(folder) if folder.is_dir() else path, split=split)
+            # Versions before 4 run a data set's own program unless they are told not to.
+            old = "trust_remote_code" in inspect.signature(library.load_dataset).parameters
+            safe = {"trust_remote_code": False} if old else {}
+            loaded = library.load_dataset(str(folder) if folder.is_dir() else path, split=split, **safe)
     except Exception as error:  # files, network and format: the library raises dozens of kinds
         reason = " ".join(str(error).split())
         raise UserError(

@@ -204,3 +204,15 @@ def test_huggingface_without_library_says_how_to_install_it(
 def test_huggingface_wrong_mode_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown image mode 'CMYK'"):
         load(tmp_path, mode="CMYK")
+
+
+def test_huggingface_folder_with_a_program_is_refused_before_it_runs(library: Any, tmp_path: Path) -> None:
+    """Versions of the library before 4 import a script that has its folder's name."""
+    folder = tmp_path / "images"
+    (folder / "test" / "cat").mkdir(parents=True)
+    picture(3).save(folder / "test" / "cat" / "a.png")
+    (folder / "images.py").write_text(f"open({str(tmp_path / 'EXECUTED')!r}, 'w')\n")
+    for path in (folder, folder / "images.py"):
+        with pytest.raises(UserError, match=r"images\.py' is a program, and data are read, not run"):
+            load(path)
+    assert not (tmp_path / "EXECUTED").exists()
