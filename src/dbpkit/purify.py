@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dbpkit.errors import UserError
 from dbpkit.gradients import DEFAULT_MEMORY, Replay, straight_through
+from dbpkit.heads import Unsquashed
 from dbpkit.noise import NoisePlan
 from dbpkit.options import Count, CountOrNone
 from dbpkit.registry import Registry
@@ -305,6 +306,16 @@ def surrogate(model: PurifiedClassifier, steps: Count = 50) -> nn.Module:
 def blind(model: PurifiedClassifier) -> nn.Module:
     """The attacker does not know of the purifier and attacks the classifier alone."""
     return Undefended(model.classifier)
+
+
+@gradients.register("unsquashed")
+def unsquashed(model: nn.Module) -> nn.Module:
+    """The attacker differentiates the values before a squashing head; the real model judges."""
+    if not isinstance(getattr(model, "classifier", None), nn.Module):
+        raise UserError("gradient 'unsquashed' needs a model with a classifier, an nn.Module.")
+    view = copy.copy(model)
+    view._modules = {**model._modules, "classifier": Unsquashed(model.classifier)}
+    return view
 
 
 @gradients.register("other_tape")

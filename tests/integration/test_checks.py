@@ -79,6 +79,28 @@ def test_preflight_broken_classifier_is_flagged(classifier: str, flag: str, tiny
     assert flag in names(tiny(classifier=f"tests.parts:{classifier}"))
 
 
+def test_evaluate_squashed_classifier_is_flagged_and_check_says_so(tiny: Tiny, tmp_path: Path) -> None:
+    spec = tiny(
+        classifier="tests.parts:Squashed", knowledge=["white_box", "unsquashed"], examples={"count": 4}
+    )
+    summary = evaluate(spec, tmp_path / "run")
+    (flag,) = [f for f in summary.flags if f.name == "squashed_outputs"]
+    assert flag.severity == "error"
+    assert summary.row("unsquashed").title == "purified, values before the head attacked"
+    assert (tmp_path / "run" / "checks.json").read_text().count("squashed_outputs") == 1
+    found = quick_check(spec, examples=4)
+    assert not found.trustworthy
+    assert "squashed_outputs" in found.verdict
+
+
+def test_preflight_squashed_classifier_whose_attackers_all_see_its_values_only_warns(tiny: Tiny) -> None:
+    known = {"name": "dw_both", "gradient": "unsquashed"}
+    spec = tiny(classifier="tests.parts:Squashed", knowledge=["unsquashed", known])
+    (flag,) = preflight(build(spec), spec)
+    assert (flag.name, flag.severity) == ("squashed_outputs", "warning")
+    assert "Every attacker of this spec attacks the values before it" in flag.message
+
+
 def test_preflight_network_that_changes_is_flagged_twice(tiny: Tiny) -> None:
     assert names(tiny(denoiser="tests.parts:RandomDenoiser")) >= {"untracked_randomness", "replay_differs"}
 

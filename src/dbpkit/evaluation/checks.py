@@ -8,12 +8,13 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, one_hot
+from torch.nn.functional import normalize
 
 from dbpkit.attacks.target import cross_entropy
 from dbpkit.errors import UserError
 from dbpkit.evaluation.build import Parts
 from dbpkit.evaluation.culprits import coupling_module, detaching_module, flat_module, random_module
+from dbpkit.evaluation.outputs import LOST_SHARE, softmax_error, squashed_outputs, undone
 from dbpkit.evaluation.spec import EvaluationSpec
 from dbpkit.gradients import directional_derivatives
 from dbpkit.noise import NoisePlan
@@ -58,9 +59,6 @@ and short moves seldom cross a step of a quantiser; float32 resolves the move.""
 USEFUL_STEP = 0.5
 """Least share of the steepest rise that a step along the float32 gradient must reach."""
 
-LOST_SHARE = 0.25
-"""Share of images whose gradient may be lost in rounding before it is an error."""
-
 
 def preflight(parts: Parts, spec: EvaluationSpec) -> list[Flag]:
     """Runs every check on the first few examples.
@@ -74,6 +72,8 @@ def preflight(parts: Parts, spec: EvaluationSpec) -> list[Flag]:
     noise = NoisePlan.of(spec.seed, data.ids, "select")
     check_fit(parts, x, y)
     found = [flag for check in CHECKS for flag in check(parts.model, x, y, noise, parts.threat)]
+    if all(k.gradient == "unsquashed" for k in spec.knowledge):
+        found = undone(found)
     return [*each_once(found), *suspicious_level(parts, spec)]
 
 
@@ -233,7 +233,7 @@ def saturated_loss(
     (grad,) = torch.autograd.grad(
         cross_entropy(logits, y).sum(), leaf, retain_graph=True, materialize_grads=True
     )
-    (exact,) = torch.autograd.grad(logits, leaf, _softmax_error(logits.detach(), y), materialize_grads=True)
+    (exact,) = torch.autograd.grad(logits, leaf, softmax_error(logits.detach(), y), materialize_grads=True)
     best = (threat.steepest(exact) * exact).flatten(1).sum(1)
     rise = (threat.steepest(grad) * exact).flatten(1).sum(1)
     judged = (logits.argmax(1) == y) & (best > 0)
@@ -248,14 +248,6 @@ def saturated_loss(
         " }) or divide the logits."
     )
     return [Flag("saturated_loss", "error" if count > LOST_SHARE * of else "warning", message)]
-
-
-def _softmax_error(logits: Tensor, y: Tensor) -> Tensor:
-    """The direction of softmax(z) - e_y, (B, K), without cancellation at the label and of length 1."""
-    label = one_hot(y, logits.shape[1]).bool()
-    others = logits.double().masked_fill(label, -torch.inf).softmax(dim=1)  # sums to 1 without the label
-    error = torch.where(label, -torch.ones_like(others), others)
-    return normalize(error, dim=1).to(logits)
 
 
 def derivative(
@@ -389,6 +381,7 @@ CHECKS: tuple[Check, ...] = (
     batch_dependence,
     piecewise_constant,
     saturated_loss,
+    squashed_outputs,
     derivative,
     jacobian,
     replay,

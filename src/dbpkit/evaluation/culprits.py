@@ -80,6 +80,15 @@ def detaching_module(model: RandomisedClassifier, x: Tensor, noise: NoisePlan) -
     return next((c.name for c in calls if c.input_tracked and not c.output_tracked), "")
 
 
+def heading_module(model: RandomisedClassifier, x: Tensor, noise: NoisePlan, values: Tensor) -> str:
+    """Names the first module that is given the values (B, K) and returns others, or returns ""."""
+    with torch.no_grad():
+        calls = _calls(model, x, noise)
+    given = [_fingerprint(values)]
+    names = [c.name for c in calls if _same(c.inputs, given) and not _same(c.outputs, given)]
+    return names[0] if names else ""
+
+
 def _calls(model: RandomisedClassifier, x: Tensor, noise: NoisePlan) -> list[Call]:
     """Runs the model once and returns the calls of its modules in the order in which they end."""
     module = model.module if isinstance(model, Plain) else model

@@ -18,7 +18,8 @@ class Knowledge(NamedTuple):
 
     Attributes:
         name: row of the table.
-        gradient: registered gradient: ``exact``, ``bpda``, ``surrogate``, ``blind`` or ``other_tape``.
+        gradient: registered gradient: ``exact``, ``bpda``, ``surrogate``, ``blind``, ``other_tape`` or
+            ``unsquashed``.
         gradient_options: its keyword arguments.
         shared_sites: noise the attacker knows; ``reverse`` stands for all noise of the way back.
         tapes: independent repetitions of the whole attack, each against another tape.
@@ -63,6 +64,7 @@ known: dict[str, Knowledge] = {
         Knowledge("surrogate", gradient="surrogate"),
         Knowledge("blind", gradient="blind"),
         Knowledge("other_tape", gradient="other_tape"),
+        Knowledge("unsquashed", gradient="unsquashed"),
     )
 }
 """Settings by name. Source: Liu et al., ICLR 2025, section 3 (DW); Liu & Wei 2025 (fixed randomness)."""

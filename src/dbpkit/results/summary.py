@@ -46,6 +46,7 @@ TITLES = {
     "surrogate": "purified, surrogate (inexact gradient)",
     "blind": "purified, attacker unaware of it",
     "other_tape": "purified, attack made on another tape",
+    "unsquashed": "purified, values before the head attacked",
 }
 """What rows are called in tables."""
 
