@@ -5,32 +5,22 @@ for programs, on standard output.
 """
 
 import contextlib
-import json
-import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
+from dbpkit import console
 from dbpkit.analyses.analysis import analyses
 from dbpkit.analyses.law import combine
 from dbpkit.analyses.run import analyse
 from dbpkit.attacks import attacks, losses
+from dbpkit.crash import INTERRUPTED, MISTAKE, OK, guarded
 from dbpkit.data import datasets, load_dataset
-from dbpkit.errors import UserError, unknown_name
+from dbpkit.errors import unknown_name
 from dbpkit.evaluation.build import checked_device
 from dbpkit.evaluation.check import quick_check
 from dbpkit.evaluation.knowledge import known
@@ -41,6 +31,9 @@ from dbpkit.images import purify_files
 from dbpkit.machine import settle
 from dbpkit.models import asset, classifier_sources, denoiser_sources, load_denoiser, source
 from dbpkit.networks import networks
+from dbpkit.options import MOST
+from dbpkit.program import started
+from dbpkit.progress import Report, progress
 from dbpkit.purify import gradients
 from dbpkit.registry import import_module, trust
 from dbpkit.report import (
@@ -72,12 +65,13 @@ from dbpkit.training.spec import TrainingSpec
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help=__doc__.split("\n")[0],
 )
-out_console = Console(width=None if sys.stdout.isatty() else 160)  # a pipe or a log has no width of its own
-err_console = Console(stderr=True)
+
+COMPLETION = "_DBPKIT_COMPLETE"
+"""Set by the shell when it asks for completions."""
 
 REGISTRIES: dict[str, Any] = {
     "analyses": analyses,
@@ -96,6 +90,21 @@ REGISTRIES: dict[str, Any] = {
     "threats": threats,
 }
 
+
+def _gibibytes(value: float) -> float:
+    """Refuses what is no size of a memory."""
+    if not 0 <= value <= 2**20:
+        raise typer.BadParameter(f"{value:g} is no number of GiB from 0 to {2**20}")
+    return value
+
+
+def _time(value: float) -> float:
+    """Refuses what is no diffusion time."""
+    if not 0 < value < 1:
+        raise typer.BadParameter(f"{value:g} is not between 0 and 1; the papers use 0.1")
+    return value
+
+
 Out = Annotated[Path, typer.Option("--out", help="Run directory; the same command continues it.")]
 Set = Annotated[
     list[str],
@@ -109,15 +118,25 @@ AsJson = Annotated[
     bool,
     typer.Option("--json", help="Print the result as JSON, and nothing else, on standard output."),
 ]
+Talk = Annotated[
+    bool | None,
+    typer.Option("--verbose/--quiet", "-v/-q", help="A line for every step, or no progress at all."),
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Examples attacked together.")]
+BatchSize = Annotated[int, typer.Option(min=1, max=MOST, help="Examples attacked together.")]
 MicroBatch = Annotated[
-    int, typer.Option(min=1, help="Rows in one call of the model; lower it if memory runs out.")
+    int, typer.Option(min=1, max=MOST, help="Rows in one call of the model; lower it if memory runs out.")
 ]
 Memory = Annotated[
     float,
-    typer.Option("--memory", min=0, help="GiB for kept graphs in one backward pass; 0 replays every step."),
+    typer.Option(
+        "--memory",
+        callback=_gibibytes,
+        help="GiB for kept graphs in one backward pass; 0 replays every step.",
+    ),
 ]
+Steps = Annotated[int, typer.Option(min=1, max=MOST, help="Steps of the whole chain.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of every random number.")]
 Deterministic = Annotated[
     bool,
     typer.Option(
@@ -138,24 +157,25 @@ def demo(
     full: Annotated[
         bool, typer.Option("--full", help="Also run all analyses; the same command continues.")
     ] = False,
+    talk: Talk = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate the embedded CIFAR-10 models and write a report page."""
     spec = read_spec(asset("demo.toml"), EvaluationSpec)
     if not full:
-        _evaluate(spec, out, Execution(device), as_json)
+        _evaluate(spec, out, Execution(device), as_json, talk)
         return
-    with _progress(as_json) as progress:
-        summary = evaluate(spec, out, Execution(device), progress)
-    with _progress(as_json) as progress:
-        results = analyse(spec, out, execution=Execution(device), progress=progress)
+    with _progress(as_json, talk) as report:
+        summary = evaluate(spec, out, Execution(device), report)
+    with _progress(as_json, talk) as report:
+        results = analyse(spec, out, execution=Execution(device), progress=report)
     path = write_report([out])
     if as_json:
-        _print_json({"summary": summary.as_json(), "analyses": [r.as_json() for r in results]})
+        console.as_json({"summary": summary.as_json(), "analyses": [r.as_json() for r in results]})
         return
     _print_summary(summary, as_json)
-    out_console.print(console_findings(findings(RunDirectory(out))))
-    out_console.print(f"\nReport: {path.resolve()}", soft_wrap=True)
+    console.show(console_findings(findings(RunDirectory(out))))
+    console.say(f"\nReport: {path.resolve()}", whole=True)
 
 
 @app.command("evaluate")
@@ -170,12 +190,13 @@ def evaluate_command(
     memory: Memory = 2.0,
     deterministic: Deterministic = False,
     reverse: Reverse = False,
+    talk: Talk = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure how robust a purified classifier is; run the same command again to continue."""
     _plugins(plugin)
     execution = Execution(device, batch_size, micro_batch, deterministic, int(memory * 2**30), reverse)
-    _evaluate(read_spec(spec, EvaluationSpec, overrides), out, execution, as_json)
+    _evaluate(read_spec(spec, EvaluationSpec, overrides), out, execution, as_json, talk)
 
 
 @app.command("analyse")
@@ -188,6 +209,7 @@ def analyse_command(
     device: Device = "cpu",
     micro_batch: MicroBatch = 32,
     memory: Memory = 2.0,
+    talk: Talk = None,
     as_json: AsJson = False,
 ) -> None:
     """Show why: run the papers' analyses on a spec's models; the same command continues."""
@@ -195,41 +217,42 @@ def analyse_command(
     read = read_spec(spec, EvaluationSpec, overrides)
     chosen = {name: read.analyses.get(name, {}) for name in names} or None
     execution = Execution(device, micro_batch=micro_batch, memory_bytes=int(memory * 2**30))
-    with _progress(as_json) as progress:
-        results = analyse(read, out, chosen, execution, progress)
+    with _progress(as_json, talk) as report:
+        results = analyse(read, out, chosen, execution, report)
     path = write_report([out])
     if as_json:
-        _print_json([r.as_json() for r in results])
+        console.as_json([r.as_json() for r in results])
         return
     for result in results:
-        out_console.print(f"[bold]{result.title}[/bold]")
+        console.say(result.title, "bold")
         for sentence in result.sentences:
-            out_console.print(f"  {sentence}", highlight=False, markup=False)
-    out_console.print(f"\nReport: {path.resolve()}", soft_wrap=True)
+            console.say(f"  {sentence}")
+    console.say(f"\nReport: {path.resolve()}", whole=True)
 
 
 @app.command()
 def check(
     spec: SpecFile,
-    examples: Annotated[int, typer.Option(min=1, help="Examples to look at.")] = 8,
+    examples: Annotated[int, typer.Option(min=1, max=MOST, help="Examples to look at.")] = 8,
     overrides: Set = [],
     plugin: Plugin = [],
     device: Device = "cpu",
     micro_batch: MicroBatch = 32,
+    talk: Talk = None,
     as_json: AsJson = False,
 ) -> None:
     """Check your own models and settings before a long run; exit code 1 if something must be mended."""
     _plugins(plugin)
     execution = Execution(device, micro_batch=micro_batch)
-    with _progress(as_json) as progress:
-        found = quick_check(read_spec(spec, EvaluationSpec, overrides), examples, execution, progress)
+    with _progress(as_json, talk, continues=False) as report:
+        found = quick_check(read_spec(spec, EvaluationSpec, overrides), examples, execution, report)
     if as_json:
         flags = [f._asdict() for f in found.flags]
-        _print_json({"verdict": found.verdict, "flags": flags, "checks": found.checks})
+        console.as_json({"verdict": found.verdict, "flags": flags, "checks": found.checks})
     else:
-        out_console.print(console_flags(found.flags))
-        out_console.print(f"{len(found.checks)} checks ran: {', '.join(found.checks)}.", style="dim")
-        out_console.print(found.verdict)
+        console.show(console_flags(found.flags))
+        console.say(f"{len(found.checks)} checks ran: {', '.join(found.checks)}.", "dim")
+        console.say(found.verdict)
     raise typer.Exit(int(not found.trustworthy))
 
 
@@ -239,22 +262,24 @@ def purify(
     out: Annotated[Path, typer.Option("--out", help="Folder for the purified images, written as PNG.")],
     denoiser: Annotated[str, typer.Option(help="Denoiser name, weights file or import path.")] = "embedded",
     sampler: Annotated[str, typer.Option(help="Sampler name or import path.")] = "ddpm",
-    t_star: Annotated[float, typer.Option(help="Diffusion time where purification starts, in (0, 1).")] = 0.1,
-    steps: Annotated[int, typer.Option(help="Steps of the whole chain.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    t_star: Annotated[
+        float, typer.Option(callback=_time, help="Diffusion time where purification starts, in (0, 1).")
+    ] = 0.1,
+    steps: Steps = 1000,
+    seed: Seed = 0,
     plugin: Plugin = [],
+    talk: Talk = None,
     as_json: AsJson = False,
 ) -> None:
     """Purify image files."""
     _plugins(plugin)
     spec = PurifierSpec(sampler=sampler, t_star=t_star, steps=steps)
-    with _progress(as_json) as progress:
-        written = purify_files(images, out, spec, denoiser, seed, progress)
-    (
-        _print_json([str(p) for p in written])
-        if as_json
-        else out_console.print(f"{len(written)} purified images in {out}")
-    )
+    with _progress(as_json, talk, continues=False) as report:
+        written = purify_files(images, out, spec, denoiser, seed, report)
+    if as_json:
+        console.as_json([str(p) for p in written])
+    else:
+        console.say(f"{len(written)} purified images in {out}", whole=True)
 
 
 @app.command()
@@ -267,6 +292,7 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write the learning curve for TensorBoard too.")
     ] = False,
+    talk: Talk = None,
     as_json: AsJson = False,
 ) -> None:
     """Train or fine-tune a classifier or a denoiser; run the same command again to continue.
@@ -276,20 +302,21 @@ def train(
     _plugins(plugin)
     read = read_spec(spec, TrainingSpec, overrides)
     is_first = os.environ.get("RANK", "0") == "0"  # set by accelerate launch and torchrun
-    with _progress(as_json or not is_first) as progress:
+    with _progress(as_json or not is_first, talk) as report:
         trained = train_network(
             read,
             out,
-            lambda done, of, loss: progress(done / of, f"loss {loss:.4f}"),
+            lambda done, of, loss: report(done / of, f"loss {loss:.4f}"),
             training.Execution(device, tensorboard),
         )
     if not is_first:
         return
     if as_json:
-        _print_json({"weights": str(trained.weights), **trained.figures})
+        console.as_json({"weights": str(trained.weights), **trained.figures})
     else:
-        out_console.print_json(json.dumps(trained.figures))
-        out_console.print(f"Weights: {trained.weights}\nModel card: {trained.weights.with_name('card.md')}")
+        console.as_json(trained.figures)
+        console.say(f"Weights: {trained.weights}", whole=True)
+        console.say(f"Model card: {trained.weights.with_name('card.md')}", whole=True)
 
 
 @app.command("quality")
@@ -297,13 +324,13 @@ def quality_command(
     denoiser: Annotated[str, typer.Argument(help="Denoiser name, weights file or import path.")],
     data: Annotated[str, typer.Option(help="Data set name.")] = "embedded",
     images: Annotated[
-        int | None, typer.Option(min=2, help="Images to generate; half of the data if not given.")
+        int | None, typer.Option(min=2, max=MOST, help="Images to generate; half of the data if not given.")
     ] = None,
     t_star: Annotated[
         float, typer.Option(help="1 starts from noise alone; below, from real images noised to t*.")
     ] = 0.3,
     sampler: Annotated[str, typer.Option(help="Sampler name or import path.")] = "ddim",
-    steps: Annotated[int, typer.Option(help="Steps of the whole chain.")] = 50,
+    steps: Steps = 50,
     inception: Annotated[
         str, typer.Option(help="Path of inception-2015-12-05.pt, for the FID; none takes --classifier.")
     ] = "",
@@ -311,9 +338,10 @@ def quality_command(
         bool, typer.Option("--trust", help="Run another --inception file too: TorchScript can run code.")
     ] = False,
     classifier: Annotated[str, typer.Option(help="Whose features are used without Inception.")] = "embedded",
-    seed: Annotated[int, typer.Option(help="Seed of noise and choice of images.")] = 0,
+    seed: Seed = 0,
     device: Device = "cpu",
     plugin: Plugin = [],
+    talk: Talk = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a denoiser as a generative model: FID, or the distance of a classifier's features."""
@@ -325,7 +353,7 @@ def quality_command(
         name, options = source(classifier)
         features = make_features("classifier", {"classifier": name, "options": options})
     made = load_denoiser(*source(denoiser))
-    with _progress(as_json) as progress:
+    with _progress(as_json, talk, continues=False) as report:
         found = quality(
             made,
             load_dataset(data),
@@ -334,15 +362,15 @@ def quality_command(
             images=images,
             seed=seed,
             device=device,
-            progress=lambda done, of: progress(done / of, f"{done} images"),
+            progress=lambda done, of: report(done / of, f"{done} images"),
         )
     if as_json:
-        _print_json(found._asdict())
+        console.as_json(found._asdict())
         return
     floor = "" if found.floor is None else f", real images against the same: {found.floor:.2f}"
-    out_console.print(f"{found.metric}: {found.value:.2f}{floor} ({found.images} images from {found.start})")
+    console.say(f"{found.metric}: {found.value:.2f}{floor} ({found.images} images from {found.start})")
     if found.warning:
-        out_console.print(found.warning)
+        console.say(found.warning)
 
 
 @app.command()
@@ -358,7 +386,10 @@ def report(
     """Write one self-contained HTML page about one or more runs."""
     _plugins(plugin)
     path = write_report(runs, out)
-    (_print_json({"report": str(path)}) if as_json else out_console.print(f"Report: {path}", soft_wrap=True))
+    if as_json:
+        console.as_json({"report": str(path)})
+    else:
+        console.say(f"Report: {path}", whole=True)
 
 
 @app.command()
@@ -372,12 +403,11 @@ def compare(
     _plugins(plugin)
     found = compare_runs(RunDirectory(run_a), RunDirectory(run_b))
     for sentence in found.warnings:
-        said = f"warning: {sentence}"
-        err_console.print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        console.warn(f"warning: {sentence}")
     if as_json:
         p_values = {row: found.p_values.get(row) for row in found.differences}
         costs = found.network_calls
-        _print_json(
+        console.as_json(
             {
                 row: {**e._asdict(), "p_value": p_values[row], "network_calls": costs[row]}
                 for row, e in found.differences.items()
@@ -385,13 +415,13 @@ def compare(
         )
         return
     changed = ", ".join(found.changed) or "nothing, the settings are the same"
-    out_console.print(f"A -> B differs in: {changed}", markup=False, highlight=False, soft_wrap=True)
+    console.say(f"A -> B differs in: {changed}", whole=True)
     for row, e in found.differences.items():
         test = f"; McNemar p {p_text(found.p_values[row])}" if row in found.p_values else ""
-        out_console.print(
+        console.say(
             f"{row:18} {e.value:+7.1%}   95 % interval {e.low:+.1%} to {e.high:+.1%}   n ="
             f" {e.examples} ({e.method}{test}){cost_text(*found.network_calls[row])}",
-            soft_wrap=True,
+            whole=True,
         )
 
 
@@ -405,12 +435,12 @@ def findings_command(
     _plugins(plugin)
     found = {str(run): findings(RunDirectory(run)) for run in runs}
     if as_json:
-        _print_json({run: [f.as_json() for f in own] for run, own in found.items()})
+        console.as_json({run: [f.as_json() for f in own] for run, own in found.items()})
         return
     for run, own in found.items():
         if len(found) > 1:
-            out_console.print(run, markup=False, highlight=False, soft_wrap=True)
-        out_console.print(console_findings(own))
+            console.say(run, whole=True)
+        console.show(console_findings(own))
 
 
 @app.command("law")
@@ -423,19 +453,19 @@ def law_command(
     joint = combine(runs)
     files = write_charts(joint, out) if out else []
     if as_json:
-        _print_json(joint.as_json())
+        console.as_json(joint.as_json())
         return
-    out_console.print(console_analysis(joint), highlight=False)
+    console.show(console_analysis(joint))
     if files:
-        out_console.print(f"{len(files)} files in {out}", soft_wrap=True)
+        console.say(f"{len(files)} files in {out}", whole=True)
 
 
 @app.command("replay")
 def replay_command(
     run: Annotated[Path, typer.Argument(help="Run directory.")],
-    example: Annotated[int, typer.Option(min=0, help="Example id.")],
+    example: Annotated[int, typer.Option(min=0, max=2**44, help="Example id.")],
     row: Annotated[str, typer.Option(help="Row of the table.")] = "white_box",
-    tape: Annotated[int, typer.Option(min=0, help="Tape of the row.")] = 0,
+    tape: Annotated[int, typer.Option(min=0, max=2**44, help="Tape of the row.")] = 0,
     attack: Annotated[bool, typer.Option(help="Also run the attack again, on this example alone.")] = True,
     out: Annotated[Path | None, typer.Option("--out", help="PNG of the images; none if not given.")] = None,
     device: Annotated[str | None, typer.Option(help="That of the run if not given.")] = None,
@@ -458,11 +488,11 @@ def replay_command(
     if out:
         write_replay_png(out, found.x, found.x_adv, found.x_pure, label, predicted)
     if as_json:
-        _print_json(found.as_json())
+        console.as_json(found.as_json())
     else:
-        out_console.print(f"example {example}, row {row}, tape {tape}: {label}", markup=False)
-        out_console.print(replay_table(found.logits.tolist(), found.recorded, found.class_names))
-        out_console.print(found.verdict, markup=False, highlight=False)
+        console.say(f"example {example}, row {row}, tape {tape}: {label}")
+        console.show(replay_table(found.logits.tolist(), found.recorded, found.class_names))
+        console.say(found.verdict)
     raise typer.Exit(int(not found.reproduced))
 
 
@@ -479,11 +509,10 @@ def show(
         _print_summary(summarise(RunDirectory(path)), as_json)
         return
     spec = read_spec(path, EvaluationSpec, overrides).model_dump(mode="json")
-    (
-        _print_json(spec)
-        if as_json
-        else out_console.print(as_toml(spec), markup=False, highlight=False, soft_wrap=True)
-    )
+    if as_json:
+        console.as_json(spec)
+    else:
+        console.say(as_toml(spec), whole=True)
 
 
 @app.command("list")
@@ -505,56 +534,72 @@ def list_command(
         raise unknown_name("kind of part", what, listed)
     chosen = {what: listed[what]} if what else listed
     if as_json:
-        _print_json(chosen)
+        console.as_json(chosen)
         return
     for kind, parts in chosen.items():
-        out_console.print(f"[bold]{kind}[/bold]")
+        console.say(kind, "bold")
         for name, text in parts.items():
-            out_console.print(f"  {name:16} {text}", markup=False, highlight=False, soft_wrap=True)
+            console.say(f"  {name:16} {text}", whole=True)
 
 
 def main() -> None:
-    """Runs the command line with errors as sentences."""
-    logging.basicConfig(
-        level=logging.WARNING,
-        format="%(message)s",
-        handlers=[RichHandler(console=err_console, show_path=False)],
-    )
+    """Runs the command line; the exit status is that of `dbpkit.crash`."""
+    started()
+    console.prepare()
     settle()
-    try:
+    sys.exit(guarded(_command))
+
+
+def _command() -> int:
+    """Parses the command line and runs its command."""
+    if COMPLETION in os.environ:  # the shell asks for completions, and leaves by itself
         app()
-    except UserError as error:
-        err_console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
-    except OSError as error:
-        said = (
-            f"error: cannot read or write '{error.filename}' ({error.strerror}). What was recorded is intact."
-        )
-        err_console.print(said, style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("dbpkit", sys.argv[1:]) as context:
+            command.invoke(context)
+    except typer.Exit as leave:
+        return leave.exit_code
+    except typer.Abort:
+        return INTERRUPTED
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        return _misuse(error)
+    return OK
 
 
-def _evaluate(spec: EvaluationSpec, out: Path, execution: Execution, as_json: bool) -> None:
+def _misuse(error: Any) -> int:
+    """A command line that cannot be parsed is one sentence, and where to look; without words, the help."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        console.say(error.format_message(), whole=True)
+        return MISTAKE
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context else "dbpkit"
+    said = error.format_message().rstrip().replace("Value error, ", "")
+    console.fail(f"{said}{'' if said.endswith(('.', '?')) else '.'} See '{path} --help'.")
+    return MISTAKE
+
+
+def _evaluate(
+    spec: EvaluationSpec, out: Path, execution: Execution, as_json: bool, talk: bool | None
+) -> None:
     """Runs an evaluation, writes its report, prints its summary."""
-    with _progress(as_json) as progress:
-        summary = evaluate(spec, out, execution, progress)
+    with _progress(as_json, talk) as report:
+        summary = evaluate(spec, out, execution, report)
     path = write_report([out])
     _print_summary(summary, as_json)
     if not as_json:
-        out_console.print(f"\nReport: {path.resolve()}", soft_wrap=True)
+        console.say(f"\nReport: {path.resolve()}", whole=True)
 
 
 def _print_summary(summary: Summary, as_json: bool) -> None:
     if as_json:
-        _print_json(summary.as_json())
+        console.as_json(summary.as_json())
         return
-    out_console.print(console_table(summary))
-    out_console.print(console_flags(summary.flags))
-    out_console.print(summary.sentence, highlight=False)
-
-
-def _print_json(content: Any) -> None:
-    sys.stdout.write(json.dumps(content, indent=1) + "\n")
+    console.show(console_table(summary))
+    console.show(console_flags(summary.flags))
+    console.say(summary.sentence)
 
 
 def _plugins(names: list[str]) -> None:
@@ -563,27 +608,15 @@ def _plugins(names: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[float, str], None]]:
-    """A bar on standard error with the time left; nothing at all if quiet."""
-    columns = (
-        TextColumn("{task.description:28}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    bar = Progress(
-        *columns, console=err_console, refresh_per_second=2, speed_estimate_period=600, disable=quiet
-    )
+def _progress(as_json: bool, talk: bool | None = None, *, continues: bool = True) -> Iterator[Report]:
+    """Progress on standard error; says how to go on if it is stopped."""
     try:
-        with bar:
-            task = bar.add_task("starting", total=1.0)
-            yield lambda share, what: bar.update(task, completed=share, description=what)
+        with progress(as_json or talk is False, talk is True) as report:
+            yield report
     except KeyboardInterrupt:
-        err_console.print(
-            "stopped; run the same command again to continue where it left off.", soft_wrap=True
-        )
-        raise typer.Exit(130) from None
+        again = "; run the same command again to continue where it left off" if continues else ""
+        console.note(f"stopped{again}.")
+        raise typer.Exit(INTERRUPTED) from None
 
 
 if __name__ == "__main__":

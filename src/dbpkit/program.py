@@ -23,5 +23,28 @@ def _leave_the_current_folder() -> None:
         del sys.path[0]
 
 
+def _is_program() -> bool:
+    """Whether this process is the command line, rather than a program that imports this package."""
+    name = sys.argv[0].replace("\\", "/").rpartition("/")[2]
+    return _is_run_as_a_module() or name.partition(".")[0] == "dbpkit"
+
+
+def _stop(_signal: int, _frame: object) -> None:
+    """Ends a program that is interrupted while it is still being imported: nothing can be lost yet."""
+    os.write(2, b"error: stopped before it began.\n")
+    os._exit(130)
+
+
 if _is_run_as_a_module():
     _leave_the_current_folder()
+
+import signal  # noqa: E402 - only now: a signal.py may lie in the current folder
+
+if _is_program() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _stop)
+
+
+def started() -> None:
+    """Says that all is imported: from now on an interrupt is an exception, as usual."""
+    if signal.getsignal(signal.SIGINT) is _stop:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

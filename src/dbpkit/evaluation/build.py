@@ -1,5 +1,6 @@
 """From a spec to the parts that run: data, models, attacks, threat."""
 
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -103,16 +104,22 @@ def chosen_examples(spec: EvaluationSpec) -> Dataset:
 
 def checked_device(name: str) -> torch.device:
     """Returns a device; UserError if it is unknown or not there. There is no quiet fall-back."""
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"device '{name}' is unknown. Use cpu, cuda or cuda:N.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (":" in name and not re.fullmatch(r"[0-9]{1,3}", number)):
+        raise UserError(f"device '{name}' is unknown. Use cpu, cuda or cuda:N.")
+    if kind == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
         raise UserError(
             f"device '{name}' was asked for, but this torch ({torch.__version__}) sees no CUDA"
             " device. Use --device cpu."
         )
-    return device
+    if number and int(number) >= torch.cuda.device_count():
+        raise UserError(
+            f"device '{name}' was asked for, but there are {torch.cuda.device_count()} CUDA devices, from"
+            " cuda:0 on."
+        )
+    return torch.device(name)
 
 
 def attack_options(attack: PartSpec) -> dict[str, Any]:
