@@ -57,13 +57,8 @@ def hashes_of(parts: Parts, examples: int) -> Mapping[str, str]:
 
 
 def enter_session(run: RunDirectory, parts: Parts, execution: Execution) -> None:
-    """Notes versions, device and hashes; refuses to continue with other weights or data.
-
-    Raises:
-        UserError: if weights or data are others, or there are records and no session that made them.
-    """
+    """Notes versions, device and hashes; UserError if there are records and no session that made them."""
     sessions = run.sessions()
-    refuse_other_parts(run, parts)
     if not sessions and run.columns().rows:
         raise UserError(
             f"'{run.path / 'env.json'}' is missing, so nobody can tell which weights and data the records are"
