@@ -5,6 +5,7 @@ for programs, on standard output.
 """
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from dbpkit.data import datasets, load_dataset
 from dbpkit.errors import unknown_name
 from dbpkit.evaluation.build import checked_device
 from dbpkit.evaluation.check import quick_check
+from dbpkit.evaluation.coverage import EXAMPLES_LOG
 from dbpkit.evaluation.knowledge import known
 from dbpkit.evaluation.replay import replay
 from dbpkit.evaluation.run import Execution, evaluate
@@ -546,6 +548,7 @@ def main() -> None:
     """Runs the command line; the exit status is that of `dbpkit.crash`."""
     started()
     console.prepare()
+    EXAMPLES_LOG.setLevel(logging.INFO)  # which file has which label is for everyone to see
     settle()
     sys.exit(guarded(_command))
 

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor, nn
 
 from dbpkit.data.dataset import path_id
+from dbpkit.data.pictures import as_unit, read_picture
 from dbpkit.errors import UserError
 from dbpkit.evaluation.build import make_purifier
 from dbpkit.evaluation.spec import PurifierSpec
@@ -22,15 +22,8 @@ from dbpkit.noise import NoisePlan
 
 
 def read_image(path: str | Path, mode: str = "RGB") -> Tensor:
-    """Reads an image file as (C, H, W) float32 in [0, 1]; UserError if it is missing or unreadable."""
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert(mode), dtype=np.float32) / 255
-    except FileNotFoundError as error:
-        raise UserError(f"image '{path}' does not exist. Check the path.") from error
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise UserError(f"image '{path}' cannot be read ({error}). It is truncated or no image.") from error
-    return torch.from_numpy(np.atleast_3d(pixels)).permute(2, 0, 1).contiguous()
+    """Reads an image file as (C, H, W) float32 in [0, 1]; see `dbpkit.data.pictures.read_picture`."""
+    return as_unit(read_picture(path, mode=mode))
 
 
 def write_image(path: Path, x: Tensor) -> None:

@@ -1,18 +1,22 @@
 """A run that goes on with more examples is the run that had them from the start."""
 
+import logging
 import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from dbpkit import Dataset, UserError, benchmark
 from dbpkit.analyses.run import analyse
 from dbpkit.data.order import ORDERS
-from dbpkit.evaluation.build import chosen_examples
+from dbpkit.evaluation.build import build, chosen_examples
 from dbpkit.evaluation.coverage import at_most, missing_classes
 from dbpkit.evaluation.run import Execution, evaluate
 from dbpkit.evaluation.spec import EvaluationSpec
@@ -20,7 +24,7 @@ from dbpkit.report import write_report
 from dbpkit.results.run_directory import RunDirectory
 from dbpkit.results.summary import summarise
 from tests import parts
-from tests.integration.conftest import comparable
+from tests.integration.conftest import comparable, environment
 
 ALIKE = Execution(batch_size=5, micro_batch=8, deterministic=True)
 Tiny = Callable[..., EvaluationSpec]
@@ -229,3 +233,40 @@ def test_at_most_is_the_occupancy_distribution() -> None:
     assert at_most(2, 2, 3) == pytest.approx(1)
     all_ten = sum((-1) ** j * math.comb(10, j) * (1 - j / 10) ** 24 for j in range(11))
     assert at_most(9, 24, 10) == pytest.approx(1 - all_ten)
+
+
+def test_first_files_and_their_classes_are_told_once(
+    tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for k in (1, 2):
+            Image.new("RGB", (8, 8), (100, 110, 120)).save(tmp_path / "pets" / name / f"{k}.png")
+    options = {"path": str(tmp_path / "pets")}
+    spec = tiny(data={"name": "folder", "options": options}, examples={"order": "file"})
+    with caplog.at_level(logging.INFO, logger="dbpkit.examples"):
+        for _ in range(2):
+            build(spec)
+    (record,) = caplog.records
+    said = "cat/1.png is class 0, 'cat'; cat/2.png is class 0, 'cat'; dog/1.png is class 1, 'dog'"
+    assert record.getMessage() == f"data 'pets': {said}"
+
+
+def test_first_files_are_told_on_standard_error(tiny_toml: Path, tmp_path: Path) -> None:
+    (tmp_path / "pets" / "cat").mkdir(parents=True)
+    Image.new("RGB", (8, 8), (100, 110, 120)).save(tmp_path / "pets" / "cat" / "1.png")
+    words = [
+        "evaluate",
+        tiny_toml,
+        "--out",
+        tmp_path / "run",
+        "--set",
+        f'data.options.path="{tmp_path}/pets"',
+    ]
+    code = "import sys; from dbpkit.cli import main; main()"
+    found = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words), "--set", 'data.name="folder"'],
+        capture_output=True, text=True, env=environment(), check=False,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    assert found.stderr.count("cat/1.png is class 0, 'cat'") == 1

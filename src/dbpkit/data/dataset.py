@@ -2,16 +2,16 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from dbpkit.errors import UserError
+from dbpkit.errors import UserError, shown
 from dbpkit.inputs import check_pixels, whole
 from dbpkit.noise import MAX_ID
 from dbpkit.registry import Registry, call_with_options
@@ -29,6 +29,7 @@ class Dataset:
         labels: (N,) int64 in [0, K).
         ids: (N,) int64, unique, in [0, 2**44).
         class_names: K names.
+        origins: N names of files, or none.
 
     Raises:
         UserError: if shapes, types, ranges or ids do not fit, or a pixel is not finite.
@@ -39,8 +40,10 @@ class Dataset:
     labels: Tensor
     ids: Tensor
     class_names: tuple[str, ...]
+    origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         if self.images.ndim != 4 or not len(self.images) == len(self.labels) == len(self.ids):
             raise UserError(
                 f"data '{self.name}': expected images (N, C, H, W) with N labels and ids, got "
@@ -62,8 +65,44 @@ class Dataset:
                 f"data '{self.name}': labels must lie in [0, {len(self.class_names)}), "
                 f"they span {int(self.labels.min())} to {int(self.labels.max())}."
             )
+        if self.origins and len(self.origins) != len(self.images):
+            raise UserError(
+                f"data '{self.name}': {len(self.images)} images came with {len(self.origins)} origins."
+            )
         if self.images.dtype != torch.uint8:
             check_pixels(self.images, f"data '{self.name}'", self.ids)
+
+    def _check_kinds(self) -> None:
+        """Refuses anything but text, tensors and names; lists of names become tuples."""
+        if not isinstance(self.name, str):
+            raise UserError(f"a data set's name must be text, not {shown(self.name)}.")
+        for what in ("images", "labels", "ids"):
+            value = getattr(self, what)
+            if not isinstance(value, Tensor):
+                hint = "Use torch.as_tensor." if what != "images" else "Use torch.stack or torch.as_tensor."
+                raise UserError(
+                    f"data '{self.name}': {what} must be a torch tensor, not {type(value).__name__}. {hint}"
+                )
+            if value.device.type != "cpu" or value.layout != torch.strided:
+                raise UserError(
+                    f"data '{self.name}': {what} must lie in memory as a dense tensor on the CPU, not on"
+                    f" {value.device} as {value.layout}. Use .cpu(); batches are moved when they are used."
+                )
+        if self.images.dtype != torch.uint8 and not self.images.is_floating_point():
+            raise UserError(
+                f"data '{self.name}': images must be uint8 in 0..255 or floating point in [0, 1], not"
+                f" {str(self.images.dtype).removeprefix('torch.')}."
+            )
+        for what in ("class_names", "origins"):
+            names = getattr(self, what)
+            if isinstance(names, str) or not isinstance(names, Sequence):
+                raise UserError(f"data '{self.name}': {what} must be a list of texts, not {shown(names)}.")
+            odd = [n for n in names if not isinstance(n, str)]
+            if odd:
+                raise UserError(
+                    f"data '{self.name}': {what} must be a list of texts, and {shown(odd[0])} is none."
+                )
+            object.__setattr__(self, what, tuple(names))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -89,14 +128,56 @@ class Dataset:
             digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def x(self, index: Tensor | slice | None = None) -> Tensor:
+    def x(self, index: Tensor | slice | Sequence[int] | None = None) -> Tensor:
         """Returns images as float32 in [0, 1], all or those at positions ``index``."""
-        images = self.images if index is None else self.images[index]
+        images = self.images if index is None else self.images[self._positions(index)]
         return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 
-    def select(self, index: Tensor | slice) -> "Dataset":
+    def select(self, index: Tensor | slice | Sequence[int]) -> "Dataset":
         """Returns the data set of the examples at positions ``index``, ids kept."""
-        return replace(self, images=self.images[index], labels=self.labels[index], ids=self.ids[index])
+        index = self._positions(index)
+        origins = self.origins
+        if origins:
+            origins = (
+                origins[index] if isinstance(index, slice) else tuple(origins[i] for i in index.tolist())
+            )
+        return replace(
+            self, images=self.images[index], labels=self.labels[index], ids=self.ids[index], origins=origins
+        )
+
+    def _positions(self, index: Any) -> Tensor | slice:
+        """An index as a slice or as positions (n,); UserError if it is none or leads outside."""
+        where = f"data '{self.name}'"
+        if isinstance(index, slice):
+            try:
+                return slice(*index.indices(len(self))) if (index.step or 1) > 0 else _refused(where, index)
+            except (TypeError, ValueError):
+                return _refused(where, index)
+        positions = index
+        if isinstance(index, (Sequence, range)) and not isinstance(index, str):
+            positions = (
+                torch.tensor(list(index), dtype=torch.int64) if all(type(i) is int for i in index) else None
+            )
+        if not isinstance(positions, Tensor) or positions.ndim != 1 or positions.is_floating_point():
+            return _refused(where, index)
+        if positions.dtype == torch.bool:
+            if len(positions) != len(self):
+                raise UserError(f"{where} has {len(self)} examples; a mask of {len(positions)} does not fit.")
+            return positions.cpu().nonzero()[:, 0]
+        positions = positions.long().cpu()
+        if len(positions) and not -len(self) <= int(positions.min()) <= int(positions.max()) < len(self):
+            raise UserError(
+                f"{where} has {len(self)} examples; positions {int(positions.min())} to"
+                f" {int(positions.max())} were asked for."
+            )
+        return positions
+
+
+def _refused(where: str, index: Any) -> NoReturn:
+    """Raises the error for an index that is none."""
+    raise UserError(
+        f"{where}: examples are chosen by a slice forwards, a mask or whole numbers, not {shown(index)}."
+    )
 
 
 def path_id(path: str) -> int:

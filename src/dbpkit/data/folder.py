@@ -5,183 +5,176 @@ path inside the folder, so adding or removing a file never changes the noise of 
 """
 
 import logging
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
+from dbpkit.data.classes import in_class_order
 from dbpkit.data.dataset import Dataset, datasets, path_id
+from dbpkit.data.pictures import EXTENSIONS, check_mode, check_same_size, is_image, read_picture, stacked
 from dbpkit.errors import UserError, unknown_name
+from dbpkit.options import Count
 
 log = logging.getLogger(__name__)
 
-EXTENSIONS = frozenset([".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"])
-"""Files with these endings, in either case, are images; others are ignored."""
+JUNK = frozenset(
+    ["__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "system volume information"]
+)
+"""Folders that systems make beside yours, in lower case; hidden ones are passed over too."""
 
-MODES = ("L", "RGB")
-"""One grey channel, or three of colour."""
+SPLITS = frozenset(["train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"])
+"""Sub-folders of these names, in lower case, are parts of the data and no classes."""
+
+WHERE = "data 'folder'"
 
 
 @datasets.register("folder")
-def folder(path: str, size: int | None = None, mode: str = "RGB", unreadable: str = "error") -> Dataset:
-    """Images below ``path``, one sub-folder per class, uint8 (N, C, H, W).
+def folder(
+    path: str,
+    size: Count | None = None,
+    mode: str = "RGB",
+    unreadable: str = "error",
+    split: str | None = None,
+    classes: tuple[str, ...] | None = None,
+) -> Dataset:
+    """Images below ``path``, one sub-folder per class: uint8 (N, C, H, W), or float32 if any has more bits.
 
-    Classes are the sub-folders in sorted order; images may lie deeper inside them. Hidden files and folders,
-    and files without an image's extension, are ignored.
+    Classes are the sub-folders: whole numbers in the order of numbers, words in that of text; images may lie
+    deeper inside them. Hidden files and folders, the `JUNK` of systems, and files without an image's
+    extension are passed over.
 
     Args:
         path: the folder.
         size: side of the square that each image is resized and cropped to; None takes images as they are,
             which must then all agree in size.
         mode: ``"RGB"`` or ``"L"`` (grey), what each image is converted to.
-        unreadable: ``"error"`` refuses a file that cannot be decoded, ``"skip"`` logs it and goes on.
+        unreadable: ``"error"`` refuses a file that cannot be read, ``"skip"`` logs it and goes on.
+        split: the sub-folder to take where ``path`` holds ``train``, ``test`` and the like.
+        classes: names of all classes in the order of their labels; one that is named may be an empty folder.
 
     Raises:
-        UserError: if the folder is missing or has no classes or images, an image lies outside the classes, is
+        UserError: if the folder is missing or has no classes or images, a class has no image, the classes are
+            parts such as ``train`` or their order is not clear, an image lies outside the classes, is
             unreadable or has another size than the first, two ids collide, or an option is wrong.
     """
-    where = "data 'folder'"
-    check_image_options(where, size, mode)
+    check_mode(mode)
     if unreadable not in ("error", "skip"):
         raise unknown_name("choice of unreadable", str(unreadable), ("error", "skip"))
-    root = Path(path).expanduser()
-    class_names, files = _listing(root)
+    root = _part(Path(path).expanduser(), split, classes)
+    by_class = _listing(root, classes)
+    files = sorted((f for own in by_class.values() for f in own), key=lambda f: _inside(f, root))
     ids = _unique_ids(root, files)
     images: dict[Path, Tensor] = {}
     for file in files:
         try:
-            images[file] = _read(file, size, mode)
+            images[file] = read_picture(file, f"image '{file}'", size=size, mode=mode)
         except UserError as error:
             if unreadable == "error":
-                raise
+                raise UserError(f'{error} Or set unreadable = "skip".') from error
             log.warning("skipped: %s", error)
     if not images:
         raise UserError(
-            f"{where}: none of the {len(files)} images in '{root}' is readable. See the warnings above."
+            f"{WHERE}: none of the {len(files)} images in '{root}' is readable. See the warnings above."
         )
-    check_same_size({str(file): image for file, image in images.items()}, where)
-    labels = [class_names.index(file.relative_to(root).parts[0]) for file in images]
+    unread = next((name for name, own in by_class.items() if own and not images.keys() & set(own)), None)
+    if unread is not None:
+        raise UserError(
+            f"{WHERE}: no image of class '{unread}' in '{root}' is readable. See the warnings above."
+        )
+    check_same_size({str(file): image for file, image in images.items()}, WHERE)
+    label = {name: k for k, name in enumerate(by_class)}
     return Dataset(
         root.name or "folder",
-        torch.stack(list(images.values())),
-        torch.tensor(labels),
+        stacked(list(images.values())),
+        torch.tensor([label[file.relative_to(root).parts[0]] for file in images]),
         torch.tensor([ids[file] for file in images]),
-        class_names,
+        tuple(by_class),
+        tuple(_inside(file, root) for file in images),
     )
 
 
-def check_image_options(where: str, size: int | None, mode: str) -> None:
-    """Raises UserError unless ``size`` is None or a positive integer and ``mode`` is one of `MODES`."""
-    if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
-        raise UserError(
-            f"{where}: size must be a positive number of pixels, not {size!r}. "
-            "Leave it out to keep the images' own."
-        )
-    if mode not in MODES:
-        raise unknown_name("image mode", str(mode), MODES)
-
-
-def pixels(image: Image.Image, size: int | None, mode: str, where: str) -> Tensor:
-    """Turns a decoded image into uint8 pixels (C, H, W).
-
-    Args:
-        image: any 8-bit image; it is turned upright if its metadata says so.
-        size: its shorter side is resized to this (bicubic) and the centre square kept; None keeps it whole.
-        mode: ``"RGB"`` or ``"L"``.
-        where: the image's name, for the error.
-
-    Raises:
-        UserError: if the image has more than 8 bits per channel, which a conversion would clip.
-    """
-    if image.mode.startswith(("I", "F")):
-        raise UserError(
-            f"{where}: pixels of mode '{image.mode}' have more than 8 bits per channel. "
-            "Convert it to 8 bits first."
-        )
-    image = ImageOps.exif_transpose(image).convert(mode)
-    if size is not None:
-        scale = size / min(image.size)
-        width, height = (max(size, round(side * scale)) for side in image.size)
-        left, top = (width - size) // 2, (height - size) // 2
-        image = image.resize((width, height), Image.Resampling.BICUBIC).crop(
-            (left, top, left + size, top + size)
-        )
-    array = np.array(image)
-    return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
-
-
-def check_same_size(images: dict[str, Tensor], where: str) -> None:
-    """Raises UserError that names the first image whose shape is not that of the first one."""
-    first, reference = next(iter(images.items()))
-    for name, image in images.items():
-        if image.shape != reference.shape:
-            raise UserError(
-                f"{where}: '{name}' is {image.shape[1]} x {image.shape[2]} pixels (height x width) where "
-                f"'{first}' is {reference.shape[1]} x {reference.shape[2]}. "
-                "Set size to resize and crop all images."
-            )
-
-
-def _listing(root: Path) -> tuple[tuple[str, ...], list[Path]]:
-    """Class names, and image files in the order of their paths."""
+def _part(root: Path, split: str | None, classes: tuple[str, ...] | None) -> Path:
+    """The folder whose sub-folders are classes: ``root``, or the part of it that is asked for."""
     if not root.is_dir():
+        raise UserError(f"{WHERE}: '{root}' is no folder. Set path to one that has a sub-folder per class.")
+    names = [entry.name for entry in _folders(root)]
+    parts = sorted(name for name in names if name.lower() in SPLITS)
+    if split is not None:
+        if split not in names:
+            raise unknown_name(f"split of '{root}'", split, parts or names)
+        return root / split
+    if parts and classes is None and (len(parts) > 1 or len(parts) == len(names)):
+        said = "test" if "test" in parts else parts[-1]
         raise UserError(
-            f"data 'folder': '{root}' is no folder. Set path to one that has a sub-folder per class."
+            f"{WHERE}: '{root}' holds {', '.join(parts)}, which are parts of the data and no classes. Set"
+            f' split = "{said}", or classes = [...] if they are classes.'
         )
-    visible = [entry for entry in root.iterdir() if not entry.name.startswith(".")]
-    class_names = tuple(sorted(entry.name for entry in visible if entry.is_dir()))
-    if not class_names:
-        raise UserError(f"data 'folder': '{root}' has no sub-folders. Put the images of each class into one.")
-    stray = sorted(entry.name for entry in visible if _is_image(entry))
+    return root
+
+
+def _listing(root: Path, classes: tuple[str, ...] | None) -> dict[str, list[Path]]:
+    """The image files of every class, classes in the order of their labels."""
+    names = [entry.name for entry in _folders(root)]
+    if not names:
+        raise UserError(f"{WHERE}: '{root}' has no sub-folders. Put the images of each class into one.")
+    stray = sorted(entry.name for entry in root.iterdir() if not _passed_over(entry.name) and is_image(entry))
     if stray:
         raise UserError(
-            f"data 'folder': image '{root / stray[0]}' lies in no class. Move it into a sub-folder or away."
+            f"{WHERE}: image '{root / stray[0]}' lies in no class. Move it into a sub-folder or away."
         )
-    files = [
-        file
-        for name in class_names
-        for file in (root / name).rglob("*")
-        if _is_image(file) and not any(part.startswith(".") for part in file.relative_to(root).parts)
-    ]
-    if not files:
+    found = {name: list(_images(root / name)) for name in names}
+    if not any(found.values()):
         raise UserError(
-            f"data 'folder': '{root}' has {len(class_names)} class folders but no images. "
+            f"{WHERE}: '{root}' has {len(names)} class folders but no images. "
             f"Known endings: {', '.join(sorted(EXTENSIONS))}."
         )
-    return class_names, sorted(files, key=lambda file: file.relative_to(root).as_posix())
+    empty = next((name for name in sorted(names) if not found[name]), None)
+    if empty is not None and (classes is None or empty not in classes):
+        raise UserError(
+            f"{WHERE}: class folder '{root / empty}' has no images. Remove it, or name every class in"
+            " classes = [...] if it is meant to be empty."
+        )
+    return {name: found[name] for name in in_class_order(names, f"{WHERE} '{root}'", classes)}
 
 
-def _is_image(path: Path) -> bool:
-    """Whether a path looks like an image file; a dangling link does, so that it is not overlooked."""
-    return path.suffix.lower() in EXTENSIONS and not path.is_dir()
+def _folders(root: Path) -> list[Path]:
+    """The sub-folders of a folder that are the user's."""
+    return [entry for entry in root.iterdir() if not _passed_over(entry.name) and entry.is_dir()]
+
+
+def _images(top: Path) -> Iterator[Path]:
+    """All image files below a folder; one that cannot be looked into is an error, not overlooked."""
+    for where, inside, names in os.walk(top, onerror=_raise):
+        inside[:] = [name for name in inside if not _passed_over(name)]
+        yield from (file for name in names if not _passed_over(name) and is_image(file := Path(where) / name))
+
+
+def _raise(error: OSError) -> None:
+    raise UserError(f"{WHERE}: folder '{error.filename}' cannot be read ({error.strerror}).") from error
+
+
+def _passed_over(name: str) -> bool:
+    """Whether a name is hidden, or of a folder that a system makes."""
+    return name.startswith(".") or name.lower() in JUNK
+
+
+def _inside(file: Path, root: Path) -> str:
+    """The path inside the folder, with forward slashes."""
+    return file.relative_to(root).as_posix()
 
 
 def _unique_ids(root: Path, files: list[Path]) -> dict[Path, int]:
     """The id of every file; an error if two are the same."""
-    ids = {file: path_id(file.relative_to(root).as_posix()) for file in files}
+    ids = {file: path_id(_inside(file, root)) for file in files}
     owners: dict[int, Path] = {}
     for file, example_id in ids.items():
         if example_id in owners:
             raise UserError(
-                f"data 'folder': '{owners[example_id]}' and '{file}' have the same id {example_id} (a chance "
+                f"{WHERE}: '{owners[example_id]}' and '{file}' have the same id {example_id} (a chance "
                 "collision of 44-bit hashes of their paths). Rename one of them."
             )
         owners[example_id] = file
     return ids
-
-
-def _read(file: Path, size: int | None, mode: str) -> Tensor:
-    """The pixels of one file; UserError if it cannot be decoded."""
-    try:
-        with Image.open(file) as image:
-            image.load()
-            return pixels(image, size, mode, f"image '{file}'")
-    except UserError:
-        raise
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        raise UserError(
-            f"image '{file}' cannot be read ({type(error).__name__}: {error}). "
-            'Remove or replace it, or set unreadable = "skip".'
-        ) from error

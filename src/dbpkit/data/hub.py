@@ -6,14 +6,17 @@ before saving it gives its images other noise.
 
 import importlib
 import inspect
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dbpkit.data.classes import in_class_order
 from dbpkit.data.dataset import Dataset, datasets
-from dbpkit.data.folder import check_image_options, check_same_size, pixels
-from dbpkit.errors import UserError, unknown_name
+from dbpkit.data.pictures import check_mode, check_same_size, read_picture, stacked
+from dbpkit.errors import UserError, shown, unknown_name
+from dbpkit.options import Count
 
 
 @datasets.register("huggingface")
@@ -22,10 +25,11 @@ def huggingface(
     split: str = "test",
     image_column: str | None = None,
     label_column: str | None = None,
-    size: int | None = None,
+    size: Count | None = None,
     mode: str = "RGB",
+    classes: tuple[str, ...] | None = None,
 ) -> Dataset:
-    """A data set of the ``datasets`` library, uint8 (N, C, H, W), ids the rows of the split.
+    """A data set of the ``datasets`` library, ids the rows of the split; pixels as those of a folder.
 
     Args:
         path: a folder written by ``save_to_disk``, a folder that the library can read (such as an image
@@ -37,43 +41,50 @@ def huggingface(
         size: side of the square that each image is resized and cropped to; None takes images as they are,
             which must then all agree in size.
         mode: ``"RGB"`` or ``"L"`` (grey).
+        classes: names of all classes in the order of their labels; left out, as declared, or the whole
+            numbers or words of the column in their order.
 
     Raises:
         UserError: if the library is not installed, nothing readable is there, the split or a column is
             unknown or ambiguous, a row has no image or no label, or the sizes differ.
     """
     where = f"data 'huggingface' ({path})"
-    check_image_options(where, size, mode)
+    check_mode(mode)
     table = _load_table(str(path), split, where)
     if not len(table):
         raise UserError(f"{where}: split '{split}' has no rows. Choose another.")
     image_column = _column(table, image_column, "Image", "image_column", where)
     label_column = _column(table, label_column, "ClassLabel", "label_column", where)
-    labels, class_names = _labels(table, label_column, where)
-    column = table.select_columns([image_column])
-    images = {}
-    for row in range(len(column)):
-        name = f"row {row}"
-        try:
-            image = column[row][image_column]
-        except Exception as error:  # the library passes on whatever Pillow's decoders raise
-            raise UserError(
-                f"{where}: the image of {name} cannot be read ({error}). Remove that row."
-            ) from error
-        if not hasattr(image, "convert"):
-            raise UserError(
-                f"{where}: column '{image_column}' of {name} holds a {type(image).__name__}, not an image. "
-                "Set image_column, or cast it with datasets.Image()."
-            )
-        images[name] = pixels(image, size, mode, f"{where}, {name}")
+    labels, class_names = _labels(table, label_column, where, classes)
+    files = list(_files(table, image_column, where))
+    images = {
+        f"row {row}": read_picture(source, f"{where}: the image of row {row}", size=size, mode=mode)
+        for row, source in enumerate(files)
+    }
     check_same_size(images, where)
     return Dataset(
         Path(path).name or "huggingface",
-        torch.stack(list(images.values())),
+        stacked(list(images.values())),
         torch.tensor(labels, dtype=torch.int64),
         torch.arange(len(table)),
         class_names,
     )
+
+
+def _files(table: Any, column: str, where: str) -> Iterator[bytes | str]:
+    """Content or path of every row's image, not decoded: that is for our own reader."""
+    if type(table.features[column]).__name__ == "Image":
+        library: Any = importlib.import_module("datasets")
+        table = table.cast_column(column, library.Image(decode=False))
+    for row, entry in enumerate(table.select_columns([column])):
+        held = entry[column]
+        source = held.get("bytes") or held.get("path") if isinstance(held, dict) else None
+        if not isinstance(source, (bytes, str)):
+            raise UserError(
+                f"{where}: column '{column}' of row {row} holds a {type(held).__name__}, not an image. "
+                "Set image_column, or cast it with datasets.Image()."
+            )
+        yield source
 
 
 def _load_table(path: str, split: str, where: str) -> Any:
@@ -135,23 +146,36 @@ def _column(table: Any, chosen: str | None, kind: str, option: str, where: str) 
     return found[0]
 
 
-def _labels(table: Any, column: str, where: str) -> tuple[list[int], tuple[str, ...]]:
-    """Class indices of all rows, and the class names: declared, or the values themselves in sorted order."""
+def _labels(
+    table: Any, column: str, where: str, classes: tuple[str, ...] | None
+) -> tuple[list[int], tuple[str, ...]]:
+    """Class indices of all rows, and the class names: declared, or the values themselves in their order."""
     values = list(table[column])
     names = getattr(table.features[column], "names", None)
-    if names is not None and all(isinstance(value, int) for value in values):
-        return values, tuple(names)
-    if not (
-        all(isinstance(value, int) for value in values) or all(isinstance(value, str) for value in values)
-    ):
-        row = next(
-            i for i, value in enumerate(values) if not isinstance(value, type(values[0])) or value is None
-        )
+    kind = int if names is not None or isinstance(values[0], int) else str
+    wrong = next((i for i, v in enumerate(values) if not isinstance(v, kind) or isinstance(v, bool)), None)
+    if wrong is not None:
         raise UserError(
-            f"{where}: column '{column}' holds no class label in row {row}: {values[row]!r}. "
+            f"{where}: column '{column}' holds no class label in row {wrong}: {shown(values[wrong])}. "
             "Set label_column to another."
         )
-    if isinstance(values[0], int):
-        return values, tuple(str(k) for k in range(max(values) + 1))
-    class_names = tuple(sorted(set(values)))
-    return [class_names.index(value) for value in values], class_names
+    if kind is int and min(values) < 0:
+        raise UserError(
+            f"{where}: column '{column}' has label {min(values)} in row {values.index(min(values))}, which"
+            " means that it has none. Choose a split with labels."
+        )
+    if names is None and kind is int:
+        names = [str(k) for k in range(max(values) + 1)]
+    if names is not None and max(values) >= len(names):
+        raise UserError(f"{where}: column '{column}' has label {max(values)} and {len(names)} class names.")
+    texts = values if names is None else [names[v] for v in values]
+    if names is not None and classes is None and not _from_folders(table):
+        return values, tuple(names)
+    ordered = in_class_order(set(texts) if names is None else names, where, classes)
+    place = {name: k for k, name in enumerate(ordered)}
+    return [place[text] for text in texts], ordered
+
+
+def _from_folders(table: Any) -> bool:
+    """Whether the library made the class names from folders, sorted as text, and nobody declared them."""
+    return getattr(table.info, "builder_name", None) == "imagefolder"

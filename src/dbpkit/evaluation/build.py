@@ -13,6 +13,7 @@ from dbpkit.attacks import attacks, make_attack
 from dbpkit.attacks.target import Attack, accepted_options, checked_attack_options
 from dbpkit.data import Dataset, in_order, load_dataset
 from dbpkit.errors import UserError
+from dbpkit.evaluation.coverage import tell_first
 from dbpkit.evaluation.spec import EvaluationSpec, PurifierSpec
 from dbpkit.gradients import DEFAULT_MEMORY
 from dbpkit.models import load_classifier, load_denoiser, state_sha256
@@ -56,6 +57,7 @@ def build(spec: EvaluationSpec, device: str = "cpu", memory_bytes: int = DEFAULT
     """
     where = checked_device(device)
     data = chosen_examples(spec)
+    tell_first(data)
     classifier = load_classifier(spec.classifier.name, spec.classifier.options).to(where)
     denoiser: Any = load_denoiser(spec.denoiser.name, spec.denoiser.options)
     if isinstance(denoiser, nn.Module):

@@ -1,12 +1,18 @@
-"""Whether the chosen examples show every class.
+"""Whether the chosen examples show every class, and which file has which label.
 
 The thing people get wrong: an accuracy over one class looks like any other accuracy.
 """
+
+import logging
+from functools import lru_cache
 
 import numpy as np
 
 from dbpkit.data import Dataset
 from dbpkit.results.flags import Flag
+
+EXAMPLES_LOG = logging.getLogger("dbpkit.examples")
+"""Says once in a process, at level INFO, what the first examples of a data set are."""
 
 MISSING_CLASSES = "missing_classes"
 """Name of the flag."""
@@ -47,6 +53,19 @@ def missing_classes(data: Dataset, order: str) -> list[Flag]:
         f" numbers say nothing of them. {remedy}"
     )
     return [Flag(MISSING_CLASSES, "warning", message)]
+
+
+def tell_first(data: Dataset) -> None:
+    """Logs the file and the class of the first examples, so that a wrong order of classes is seen."""
+    if data.origins:
+        pairs = zip(data.origins[:SHOWN], data.labels[:SHOWN].tolist(), strict=True)
+        said = "; ".join(f"{origin} is class {k}, '{data.class_names[k]}'" for origin, k in pairs)
+        _tell_once(f"data '{data.name}': {said}")
+
+
+@lru_cache(maxsize=64)
+def _tell_once(said: str) -> None:
+    EXAMPLES_LOG.info("%s", said)
 
 
 def at_most(present: int, count: int, classes: int) -> float:

@@ -203,3 +203,89 @@ def test_dataset_in_a_loader_gives_batches_of_images_and_labels() -> None:
 def test_dataset_position_that_is_no_number_raises() -> None:
     with pytest.raises(UserError, match="position must be a whole number, not 'cat'"):
         make()["cat"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"images": [[[[0.5]]]]}, r"images must be a torch tensor, not list\. Use torch\.stack"),
+        ({"images": torch.zeros(3, 1, 2, 2, dtype=torch.int64)}, r"images must be uint8 .* not int64"),
+        ({"images": torch.zeros(3, 1, 2, 2, dtype=torch.bool)}, r"images must be uint8 .* not bool"),
+        ({"images": torch.zeros(3, 1, 2, 2).to_sparse()}, r"images must lie in memory as a dense tensor"),
+        ({"images": torch.zeros(3, 1, 2, 2, device="meta")}, r"on the CPU, not on meta"),
+        ({"labels": [0, 1, 1]}, r"labels must be a torch tensor, not list\. Use torch\.as_tensor"),
+        ({"labels": torch.tensor([0.0, 1.0, 1.0])}, r"labels and ids must be int64, not torch\.float32"),
+        ({"ids": range(3)}, r"ids must be a torch tensor, not range"),
+        ({"ids": None}, r"ids must be a torch tensor, not NoneType"),
+        ({"class_names": "ab"}, r"class_names must be a list of texts, not 'ab'"),
+        ({"class_names": None}, r"class_names must be a list of texts, not None"),
+        ({"class_names": (0, 1)}, r"class_names must be a list of texts, and 0 is none"),
+        ({"origins": ("a",)}, r"3 images came with 1 origins"),
+        ({"name": 3}, r"a data set's name must be text, not 3"),
+    ],
+)
+def test_dataset_of_odd_parts_is_a_sentence(changed: dict[str, object], said: str) -> None:
+    parts: dict[str, object] = {
+        "name": "tiny",
+        "images": torch.full((3, 1, 2, 2), 0.5),
+        "labels": torch.tensor([0, 1, 1]),
+        "ids": torch.tensor([4, 7, 9]),
+        "class_names": ("cat", "dog"),
+    }
+    with pytest.raises(UserError, match=said):
+        Dataset(**{**parts, **changed})
+
+
+def test_dataset_lists_of_names_become_tuples() -> None:
+    data = Dataset("t", torch.zeros(1, 1, 2, 2), torch.tensor([0]), torch.tensor([0]), ["cat"], ["a.png"])
+    assert (data.class_names, data.origins) == (("cat",), ("a.png",))
+
+
+@pytest.mark.parametrize(
+    ("index", "ids"),
+    [
+        (slice(1, None), [7, 9]),
+        (slice(0, 99), [4, 7, 9]),
+        ([2, 0], [9, 4]),
+        (range(2), [4, 7]),
+        (torch.tensor([-1]), [9]),
+        (torch.tensor([True, False, True]), [4, 9]),
+        (torch.tensor([1], dtype=torch.uint8), [7]),  # a position, not a mask
+        ([], []),
+    ],
+)
+def test_select_takes_slices_masks_and_positions(index: object, ids: list[int]) -> None:
+    data = Dataset(
+        "t", torch.zeros(3, 1, 2, 2), torch.tensor([0, 1, 1]), torch.tensor([4, 7, 9]), ("a", "b"),
+        ("4.png", "7.png", "9.png"),
+    )  # fmt: skip
+    chosen = data.select(index)
+    assert chosen.ids.tolist() == ids
+    assert chosen.origins == tuple(f"{i}.png" for i in ids)
+    assert len(data.x(index)) == len(ids)
+
+
+@pytest.mark.parametrize(
+    ("index", "said"),
+    [
+        (3, r"chosen by a slice forwards, a mask or whole numbers, not 3"),
+        ("0", r"not '0'"),
+        (1.5, r"not 1\.5"),
+        ([0.5], r"not \[0\.5\]"),
+        ([True], r"not \[true\]|not \[True\]"),
+        ({0}, r"not \{0\}"),
+        (slice(None, None, -1), r"a slice forwards"),
+        (slice(0, 1, 0), r"a slice forwards"),
+        (slice("a", None), r"a slice forwards"),
+        (torch.tensor([0.0]), r"whole numbers, not tensor"),
+        (torch.tensor(0), r"whole numbers, not tensor"),
+        (torch.tensor([[0]]), r"whole numbers, not tensor"),
+        (torch.tensor([3]), r"has 3 examples; positions 3 to 3 were asked for"),
+        ([-4], r"has 3 examples; positions -4 to -4"),
+        (torch.tensor([True]), r"a mask of 1 does not fit"),
+    ],
+)
+def test_odd_positions_are_a_sentence(index: object, said: str) -> None:
+    for choose in (make().x, make().select):
+        with pytest.raises(UserError, match=said):
+            choose(index)

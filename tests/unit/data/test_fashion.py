@@ -79,7 +79,7 @@ def test_fashion_mnist_size_32_puts_two_black_pixels_on_each_side(small: Path) -
     assert int(padded.sum()) == int(plain.sum())
 
 
-@pytest.mark.parametrize("size", [24, 31, "32", 32.0])
+@pytest.mark.parametrize("size", [24, 31])
 def test_fashion_mnist_size_not_reachable_is_refused(small: Path, size: object) -> None:
     with pytest.raises(
         UserError, match=f"data 'fashion_mnist': size {size!r} cannot be reached by padding 28 x 28"

@@ -135,7 +135,7 @@ def test_folder_sizes_differ_names_the_first_that_does(animals: Path) -> None:
 def test_folder_unreadable_image_is_named(animals: Path, damage: str) -> None:
     damaged(animals / "cat" / "m.png", damage)
     with pytest.raises(
-        UserError, match=r"image '.*/cat/m\.png' cannot be read .*set unreadable = \"skip\""
+        UserError, match=r"image '.*/cat/m\.png' (cannot be read|does not exist).*set unreadable = \"skip\""
     ) as raised:
         load(animals)
     assert "\n" not in str(raised.value)
@@ -171,13 +171,6 @@ def test_folder_all_unreadable_is_refused_despite_skip(tmp_path: Path) -> None:
     damaged(tmp_path / "a" / "m.jpg", "text")
     with pytest.raises(UserError, match=r"none of the 1 images in '.*' is readable"):
         load(tmp_path, unreadable="skip")
-
-
-def test_folder_16_bit_image_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(tmp_path / "a" / "deep.png")
-    with pytest.raises(UserError, match=r"image '.*deep\.png': pixels of mode 'I;16' have more than 8 bits"):
-        load(tmp_path, mode="L")
 
 
 def test_folder_colliding_ids_name_both_files(tmp_path: Path) -> None:
@@ -223,8 +216,8 @@ def test_folder_image_outside_classes_is_refused(animals: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": 0}, "size must be a positive number of pixels, not 0"),
-        ({"size": "32"}, "size must be a positive number of pixels, not '32'"),
+        ({"size": 0}, "size must be a whole number of at least 1, not 0"),
+        ({"size": "32"}, "size must be a whole number of at least 1, not '32'"),
         ({"mode": "RBG"}, r"unknown image mode 'RBG'\. Did you mean 'RGB'"),
         ({"unreadable": "skp"}, r"unknown choice of unreadable 'skp'\. Did you mean 'skip'"),
     ],

@@ -127,7 +127,7 @@ def test_huggingface_integer_labels_become_numbered_classes(library: Any, tmp_pa
 
 def test_huggingface_unlabelled_rows_are_refused(library: Any, tmp_path: Path) -> None:
     table(library, label=[1, -1, 0]).save_to_disk(tmp_path / "unlabelled")  # -1 is the library's "no label"
-    with pytest.raises(UserError, match=r"labels must lie in \[0, 2\), they span -1 to 1"):
+    with pytest.raises(UserError, match=r"column 'label' has label -1 in row 1, which means"):
         load(tmp_path / "unlabelled")
 
 
@@ -216,3 +216,58 @@ def test_huggingface_folder_with_a_program_is_refused_before_it_runs(library: An
         with pytest.raises(UserError, match=r"images\.py' is a program, and data are read, not run"):
             load(path)
     assert not (tmp_path / "EXECUTED").exists()
+
+
+def numbered(library: Any, labels: list[Any], kind: str) -> Any:
+    """A table of one picture per label, which is of this kind."""
+    features = library.Features({"image": library.Image(), "label": library.Value(kind)})
+    pictures = [picture(k) for k in range(len(labels))]
+    return library.Dataset.from_dict({"image": pictures, "label": labels}, features=features)
+
+
+def test_huggingface_text_labels_of_numbers_are_ordered_as_numbers(library: Any, tmp_path: Path) -> None:
+    texts = [str(k) for k in (1, 10, 2, 0, 3, 4, 5, 6, 7, 8, 9, 11)]
+    numbered(library, texts, "string").save_to_disk(tmp_path / "saved")
+    data = load(tmp_path / "saved", label_column="label")
+    assert data.labels.tolist() == [int(t) for t in texts]
+    assert data.class_names == tuple(str(k) for k in range(12))
+
+
+def test_huggingface_folder_of_numbers_is_ordered_as_numbers(library: Any, tmp_path: Path) -> None:
+    for k in range(12):
+        path = tmp_path / "root" / "test" / str(k) / "a.png"
+        path.parent.mkdir(parents=True)
+        picture(20 * k).save(path)
+    data = load(tmp_path / "root")
+    assert [int(x) for x in data.images[:, 0, 0, 0]] == [20 * k for k in data.labels.tolist()]
+
+
+def test_huggingface_given_classes_fix_the_order(library: Any, tmp_path: Path) -> None:
+    table(library).save_to_disk(tmp_path / "saved")
+    data = load(tmp_path / "saved", classes=["dog", "cat"])
+    assert data.class_names == ("dog", "cat")
+    assert data.labels.tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind"), [([0.0, 1.0], "float64"), ([True, False], "bool"), ([0, None], "int64")]
+)
+def test_huggingface_labels_of_another_kind_are_a_sentence(
+    library: Any, tmp_path: Path, labels: list[Any], kind: str
+) -> None:
+    numbered(library, labels, kind).save_to_disk(tmp_path / "saved")
+    with pytest.raises(UserError, match=r"column 'label' holds no class label in row [01]: "):
+        load(tmp_path / "saved", label_column="label")
+
+
+def test_huggingface_deep_and_transparent_images_are_read_as_anywhere(library: Any, tmp_path: Path) -> None:
+    deep = Image.fromarray(np.full((4, 6), 32768, np.uint16))
+    features = library.Features({"image": library.Image(), "label": library.ClassLabel(names=["a"])})
+    made = library.Dataset.from_dict({"image": [deep], "label": [0]}, features=features)
+    made.save_to_disk(tmp_path / "deep")
+    assert float(load(tmp_path / "deep").images[0].mean()) == pytest.approx(32768 / 65535)
+    clear = Image.new("RGBA", (6, 4), (1, 2, 3, 100))
+    made = library.Dataset.from_dict({"image": [clear], "label": [0]}, features=features)
+    made.save_to_disk(tmp_path / "clear")
+    with pytest.raises(UserError, match="the image of row 0 has transparent pixels"):
+        load(tmp_path / "clear")
