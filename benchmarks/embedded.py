@@ -11,7 +11,7 @@ import time
 import torch
 
 from dbpkit import NoisePlan, PurifiedClassifier, Purifier, load_dataset, load_embedded
-from dbpkit.results.estimates import wilson
+from dbpkit.results.intervals import wilson
 
 SETTINGS = [
     ("ddim", 100, {}, 10_000),

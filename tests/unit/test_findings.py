@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from dbpkit import cli
-from dbpkit.results.analysis import AnalysisRecords, AnalysisResult, Number, above, below, within
+from dbpkit.results.analysis import AnalysisRecords, AnalysisResult, Claim, Number
 from dbpkit.results.findings import findings, verdict
+from dbpkit.results.intervals import Interval
 from dbpkit.results.run_directory import RunDirectory
 from tests.unit.test_compare import SPEC
 
@@ -21,7 +22,7 @@ SITES = {
     "dw_both": ["forward", "reverse"],
     "fixed": ["forward", "reverse"],
 }
-HOLDS = Number("rate", 0.28, 0.26, 0.3, 8, "bootstrap", 0.24, "a paper", "below 1: drawn together", True)
+HOLDS = Number("rate", 0.28, 0.26, 0.3, 16, "t", 0.24, "a paper", "below 1: drawn together", most=1.0)
 
 
 @pytest.fixture
@@ -64,17 +65,37 @@ def analysed(run: RunDirectory, *numbers: Number, name: str = "compression") -> 
 
 
 @pytest.mark.parametrize(
-    ("number", "said"),
+    ("number", "said", "because"),
     [
-        (Number("x", 1.0), None),
-        (Number("x", 1.0, claim="so it is", holds=True), "holds"),
-        (Number("x", 1.0, claim="so it is", holds=False), "does not hold"),
-        (Number("x", 1.0, claim="so it is"), "undecided"),
-        (Number("x", math.nan, claim="so it is", holds=True), "undecided"),
+        (Number("x", 1.0), None, "nothing is claimed that could be tested"),
+        (Number("x", 1.0, 0.5, 1.5, 16, "t", claim="so it is", least=0), "holds", ""),
+        (Number("x", 1.0, 0.5, 1.5, 16, "t", claim="so it is", most=0), "does not hold", ""),
+        (
+            Number("x", 1.0, 0.5, 1.5, 16, "t", claim="so it is", most=1),
+            "undecided",
+            "the interval leaves it open",
+        ),
+        (
+            Number("x", 1.0, 0.5, 1.5, 15, "t", claim="so it is", least=0),
+            "undecided",
+            "a verdict needs at least 16 images, here are 15",
+        ),
+        (
+            Number("x", 1.0, 0.5, 1.5, 63, "t", claim="so it is", least=0, needs=64),
+            "undecided",
+            "a verdict needs at least 64 images, here are 63",
+        ),
+        (Number("x", 1.0, 0.5, 1.5, 16, claim="no method", least=0), "undecided", "it has no interval"),
+        (Number("x", 1.0, None, None, 16, "t", claim="so", least=0), "undecided", "it has no interval"),
+        (Number("x", math.nan, 1, 2, 16, "t", claim="so", least=0), "undecided", "it has no interval"),
     ],
 )
-def test_verdict_is_undecided_where_the_analysis_left_it_open(number: Number, said: str | None) -> None:
+def test_verdict_follows_from_interval_range_method_and_number_of_images(
+    number: Number, said: str | None, because: str
+) -> None:
     assert verdict(number) == said
+    assert number.open_because == because
+    assert number.holds is {"holds": True, "does not hold": False}.get(str(said))
 
 
 @pytest.mark.parametrize(
@@ -83,16 +104,29 @@ def test_verdict_is_undecided_where_the_analysis_left_it_open(number: Number, sa
         (0.2, 0.3, True, False, True),
         (0.0, 0.3, None, None, None),
         (-0.2, -0.1, False, True, False),
-        (0.1, 0.1, None, None, True),
+        (0.1, 0.1, None, None, None),
         (0.5, 0.6, True, False, False),
+        (0.02, 0.9, None, None, None),  # as wide as 2 to 90 around 4.8 to 7: it overlaps and says nothing
     ],
 )
 def test_a_boundary_inside_the_interval_leaves_a_claim_open(
     low: float, high: float, above_it: bool | None, below_it: bool | None, between: bool | None
 ) -> None:
-    assert above(low, high, 0.1) is above_it
-    assert below(low, high, 0.1) is below_it
-    assert within(low, high, 0.1, 0.4) is between
+    found = Interval((low + high) / 2, low, high, 16, "t")
+    claims = Claim("above", least=0.1), Claim("below", most=0.1), Claim("between", 0.1, 0.4)
+    assert [Number.of("x", found, claim=c).holds for c in claims] == [above_it, below_it, between]
+
+
+def test_verdicts_cannot_be_set() -> None:
+    with pytest.raises(TypeError, match="holds"):
+        Number("x", 1.0, holds=True)  # type: ignore[call-arg]
+
+
+def test_results_written_before_are_judged_again(tmp_path: Path) -> None:
+    result = AnalysisResult("a", "A", [], [HOLDS._replace(examples=8)], [])
+    content = json.loads(json.dumps(result.as_json()))
+    content["numbers"][0]["holds"] = True
+    assert AnalysisResult.from_json(content).numbers[0].holds is None
 
 
 def test_findings_of_evaluation_compare_pairs(tmp_path: Path) -> None:
@@ -133,12 +167,12 @@ def test_findings_command_prints_every_claim_with_value_interval_and_verdict(
         evaluated(tmp_path / "a", {"white_box": [1] * 20, "dw_both": [0] * 20}),
         HOLDS,
         Number("without claim", 1.0),
-        Number("a gap", 0.1, -0.1, 0.3, 8, claim="above 0: more"),
-        Number("slope", -1.0, claim="rises", holds=False),
+        Number("a gap", 0.1, -0.1, 0.3, 16, "t", claim="above 0: more", least=0),
+        Number("slope", -1.0, -1.0, -1.0, 16, "t", claim="rises", least=0),
     )
     code, out, err = run("findings", directory.path)
     assert (code, err) == (0, "")
-    assert "✓ holds         rate: 0.280 (95 % interval 0.260 to 0.300, n = 8)" in out
+    assert "✓ holds         rate: 0.280 (95 % interval 0.260 to 0.300, n = 16)" in out
     assert "claim: below 1: drawn together" in out
     assert "published: 0.24 (a paper)" in out
     assert "? undecided     a gap: 0.10" in out
@@ -148,7 +182,7 @@ def test_findings_command_prints_every_claim_with_value_interval_and_verdict(
 
 
 def test_findings_command_json_is_all_of_it(run: Command, tmp_path: Path) -> None:
-    directory = analysed(evaluated(tmp_path / "a", {}), HOLDS, Number("x", math.nan, claim="c", holds=True))
+    directory = analysed(evaluated(tmp_path / "a", {}), HOLDS, Number("x", math.nan, claim="c", least=0))
     code, out, _ = run("findings", directory.path, "--json")
     assert code == 0
     first, second = json.loads(out)[str(directory.path)]

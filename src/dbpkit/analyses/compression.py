@@ -20,8 +20,8 @@ from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, 
 from dbpkit.evaluation.knowledge import known
 from dbpkit.noise import NoisePlan
 from dbpkit.options import Count, CountOrNone, Length
-from dbpkit.results.analysis import AnalysisResult, Chart, Number, Series, below
-from dbpkit.results.intervals import bootstrap
+from dbpkit.results.analysis import AnalysisResult, Chart, Claim, Number, Series
+from dbpkit.results.intervals import mean
 
 RANDOM = ("gaussian", "uniform", "sign")
 
@@ -98,24 +98,18 @@ class Compression:
         records = list(rows(measured))
         kinds = [k for k in records[0]["tapes"][0] if k != "survived"]
         by_kind = {k: np.array([[t[k] for t in r["tapes"]] for r in records]) for k in kinds}
-        numbers = []
-        for kind, table in by_kind.items():
-            value, low, high = bootstrap(table.mean(axis=1))
-            claim = "below 1: inputs are drawn together" if kind == "gaussian x1" else ""
-            numbers.append(
-                Number(
-                    f"compression rate, {kind}",
-                    value,
-                    low,
-                    high,
-                    len(records),
-                    "mean of ratios, bootstrap over images",
-                    claim=claim,
-                    holds=below(low, high, 1) if claim else None,
-                )
+        together = Claim("below 1: inputs are drawn together", most=1)
+        numbers = [
+            Number.of(
+                f"compression rate, {kind}",
+                mean(table.mean(axis=1)),
+                claim=together if kind == "gaussian x1" else None,
+                how="mean of ratios",
             )
+            for kind, table in by_kind.items()
+        ]
         scales = [k for k in kinds if k.startswith("uniform x")]
-        sweep = [bootstrap(by_kind[k].mean(axis=1)) for k in scales]
+        sweep = [mean(by_kind[k].mean(axis=1)).drawn for k in scales]
         chart = Chart(
             "line",
             "Compression rate by length of the perturbation",
@@ -133,9 +127,11 @@ class Compression:
             x_log=True,
         )
         rate = numbers[0].value
+        low, high = numbers[0].low, numbers[0].high
+        ends = "" if low is None or high is None else f" ({low:.0%} to {high:.0%})"
         sentences = [
-            f"With its randomness fixed, the purifier leaves {rate:.0%} of a random perturbation's length"
-            f" ({numbers[0].low:.0%} to {numbers[0].high:.0%}).",
+            f"With its randomness fixed, the purifier leaves {rate:.0%} of a random perturbation's"
+            f" length{ends}."
         ]
         if "pgd" in by_kind:
             attacked = by_kind["pgd"].mean()

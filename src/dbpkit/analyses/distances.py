@@ -20,8 +20,8 @@ from dbpkit.evaluation.knowledge import known
 from dbpkit.noise import NoisePlan
 from dbpkit.options import Count
 from dbpkit.purify import Purifier
-from dbpkit.results.analysis import AnalysisResult, Chart, Number, Series, above, below
-from dbpkit.results.intervals import bootstrap, bootstrap_means
+from dbpkit.results.analysis import AnalysisResult, Chart, Claim, Number, Series
+from dbpkit.results.intervals import bands, mean
 from dbpkit.samplers import diffuse
 from dbpkit.types import Denoiser
 
@@ -240,28 +240,25 @@ def _as_published(subject: Subject, x: Tensor) -> bool:
 
 def _change(metric: str, table: np.ndarray) -> Number:
     """What purification does to an attacked image's distance (images, points), and what the paper says."""
-    value, low, high = bootstrap(table[:, -1] - table[:, 0])
-    name = f"{METRICS[metric]}, attacked image: change by purification"
-    method = "after minus before, mean over images, bootstrap over images"
-    claim, holds = "", None
+    claim = None
     if metric in ("l2", "linf"):
-        claim, holds = "above 0: purified images are farther from the clean image", above(low, high)
+        claim = Claim("above 0: purified images are farther from the clean image", least=0)
     if metric == "ssim":
-        claim, holds = "below 0: purified images are less similar to the clean image", below(low, high, 0)
-    return Number(name, value, low, high, len(table), method, claim=claim, holds=holds)
+        claim = Claim("below 0: purified images are less similar to the clean image", most=0)
+    name = f"{METRICS[metric]}, attacked image: change by purification"
+    return Number.of(name, mean(table[:, -1] - table[:, 0]), claim=claim, how="after minus before")
 
 
 def _number(name: str, values: np.ndarray, published: float | None) -> Number:
     source = SOURCE if published is not None else ""
-    return Number(name, *bootstrap(values), len(values), "mean, bootstrap over images", published, source)
+    return Number.of(name, mean(values), published=published, source=source)
 
 
 def _chart(metric: str, tables: Mapping[str, np.ndarray], turn: int) -> Chart:
     """One line a start, from the start over the highest noise to the purified image."""
     series = []
     for start, table in tables.items():
-        value, low, high = (part.tolist() for part in bootstrap_means(table))
-        series.append(Series(f"{start} image", list(range(table.shape[1])), value, low, high))
+        series.append(Series(f"{start} image", list(range(table.shape[1])), *bands(table)))
     scale = "1 = equal" if metric == "ssim" else "[0, 1] pixel units"
     before, top, after = (float(tables["attacked"][:, i].mean()) for i in (0, turn, -1))
     return Chart(

@@ -24,9 +24,8 @@ from dbpkit.errors import UserError
 from dbpkit.evaluation.knowledge import known
 from dbpkit.noise import NoisePlan
 from dbpkit.options import Count, Counts
-from dbpkit.results.analysis import AnalysisResult, Chart, Number, Series, above, below
-from dbpkit.results.estimates import paired_difference, wilson
-from dbpkit.results.intervals import bootstrap, bootstrap_means
+from dbpkit.results.analysis import AnalysisResult, Chart, Claim, Number, Series
+from dbpkit.results.intervals import Interval, bands, difference, mean, share
 
 PUBLISHED = {
     1: (0.60, 0.10),
@@ -64,7 +63,7 @@ class EoT:
         stride: every how many of the steps -16 to 16 along a direction the loss is taken; divides 16.
     """
 
-    images: Count = 8
+    images: Count = 16
     counts: Counts = (1, 2, 4, 8, 16)
     iterations: Count = 5
     draws: Count = 10
@@ -126,55 +125,45 @@ class EoT:
     def conclude(self, measured: Mapping[str, Any]) -> AnalysisResult:
         """Accuracy and cosine by N, the law of a common part, and how the loss rises along each direction."""
         records = list(rows(measured))
-        n, counts = len(records), list(records[0]["cosine"])
+        counts = list(records[0]["cosine"])
         accuracy = {k: np.array([r["accuracy"][k] for r in records]) for k in counts}
         cosine = {k: np.array([r["cosine"][k] for r in records]) for k in counts}
-        levels = {k: (float(v.mean()), *wilson(float(v.mean()), n)) for k, v in accuracy.items()}
-        angles = {k: bootstrap(v) for k, v in cosine.items()}
+        levels = {k: share(v) for k, v in accuracy.items()}
+        angles = {k: mean(v) for k, v in cosine.items()}
         few, many = counts[0], counts[-1]
-        boot = "bootstrap over images"
         numbers = []
         for k in counts:
-            published = PUBLISHED.get(int(k), (None, None))
-            source = SOURCE if published[0] else ""
+            at = PUBLISHED.get(int(k), (None, None))
+            source = SOURCE if at[0] else ""
+            apart = "EoT attacks go another way than the attacker who knows the noise (cosine below 1/2)"
             numbers += [
-                Number(
-                    f"robust accuracy, N = {k}", *levels[k], n, "Wilson over images", published[0], source
+                Number.of(f"robust accuracy, N = {k}", levels[k], published=at[0], source=source),
+                Number.of(
+                    f"cosine to the DW gradient, N = {k}",
+                    angles[k],
+                    claim=Claim(apart, most=0.5) if k == many else None,
+                    published=at[1],
+                    source=source,
                 ),
-                Number(f"cosine to the DW gradient, N = {k}", *angles[k], n, boot, published[1], source),
             ]
-        numbers[-1] = numbers[-1]._replace(
-            claim="EoT attacks go another way than the attacker who knows the noise (cosine below 1/2)",
-            holds=below(*angles[many][1:], 0.5),
-        )
         if few != many:
-            lost = paired_difference(accuracy[few].tolist(), accuracy[many].tolist())
             numbers.append(
-                Number(
+                Number.of(
                     f"robust accuracy lost from N = {few} to N = {many}",
-                    lost.value,
-                    lost.low,
-                    lost.high,
-                    n,
-                    f"{lost.method} over images",
-                    claim="attacks with few draws overstate robustness",
-                    holds=above(lost.low, lost.high),
+                    difference(accuracy[few] - accuracy[many]),
+                    claim=Claim("above 0: attacks with few draws overstate robustness", least=0),
                 )
             )
         rises = {name: np.array([r[name][-1] - _at_zero(r, name) for r in records]) for name in DIRECTIONS}
         numbers += [
-            Number(f"rise of the loss at {REACH}/255 along {name}", *bootstrap(rises[name]), n, boot)
+            Number.of(f"rise of the loss at {REACH}/255 along {name}", mean(rises[name]))
             for name in DIRECTIONS
         ]
-        less = bootstrap(rises["DW"] - rises["DW_semi"])
         numbers.append(
-            Number(
+            Number.of(
                 "rise along DW minus along DW_semi",
-                *less,
-                n,
-                boot,
-                claim="no direction works for all noises",
-                holds=above(*less[1:]),
+                mean(rises["DW"] - rises["DW_semi"]),
+                claim=Claim("above 0: no direction works for all noises", least=0),
             )
         )
         common = angles["1"][0] if "1" in angles else float("nan")
@@ -207,7 +196,7 @@ def _at_zero(record: Mapping[str, Any], name: str) -> float:
     return record[name][record["steps"].index(0)]
 
 
-def _accuracies(levels: Mapping[str, tuple[float, float, float]]) -> Chart:
+def _accuracies(levels: Mapping[str, Interval]) -> Chart:
     few, many = min(levels, key=int), max(levels, key=int)
     return Chart(
         "line",
@@ -215,7 +204,7 @@ def _accuracies(levels: Mapping[str, tuple[float, float, float]]) -> Chart:
         "N: draws averaged in each gradient",
         "robust accuracy",
         [
-            Series("here", [int(k) for k in levels], *[list(c) for c in zip(*levels.values(), strict=True)]),
+            _series("here", levels),
             Series("published, DDPM", list(PUBLISHED), [a for a, _ in PUBLISHED.values()]),
         ],
         f"Robust accuracy from {levels[few][0]:.0%} to {levels[many][0]:.0%} as the attacker"
@@ -224,11 +213,11 @@ def _accuracies(levels: Mapping[str, tuple[float, float, float]]) -> Chart:
     )
 
 
-def _cosines(angles: Mapping[str, tuple[float, float, float]], common: float) -> Chart:
+def _cosines(angles: Mapping[str, Interval], common: float) -> Chart:
     counts = [int(k) for k in angles]
     few, many = min(angles, key=int), max(angles, key=int)
     series = [
-        Series("here", counts, *[list(c) for c in zip(*angles.values(), strict=True)]),
+        _series("here", angles),
         Series("published, DDPM", list(PUBLISHED), [c for _, c in PUBLISHED.values()]),
     ]
     if common > 0:
@@ -246,14 +235,19 @@ def _cosines(angles: Mapping[str, tuple[float, float, float]], common: float) ->
     )
 
 
+def _series(name: str, found: Mapping[str, Interval]) -> Series:
+    columns = zip(*(one.drawn for one in found.values()), strict=True)
+    return Series(name, [int(k) for k in found], *map(list, columns))
+
+
 def _directions(records: list[Any]) -> Chart:
-    lines = {name: bootstrap_means([r[name] for r in records]) for name in DIRECTIONS}
+    lines = {name: bands([r[name] for r in records]) for name in DIRECTIONS}
     return Chart(
         "line",
         "Mean loss along one direction of size 1/255",
         "k: steps of 1/255",
         "cross-entropy",
-        [Series(name, records[0]["steps"], *[c.tolist() for c in line]) for name, line in lines.items()],
+        [Series(name, records[0]["steps"], *line) for name, line in lines.items()],
         "Loss against the distance along the direction made for the known noise, the one made for many"
         f" noises, and a random one: at {REACH}/255 "
         + ", ".join(f"{name} {line[0][-1]:.2f}" for name, line in lines.items())

@@ -19,9 +19,8 @@ from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, 
 from dbpkit.analyses.targets import misclassified
 from dbpkit.evaluation.knowledge import known
 from dbpkit.options import Count, Several
-from dbpkit.results.analysis import AnalysisResult, Chart, Number, Series, above
-from dbpkit.results.estimates import wilson
-from dbpkit.results.intervals import bootstrap
+from dbpkit.results.analysis import AnalysisResult, Chart, Claim, Number, Series
+from dbpkit.results.intervals import Interval, share
 
 DIFFHAMMER_DRAWS = 10
 """N of DiffHammer's N-evaluation."""
@@ -63,32 +62,26 @@ class Fuzziness:
     def conclude(self, measured: Mapping[str, Any]) -> AnalysisResult:
         """The curve, its values at 0 and one half, its area, and the share of images strictly between."""
         records = list(rows(measured))
-        wrong, draws, n = np.array([r["wrong"] for r in records]), records[0]["draws"], len(records)
+        wrong, draws = np.array([r["wrong"] for r in records]), records[0]["draws"]
         phi = wrong / draws
-        never, half = _share(phi == 0), _share(phi <= 0.5)
-        average, fuzzy = bootstrap(1 - phi), _share((phi > 0) & (phi < 1))
-        wilsons = "Wilson over images"
+        never, half = share(phi == 0), share(phi < 0.5)
+        average, fuzzy = share(1 - phi), share((phi > 0) & (phi < 1))
         numbers = [
-            Number("never fooled, CFR(0)", *never, n, f"{wilsons}; {draws} draws"),
-            Number("right in at least half of the draws, CFR(1/2)", *half, n, wilsons),
-            Number("right in a single draw, 1 - mean phi", *average, n, "bootstrap over images"),
-            Number(
+            Number.of("never fooled, CFR(0)", never, how=f"{draws} draws"),
+            Number.of("right in more than half of the draws, CFR just below 1/2", half),
+            Number.of("right in a single draw, 1 - mean phi", average),
+            Number.of(
                 f"fooled by some of {draws} draws and not by others",
-                *fuzzy,
-                n,
-                wilsons,
-                claim="a substantial share (above 10 %) of attacked images is fuzzy",
-                holds=above(*fuzzy[1:], 0.1),
+                fuzzy,
+                claim=Claim("a substantial share (above 10 %) of attacked images is fuzzy", least=0.1),
             ),
         ]
         if draws >= DIFFHAMMER_DRAWS:
             mixed = [_mixed(int(k), draws, DIFFHAMMER_DRAWS) for k in wrong]
             numbers.append(
-                Number(
+                Number.of(
                     f"the same, expected in {DIFFHAMMER_DRAWS} draws",
-                    *bootstrap(mixed),
-                    n,
-                    "bootstrap over images",
+                    share(mixed),
                     published=0.463,
                     source="DiffHammer, DiffPure, N = 10; 32.6 to 46.3 % over its defences",
                 )
@@ -100,23 +93,24 @@ class Fuzziness:
 
 def _sentences(
     draws: int,
-    never: tuple[float, float, float],
-    half: tuple[float, float, float],
-    average: tuple[float, float, float],
-    fuzzy: tuple[float, float, float],
+    never: Interval,
+    half: Interval,
+    average: Interval,
+    fuzzy: Interval,
 ) -> list[str]:
     return [
         f"{fuzzy[0]:.0%} of the attacked images are fooled by some of {draws} draws and not by others"
         f" ({fuzzy[1]:.0%} to {fuzzy[2]:.0%}), so one draw cannot tell whether such an image is safe.",
         f"{never[0]:.0%} are never fooled: what is left if the attacker may try again and again (the curve"
-        f" at 0). {half[0]:.0%} are right in at least half of the draws: what a majority vote would get (the"
-        f" curve at one half). One query is right in {average[0]:.0%} (the area under the curve).",
+        f" at 0). {half[0]:.0%} are right in more than half of the draws, so a majority vote gets them (the"
+        " curve just below one half; a tie counts against the defence). One query is right in"
+        f" {average[0]:.0%} (the area under the curve).",
     ]
 
 
 def _curve(wrong: np.ndarray, draws: int) -> Chart:
     """CFR at every probability that this many draws can tell apart."""
-    found = [_share(wrong <= k) for k in range(draws + 1)]
+    found = [share(wrong <= k).drawn for k in range(draws + 1)]
     at = [k / draws for k in range(draws + 1)]
     return Chart(
         "line",
@@ -124,14 +118,9 @@ def _curve(wrong: np.ndarray, draws: int) -> Chart:
         "p: share of draws in which an image is misclassified",
         "CFR(p): share of images",
         [Series("white box", at, *[list(c) for c in zip(*found, strict=True)])],
-        "Cumulative share of images over how often they are fooled: at 0 those never fooled, at one half"
-        " those a majority vote gets right; the higher the curve, the more robust.",
+        "Cumulative share of images over how often they are fooled: at 0 those never fooled, just"
+        " below one half those a majority vote gets right; the higher the curve, the more robust.",
     )
-
-
-def _share(these: np.ndarray) -> tuple[float, float, float]:
-    """Share of images with Wilson's interval."""
-    return float(these.mean()), *wilson(float(these.mean()), len(these))
 
 
 def _mixed(wrong: int, draws: int, few: int) -> float:

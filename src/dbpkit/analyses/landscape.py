@@ -23,8 +23,8 @@ from dbpkit.attacks import losses
 from dbpkit.evaluation.knowledge import known
 from dbpkit.noise import NoisePlan
 from dbpkit.options import Count, Several
-from dbpkit.results.analysis import AnalysisResult, Chart, Number, Series, above
-from dbpkit.results.intervals import bootstrap
+from dbpkit.results.analysis import AnalysisResult, Chart, Claim, Number, Series
+from dbpkit.results.intervals import mean
 
 PATHS = ("DW", "EoT", "single draw")
 _TINY = 1e-12
@@ -94,26 +94,29 @@ class Landscape:
     def conclude(self, measured: Mapping[str, Any]) -> AnalysisResult:
         """The mean surface, the mean paths on it, and how much steeper it is along the DW direction."""
         records = list(rows(measured))
-        n, ticks, boot = len(records), records[0]["ticks"], "mean cross-entropy, bootstrap over images"
+        ticks, how = records[0]["ticks"], "cross-entropy"
         ends = {k: np.array([r["ends"][k] for r in records]) for k in records[0]["ends"]}
         surface = np.array([r["surface"] for r in records])
-        losses_found = {k: bootstrap(v) for k, v in ends.items()}
-        steeper = bootstrap(ends["DW"] - ends["residual"])
+        found = {k: mean(v) for k, v in ends.items()}
         published, source = (15.5, SOURCE) if ticks[-1] == 2 else (None, "")
         numbers = [
-            Number("loss of the image itself", *losses_found["start"], n, boot),
-            Number("loss at the end of the DW attack, (1, 0)", *losses_found["DW"], n, boot),
-            Number("loss at the end of the EoT attack", *losses_found["EoT"], n, boot),
-            Number("loss at the end of the single-draw attack", *losses_found["single draw"], n, boot),
-            Number("loss as far along the residual direction, (0, 1)", *losses_found["residual"], n, boot),
-            Number(f"loss at ({ticks[-1]:g}, 0)", *bootstrap(surface[:, 0, -1]), n, boot, published, source),
-            Number(
+            Number.of("loss of the image itself", found["start"], how=how),
+            Number.of("loss at the end of the DW attack, (1, 0)", found["DW"], how=how),
+            Number.of("loss at the end of the EoT attack", found["EoT"], how=how),
+            Number.of("loss at the end of the single-draw attack", found["single draw"], how=how),
+            Number.of("loss as far along the residual direction, (0, 1)", found["residual"], how=how),
+            Number.of(
+                f"loss at ({ticks[-1]:g}, 0)",
+                mean(surface[:, 0, -1]),
+                published=published,
+                source=source,
+                how=how,
+            ),
+            Number.of(
                 "loss at (1, 0) minus loss at (0, 1)",
-                *steeper,
-                n,
-                boot,
-                claim="the landscape is steep in the DW direction",
-                holds=above(*steeper[1:]),
+                mean(ends["DW"] - ends["residual"]),
+                claim=Claim("above 0: the landscape is steep in the DW direction", least=0),
+                how=how,
             ),
         ]
         paths = {k: np.array([r["paths"][k] for r in records]).mean(axis=0) for k in PATHS}

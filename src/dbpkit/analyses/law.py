@@ -6,13 +6,10 @@ noise. The thing people get wrong: attacked accuracy is bounded by accuracy at t
 most also changes the image most, so the curve can turn down again where compression is strongest.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, positions
 from dbpkit.analyses.boundary import finite, margins
@@ -29,25 +26,12 @@ from dbpkit.analyses.configurations import (
     with_purifier,
 )
 from dbpkit.analyses.law_charts import law_chart, margin_chart, plane, prediction_chart
-from dbpkit.analyses.law_table import CLASSIFIER, Table, at_shared_budgets, clean_margins, tabulate
-from dbpkit.analyses.sigmoid import Sigmoid, fit_sigmoid, leave_one_out
+from dbpkit.analyses.law_numbers import PREDICTION, RANK, law_numbers, nearest_to_halving
+from dbpkit.analyses.law_table import CLASSIFIER, Table, at_shared_budgets, joined, tabulate
 from dbpkit.errors import UserError
 from dbpkit.options import Count
-from dbpkit.results.analysis import (
-    AnalysisRecords,
-    AnalysisResult,
-    Number,
-    above,
-    below,
-    within,
-)
-from dbpkit.results.intervals import bootstrap, pearson, spearman
+from dbpkit.results.analysis import AnalysisRecords, AnalysisResult, Chart, Number
 from dbpkit.results.run_directory import RunDirectory
-
-CLOSE = 0.05
-"""Predicted and measured accuracy that differ by less are the same for a user's decision."""
-
-METHOD = "bootstrap over purifiers, which share their images"
 
 
 @analyses.register("law")
@@ -67,7 +51,7 @@ class Law:
 
     configurations: Sequence[Mapping[str, Any]] = CONFIGURATIONS
     eps: Sequence[str | float] = ()
-    images: Count = 16
+    images: Count = 64
     tapes: Count = 1
     directions: Count = 2
     iterations: Count = 8
@@ -107,36 +91,15 @@ class Law:
     def conclude(self, measured: Mapping[str, Any]) -> AnalysisResult:
         """Correlations, sigmoid, leave-one-out error, and the prediction without an attack."""
         table = tabulate(measured)
-        main = int(np.abs(table.attacked.mean(axis=0) - table.right.mean() / 2).argmin())
-        at = eps_name(table.eps[main])
-        ranks = _correlations(table, main)
-        predictions = _predictions(table)
-        numbers = [*ranks, *_sigmoid_numbers(table, main), *predictions, *_margin_numbers(measured, table)]
-        rank = next((n for n in ranks if n.claim), None)
-        error, bias = predictions[:2]
-        way = "over" if bias.value > 0 else "under"
-        return AnalysisResult(
-            "",
-            "",
-            [
-                f"Over {len(table.labels)} purifiers at fixed randomness, a smaller compression rate goes"
-                f" with {_goes_with(rank)} at eps {at}, the budget nearest to halving it.",
-                "Compression rate and the classifier's margin, measured without attacking the purifier,"
-                f" predict the attacked accuracy to within {100 * error.value:.0f} points on average; they"
-                f" {way}estimate it by {100 * abs(bias.value):.0f}.",
-            ],
-            numbers,
-            [
-                law_chart(table, main),
-                prediction_chart(table),
-                margin_chart(measured, table),
-                plane(table),
-            ],
-        )
+        numbers = law_numbers([measured])
+        return AnalysisResult("", "", _sentences(table, numbers), numbers, _charts([measured], table))
 
 
 def combine(runs: Sequence[str | Path]) -> AnalysisResult:
-    """Concludes from the law's records of several run directories at once, such as two data sets.
+    """Concludes from the law's records of several runs, such as two data sets, each alone and pooled.
+
+    What differs between two data sets makes the pooled correlations, so these carry no claim: whether a law
+    holds is a question about the purifiers of one data set.
 
     Args:
         runs: directories in which ``law`` has been run; the budgets that all of them have are used.
@@ -144,143 +107,78 @@ def combine(runs: Sequence[str | Path]) -> AnalysisResult:
     Raises:
         UserError: if one holds no records of it, or they have no budget in common.
     """
-    joined: dict[str, Any] = {}
+    names = _distinct_names([Path(run) for run in runs])
+    records = []
     for run in runs:
         found = AnalysisRecords(RunDirectory(run), "law").read()
         if not found:
             raise UserError(
                 f"'{run}' holds no records of the analysis 'law'. Run 'dbpkit analyse' there first."
             )
-        joined |= {f"{Path(run).name}: {unit}": record for unit, record in found.items()}
-    return Law().conclude(at_shared_budgets(joined))._replace(name="law", title=Law.title)
+        records.append(found)
+    records = at_shared_budgets(records)
+    if len(records) == 1:
+        return Law().conclude(records[0])._replace(name="law", title=Law.title)
+    within = {name: Law().conclude(found) for name, found in zip(names, records, strict=True)}
+    table = joined([_named(name, tabulate(found)) for name, found in zip(names, records, strict=True)])
+    pooled = [
+        n._replace(name=f"pooled: {n.name}", claim="", least=None, most=None) for n in law_numbers(records)
+    ]
+    numbers = [n._replace(name=f"{name}: {n.name}") for name, r in within.items() for n in r.numbers]
+    sentences = [
+        f"Pooled over {len(table.labels)} purifiers of {len(records)} runs, the numbers mix what differs"
+        " between the runs with what differs between purifiers: they say nothing about those of one run.",
+        *(f"Within {name}: {sentence}" for name, result in within.items() for sentence in result.sentences),
+    ]
+    return AnalysisResult("law", Law.title, sentences, [*numbers, *pooled], _charts(records, table))
 
 
-def _correlations(table: Table, main: int) -> list[Number]:
-    """Spearman's and Pearson's correlation of rate and attacked accuracy at every budget that has both."""
-    numbers = []
-    for e, eps in enumerate(table.eps):
-        pairs = np.stack([table.rate, table.attacked[:, e]], axis=1)
-        for name, correlation in (("Spearman", spearman), ("Pearson", pearson)):
-            if np.ptp(pairs[:, 0]) and np.ptp(pairs[:, 1]):
-                claim = (
-                    "negative: what compresses more is more robust" if e == main and name[0] == "S" else ""
-                )
-                value, low, high = bootstrap(pairs, correlation)
-                what = f"{name}, compression rate and accuracy at eps {eps_name(eps)}"
-                holds = below(low, high, 0) if claim else None
-                numbers.append(Number(what, value, low, high, len(pairs), METHOD, claim=claim, holds=holds))
-    some = table.right > 0
-    kept = np.stack([table.rate[some], table.attacked[some, main] / table.right[some]], axis=1)
-    if len(kept) > 2 and np.ptp(kept[:, 0]) and np.ptp(kept[:, 1]):
-        what = "Spearman, compression rate and share of right anchors that survive eps "
-        what += eps_name(table.eps[main])
-        numbers.append(Number(what, *bootstrap(kept, spearman), len(kept), METHOD))
-    return numbers
-
-
-def _sigmoid_numbers(table: Table, main: int) -> list[Number]:
-    """Fits at one budget and over all, and what they predict of a purifier that was left out."""
-    y = table.attacked[:, main : main + 1]
-    left = leave_one_out(table.rate[:, None], y)
-    others = (y.sum() - y) / (len(y) - 1)
-    gain = np.round(np.abs(y - others)[:, 0] - left, 9)  # a flat fit is the mean but for rounding
-    remaining = table.rate[:, None] * table.lengths
-    all_eps = np.stack([remaining, table.attacked], axis=2)
+def _charts(records: Sequence[Mapping[str, Any]], table: Table) -> list[Chart]:
+    main = nearest_to_halving(table)
     return [
-        *_fit_numbers(np.stack([table.rate[:, None], y], axis=2), f"at eps {eps_name(table.eps[main])}"),
-        _over("sigmoid: error at a purifier left out", left),
-        _over(
-            "sigmoid: less error than the mean of the other purifiers",
-            gain,
-            "above 0: the law predicts a purifier it has not seen",
-            above,
-        ),
-        *_fit_numbers(all_eps, "over all eps, of rate x length of a uniform perturbation"),
-        _over("sigmoid over all eps: error at a purifier left out", leave_one_out(remaining, table.attacked)),
+        law_chart(table, main),
+        prediction_chart(table),
+        margin_chart(records, table),
+        plane(table),
     ]
 
 
-def _fit_numbers(points: np.ndarray, where: str) -> list[Number]:
-    """The three numbers of a sigmoid of points (N, E, 2), configurations resampled."""
-    fits: dict[bytes, Sigmoid] = {}  # the same resamples serve all three
+def _named(name: str, table: Table) -> Table:
+    return table._replace(labels=[f"{name}: {label}" for label in table.labels])
 
-    def fit(which: int, sample: np.ndarray) -> float:
-        key = sample.tobytes()
-        if key not in fits:
-            fits[key] = fit_sigmoid(sample[..., 0].ravel(), sample[..., 1].ravel())
-        return fits[key][which]
 
+def _distinct_names(paths: Sequence[Path]) -> list[str]:
+    """The last parts of each path that tell it from the others; UserError if a run is given twice."""
+    resolved = [path.resolve() for path in paths]
+    if len(set(resolved)) < len(resolved):
+        raise UserError("the same run directory was given twice. Give each once.")
+    for depth in range(1, max(len(path.parts) for path in resolved) + 1):
+        names = ["/".join(path.parts[-depth:]) for path in resolved]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def _sentences(table: Table, numbers: Sequence[Number]) -> list[str]:
+    """What the compression rate goes with, and how well it predicts without an attack."""
+    found = {n.name: n for n in numbers}
+    at = eps_name(table.eps[nearest_to_halving(table)])
+    rank = found.get(RANK.format(at))
+    error, bias = (found[f"{PREDICTION}: {what}"] for what in ("mean error", "bias"))
+    way = "over" if bias.value > 0 else "under"
     return [
-        Number(
-            f"sigmoid {where}: {name}",
-            *bootstrap(points, partial(fit, which), 200),
-            len(points),
-            f"least squares, {METHOD}",
-        )
-        for which, name in enumerate(Sigmoid._fields)
+        f"Over {len(table.labels)} purifiers at fixed randomness and {table.images} images, a smaller"
+        f" compression rate goes with {_goes_with(rank)} at eps {at}, the budget nearest to halving it.",
+        "Compression rate and the classifier's margin, measured without attacking the purifier, predict the"
+        f" attacked accuracy to within {100 * error.value:.0f} points on average; they {way}estimate it by"
+        f" {100 * abs(bias.value):.0f}.",
     ]
-
-
-def _predictions(table: Table) -> list[Number]:
-    """Error and bias of the formula, with random directions and with the attack's."""
-    numbers = []
-    for name, values in (("compression rate", table.predicted), ("rate along the attack", table.informed)):
-        known = np.isfinite(table.attack_rate) | (values is table.predicted)
-        off = (values - table.attacked)[known]
-        if len(off):
-            claim = f"within {100 * CLOSE:g} points of 0: the formula is the attacked accuracy"
-            numbers += [
-                _over(f"prediction from {name} and margin: mean error", np.abs(off).mean(axis=1)),
-                _over(
-                    f"prediction from {name} and margin: bias",
-                    off.mean(axis=1),
-                    claim,
-                    lambda low, high: within(low, high, -CLOSE, CLOSE),
-                ),
-            ]
-    pairs = np.stack([table.predicted.mean(axis=1), table.attacked.mean(axis=1)], axis=1)
-    if np.ptp(pairs[:, 0]) and np.ptp(pairs[:, 1]):
-        numbers.append(
-            Number(
-                "Spearman, predicted and attacked accuracy (mean over eps)",
-                *bootstrap(pairs, spearman),
-                len(pairs),
-                METHOD,
-            )
-        )
-    ratio = (table.attack_rate / table.rate)[np.isfinite(table.attack_rate)]
-    return [*numbers, _over("compression rate along the attack / random", ratio)] if len(ratio) else numbers
-
-
-def _margin_numbers(measured: Mapping[str, Any], table: Table) -> list[Number]:
-    """Median margins, at the images and at the anchors."""
-    clean = clean_margins(measured)
-    method = "Euclidean, pixel units; 0 where misclassified"
-    return [
-        Number(f"median margin of the classifier at the {what}", float(np.median(m)), None, None, n, method)
-        for what, m, n in (
-            ("images", clean, len(clean)),
-            ("anchors", table.margins, table.images),
-        )
-    ]
-
-
-def _over(
-    name: str,
-    values: np.ndarray,
-    claim: str = "",
-    holds: Callable[[float, float], bool | None] = above,
-) -> Number:
-    """A mean over configurations."""
-    value, low, high = bootstrap(values)
-    return Number(
-        name, value, low, high, len(values), METHOD, claim=claim, holds=holds(low, high) if claim else None
-    )
 
 
 def _goes_with(rank: Number | None) -> str:
     """What a correlation with the rate says, in words."""
     if rank is None or rank.low is None or rank.high is None:
         return "no measurable difference in accuracy"
-    word = "more" if rank.high < 0 else "less" if rank.low > 0 else "no clear change in"
-    return f"{word} accuracy (rank correlation {rank.value:.2f}, {rank.low:.2f} to {rank.high:.2f})"
+    word = {True: "more", False: "less", None: "no clear change in"}[rank.holds]
+    why = "" if rank.holds is not None else f"; {rank.open_because}"
+    return f"{word} accuracy (rank correlation {rank.value:.2f}, {rank.low:.2f} to {rank.high:.2f}{why})"

@@ -1,6 +1,6 @@
 """The law's charts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from dbpkit.analyses.configurations import eps_name
 from dbpkit.analyses.law_table import Table, clean_margins
 from dbpkit.analyses.sigmoid import fit_sigmoid
 from dbpkit.results.analysis import Chart, Series
-from dbpkit.results.estimates import wilson
+from dbpkit.results.intervals import wilson
 
 RATE = "compression rate (random directions, fixed noise)"
 
@@ -60,9 +60,9 @@ def prediction_chart(table: Table) -> Chart:
     )
 
 
-def margin_chart(measured: Mapping[str, Any], table: Table) -> Chart:
+def margin_chart(runs: Sequence[Mapping[str, Any]], table: Table) -> Chart:
     """Distribution functions of the margins."""
-    clean = clean_margins(measured)
+    clean = np.concatenate([clean_margins(measured) for measured in runs])
     return Chart(
         "line",
         "Margin of the classifier",

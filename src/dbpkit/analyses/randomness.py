@@ -18,8 +18,8 @@ from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, 
 from dbpkit.evaluation.knowledge import known
 from dbpkit.noise import NoisePlan
 from dbpkit.options import Count, Several
-from dbpkit.results.analysis import AnalysisResult, Chart, Number, Series, above, below
-from dbpkit.results.intervals import bootstrap
+from dbpkit.results.analysis import AnalysisResult, Chart, Claim, Number, Series
+from dbpkit.results.intervals import mean
 from dbpkit.samplers.method import REVERSE_SITES
 
 VARIED = {
@@ -110,28 +110,28 @@ class Randomness:
         }
         share = variance["input"] / variance["both"]
         numbers = [
-            _number(f"correlation, {VARIED[k]}", values, published=PUBLISHED[k], source=SOURCE)
+            Number.of(f"correlation, {VARIED[k]}", mean(values), published=PUBLISHED[k], source=SOURCE)
             for k, values in correlation.items()
         ]
         apart = correlation["input"] - correlation["randomness"]
-        gap = _number("difference of the two correlations", apart)
         numbers.append(
-            gap._replace(
-                claim="above 0: randomness, not the input, decides the direction",
-                holds=above(*bootstrap(apart)[1:]),
+            Number.of(
+                "difference of the two correlations",
+                mean(apart),
+                claim=Claim("above 0: randomness, not the input, decides the direction", least=0),
             )
         )
-        decided = _number("variance with randomness fixed, share of the variance with both varied", share)
-        numbers.append(
-            decided._replace(
-                claim="below 10 %: the input hardly matters", holds=below(*bootstrap(share)[1:], 0.1)
-            )
+        decided = Number.of(
+            "variance with randomness fixed, share of the variance with both varied",
+            mean(share),
+            claim=Claim("below 10 %: the input hardly matters", most=0.1),
         )
+        numbers.append(decided)
         for k in ("forward", "reverse"):
             if k in variance:
                 name = f"{VARIED[k]}, share of the variance with randomness varied"
-                numbers.append(_number(name, variance[k] / variance["randomness"]))
-        numbers += [_number(f"total variance, {VARIED[k]}", values) for k, values in variance.items()]
+                numbers.append(Number.of(name, mean(variance[k] / variance["randomness"])))
+        numbers += [Number.of(f"total variance, {VARIED[k]}", mean(values)) for k, values in variance.items()]
         return AnalysisResult(
             "",
             "",
@@ -147,12 +147,8 @@ def off_diagonal_mean(matrix: np.ndarray) -> float:
     return float((matrix.sum() - np.trace(matrix)) / (count * (count - 1)))
 
 
-def _number(name: str, values: np.ndarray, **more: Any) -> Number:
-    return Number(name, *bootstrap(values), len(values), "mean over images, bootstrap over images", **more)
-
-
 def _bars(variance: Mapping[str, np.ndarray]) -> Chart:
-    found = {VARIED[k]: bootstrap(values) for k, values in variance.items()}
+    found = {VARIED[k]: mean(values).drawn for k, values in variance.items()}
     means = {k: float(v.mean()) for k, v in variance.items()}
     return Chart(
         "bar",

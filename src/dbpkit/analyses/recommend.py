@@ -31,8 +31,9 @@ from dbpkit.errors import UserError
 from dbpkit.evaluation.spec import PurifierSpec
 from dbpkit.noise import NoisePlan
 from dbpkit.options import Count, CountOrNone
-from dbpkit.results.analysis import AnalysisResult, Chart, Number, Series, above
-from dbpkit.results.intervals import bootstrap
+from dbpkit.results.analysis import AnalysisResult, Chart, Claim, Number, Series
+from dbpkit.results.crossed import concordance
+from dbpkit.results.intervals import share
 
 CONFIRM = "confirm"
 """Units that attack: ``confirm K 0-7`` is the setting in place K of those that are checked."""
@@ -114,11 +115,11 @@ class Recommend:
         clean, guess = (screened[best][key] for key in ("right", "predicted"))
         attacked = _attacked(measured)
         numbers = [
-            _over_images(f"clean accuracy, {best}", clean),
-            _over_images(f"predicted accuracy at fixed randomness, {best}", guess.mean(axis=1)),
+            Number.of(f"clean accuracy, {best}", share(clean)),
+            Number.of(f"predicted accuracy at fixed randomness, {best}", share(guess.mean(axis=1))),
         ]
         for label, survived in attacked.items():
-            numbers.append(_over_images(f"accuracy under exact attack, {label}", survived.mean(axis=1)))
+            numbers.append(Number.of(f"accuracy under exact attack, {label}", share(survived.mean(axis=1))))
         agreement = _agreement(screened, attacked)
         numbers += [agreement] if agreement else []
         front = _front({k: (v["right"].mean(), v["predicted"].mean()) for k, v in screened.items()})
@@ -181,33 +182,14 @@ def _agreement(
     """Share of pairs of attacked settings that the ranking put in the measured order; a tie counts half."""
     if len(attacked) < 2:
         return None
-    guess = np.stack([screened[label]["predicted"].mean(axis=1) for label in attacked], axis=1)
-    truth = np.stack([survived.mean(axis=1) for survived in attacked.values()], axis=1)
-    value, low, high = bootstrap(np.stack([guess, truth], axis=2), concordant_share)
-    return Number(
+    guess = np.array([screened[label]["predicted"].mean() for label in attacked])
+    truth = np.array([survived.mean() for survived in attacked.values()])
+    return Number.of(
         "pairs of settings that the prediction ordered as the attack does",
-        value,
-        low,
-        high,
-        len(guess),
-        f"{len(attacked)} settings, ties count half, bootstrap over images",
-        claim="above 0.5: better than chance",
-        holds=above(low, high, 0.5),
+        concordance(guess, truth, len(next(iter(attacked.values())))),
+        claim=Claim("above 0.5: better than chance", least=0.5),
+        how="ties count half",
     )
-
-
-def concordant_share(values: np.ndarray) -> float:
-    """Share of concordant pairs of columns of (n, S, 2) after averaging over n; a tie counts half.
-
-    It is (1 + Kendall's tau-a) / 2.
-
-    Args:
-        values: per image and setting, the predicted and the measured value.
-    """
-    guess, truth = values.mean(axis=0).T
-    first, second = np.triu_indices(len(guess), 1)
-    signs = np.sign(np.round(guess[first] - guess[second], 12) * np.round(truth[first] - truth[second], 12))
-    return float((1 + signs).mean() / 2)
 
 
 def _front(points: Mapping[str, tuple[float, float]]) -> list[str]:
@@ -232,11 +214,6 @@ def _inline(value: Any) -> str:
     return json.dumps(value)
 
 
-def _over_images(name: str, values: np.ndarray) -> Number:
-    """A mean over images."""
-    return Number(name, *bootstrap(values), len(values), "bootstrap over images")
-
-
 def _check_sentence(best: str, attacked: Mapping[str, np.ndarray], agreement: Number | None) -> str:
     """What the exact attack said."""
     if best not in attacked:
@@ -247,10 +224,11 @@ def _check_sentence(best: str, attacked: Mapping[str, np.ndarray], agreement: Nu
     text += f" of the {len(attacked)} settings that were attacked"
     if top != best and attacked[top].mean() > attacked[best].mean():
         text += f" ({attacked[top].mean():.0%})"
-    if agreement is None or agreement.low is None or agreement.high is None:
+    if agreement is None:
         return f"{text}."
-    pairs = f"{agreement.value:.0%} of their pairs ({agreement.low:.0%} to {agreement.high:.0%})"
-    return f"{text}, and the prediction had the order of {pairs} right."
+    sure = {True: "better than chance", False: "worse than chance", None: "which chance may do as well"}
+    pairs = f"the order of {agreement.value:.0%} of their pairs right, {sure[agreement.holds]}"
+    return f"{text}, and the prediction had {pairs}."
 
 
 def _plane(screened: Mapping[str, Mapping[str, np.ndarray]], front: Sequence[str]) -> Chart:
@@ -280,8 +258,8 @@ def _check_chart(
     """Predicted and measured accuracy of the settings that were attacked."""
     if not attacked:
         return []
-    guess = [bootstrap(screened[k]["predicted"].mean(axis=1)) for k in attacked]
-    truth = [bootstrap(v.mean(axis=1)) for v in attacked.values()]
+    guess = [share(screened[k]["predicted"].mean(axis=1)).drawn for k in attacked]
+    truth = [share(v.mean(axis=1)).drawn for v in attacked.values()]
     return [
         Chart(
             "bar",

@@ -1,8 +1,8 @@
 """Shares: how much of a robust accuracy is stochasticity, and how much is purification.
 
 robust accuracy = undefended + (fixed randomness - undefended) + (white box - fixed randomness). The thing
-people get wrong: a white-box attack with too few EoT draws overstates what stochasticity gives, since the
-attacker who knows the noise needs none.
+people get wrong: reading the stochastic part as exact. A white-box attack with too few EoT draws overstates
+it, since the attacker who knows the noise needs none: it is an upper bound at that EoT.
 
 Source:
     Liu et al., ICLR 2025, section 3; Liu & Wei 2025, fixed randomness.
@@ -20,9 +20,8 @@ from dbpkit.analyses.targets import misclassified
 from dbpkit.attacks import Target
 from dbpkit.evaluation.knowledge import known
 from dbpkit.options import Count
-from dbpkit.results.analysis import AnalysisResult, Chart, Number, Series, above
-from dbpkit.results.estimates import Estimate, paired_difference, wilson
-from dbpkit.results.intervals import bootstrap
+from dbpkit.results.analysis import AnalysisResult, Chart, Claim, Number, Series
+from dbpkit.results.intervals import Interval, difference, ratio, share
 
 SOURCE = "Liu et al., ICLR 2025, DDPM: 47.27 % white box, 16.80 % noise known"
 
@@ -82,100 +81,74 @@ class Shares:
     def conclude(self, measured: Mapping[str, Any]) -> AnalysisResult:
         """Differences between the attackers, paired over images, and each part's share of the whole."""
         records = list(rows(measured))
-        n = len(records)
         right = {k: np.array([r[k] for r in records]) for k in ("undefended", "fixed", "white_box", "clean")}
-        stochastic = _difference(right["white_box"], right["fixed"])
-        purified = _difference(right["fixed"], right["undefended"])
+        levels = {k: share(v) for k, v in right.items()}
+        stochastic = difference(right["white_box"] - right["fixed"])
+        purified = difference(right["fixed"] - right["undefended"])
         # (white - fixed) - (fixed - undefended), halved to lie in [-1, 1]
-        halves = _difference((right["white_box"] + right["undefended"]) / 2, right["fixed"])
-        parts = np.stack([right["white_box"], right["fixed"]], axis=1)
-        share = bootstrap(parts, _share_of_stochasticity)
-        levels = {k: (float(v.mean()), *wilson(float(v.mean()), n)) for k, v in right.items()}
-        wilsons, paired = "Wilson over images", "paired bootstrap over images"
+        halves = difference((right["white_box"] + right["undefended"]) / 2 - right["fixed"])
         numbers = [
-            Number("accuracy without an attack", *levels["clean"], n, wilsons),
-            Number(
+            Number.of("accuracy without an attack", levels["clean"]),
+            Number.of(
                 "white box: the attacker averages over the noise",
-                *levels["white_box"],
-                n,
-                wilsons,
-                0.4727,
-                SOURCE,
+                levels["white_box"],
+                published=0.4727,
+                source=SOURCE,
             ),
-            Number(
-                "fixed randomness: the attacker knows the noise", *levels["fixed"], n, wilsons, 0.168, SOURCE
+            Number.of(
+                "fixed randomness: the attacker knows the noise",
+                levels["fixed"],
+                published=0.168,
+                source=SOURCE,
             ),
-            Number(
+            Number.of(
                 "undefended classifier",
-                *levels["undefended"],
-                n,
-                wilsons,
-                0.0,
-                "Liu et al., ICLR 2025, table 1",
+                levels["undefended"],
+                published=0.0,
+                source="Liu et al., ICLR 2025, table 1",
             ),
-            _part("from stochasticity: white box minus fixed randomness", stochastic, 0.3047),
-            _part("from purification: fixed randomness minus undefended", purified, 0.168),
-            Number(
-                "stochasticity minus purification",
-                2 * halves.value,
-                2 * halves.low,
-                2 * halves.high,
-                n,
-                paired,
-                claim="robustness comes mainly from stochasticity",
-                holds=above(halves.low, halves.high),
+            Number.of(
+                f"accuracy from stochasticity, at most: white box (EoT {self.eot}) minus fixed randomness",
+                stochastic,
+                published=0.3047,
+                source=SOURCE,
+            ),
+            Number.of(
+                "accuracy from purification: fixed randomness minus undefended",
+                purified,
+                published=0.168,
+                source=SOURCE,
+            ),
+            Number.of(
+                "accuracy from stochasticity minus accuracy from purification",
+                halves.scaled(2),
+                claim=Claim("above 0: more comes from stochasticity than from purification", least=0),
             ),
         ]
-        if np.isfinite(share[0]):
-            # Where no resample differs, as with 0 % under known noise, the bootstrap says nothing.
-            low, high = (None, None) if share[1] == share[2] else share[1:]
-            numbers.append(
-                Number(
-                    "share of stochasticity in the white box's accuracy",
-                    share[0],
-                    low,
-                    high,
-                    n,
-                    paired,
-                    0.645,
-                    SOURCE,
-                )
-            )
-        return AnalysisResult(
-            "", "", _sentences(levels, stochastic, purified), numbers, [_bars(levels, stochastic, purified)]
-        )
-
-
-def _difference(a: np.ndarray, b: np.ndarray) -> Estimate:
-    return paired_difference(a.tolist(), b.tolist())
-
-
-def _part(name: str, found: Estimate, published: float) -> Number:
-    return Number(name, found.value, found.low, found.high, found.examples, found.method, published, SOURCE)
-
-
-def _share_of_stochasticity(sample: np.ndarray) -> float:
-    """1 - fixed / white box of (n, 2); nan where nothing is robust."""
-    white, fixed = sample.mean(axis=0)
-    return float(1 - fixed / white) if white > 0 else float("nan")
+        if right["white_box"].mean() > 0:
+            left = ratio(right["fixed"], right["white_box"])
+            part = left._replace(value=1 - left.value, low=1 - left.high, high=1 - left.low)
+            name = "share of the white box's accuracy that comes from stochasticity"
+            numbers.append(Number.of(name, part, published=0.645, source=SOURCE))
+        sentences = _sentences(levels, stochastic, purified, self.eot)
+        return AnalysisResult("", "", sentences, numbers, [_bars(levels, stochastic, purified)])
 
 
 def _sentences(
-    levels: Mapping[str, tuple[float, float, float]], stochastic: Estimate, purified: Estimate
+    levels: Mapping[str, Interval], stochastic: Interval, purified: Interval, eot: int
 ) -> list[str]:
     return [
-        f"Of the {levels['white_box'][0]:.0%} robust accuracy, {stochastic.value:.0%} of all images"
-        f" ({stochastic.low:.0%} to {stochastic.high:.0%}) come from noise that the attacker does not know,"
-        f" and {purified.value:.0%} ({purified.low:.0%} to {purified.high:.0%}) from purification itself.",
+        f"Of the {levels['white_box'][0]:.0%} robust accuracy at EoT {eot}, at most {stochastic.value:.0%} of"
+        f" all images ({stochastic.low:.0%} to {stochastic.high:.0%}) come from noise that the attacker does"
+        f" not know, and {purified.value:.0%} ({purified.low:.0%} to {purified.high:.0%}) from purification"
+        " itself.",
         f"With the noise known, {levels['fixed'][0]:.0%} are right; without the purifier,"
         f" {levels['undefended'][0]:.0%}; without an attack, {levels['clean'][0]:.0%}.",
     ]
 
 
-def _bars(
-    levels: Mapping[str, tuple[float, float, float]], stochastic: Estimate, purified: Estimate
-) -> Chart:
-    value, low, high = levels["undefended"]
+def _bars(levels: Mapping[str, Interval], stochastic: Interval, purified: Interval) -> Chart:
+    value, low, high = levels["undefended"][:3]
     return Chart(
         "bar",
         "What robust accuracy is made of",

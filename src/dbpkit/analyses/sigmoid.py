@@ -51,15 +51,16 @@ def fit_sigmoid(x: np.ndarray, y: np.ndarray, rounds: int = 16) -> Sigmoid:
     return Sigmoid(plateau, float(np.exp(log_slope)), centre)
 
 
-def leave_one_out(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def leave_one_out(x: np.ndarray, y: np.ndarray, rounds: int = 8) -> np.ndarray:
     """Mean absolute error (N,) of sigmoids fitted without one configuration, at that configuration.
 
     Args:
         x: positions, (N, E).
         y: accuracies, (N, E).
+        rounds: of each fit.
     """
     keep = ~np.eye(len(x), dtype=bool)
-    fits = [fit_sigmoid(x[k].ravel(), y[k].ravel()) for k in keep]
+    fits = [fit_sigmoid(x[k].ravel(), y[k].ravel(), rounds) for k in keep]
     return np.array([np.abs(f.at(a) - b).mean() for f, a, b in zip(fits, x, y, strict=True)])
 
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, needs_budget, positions, rows
 from dbpkit.noise import NoisePlan
 from dbpkit.options import Count, CountOrNone, Several
-from dbpkit.results.analysis import AnalysisResult, Chart, Number, Series, above, below
-from dbpkit.results.intervals import bootstrap, bootstrap_means
+from dbpkit.results.analysis import AnalysisResult, Chart, Claim, Number, Series
+from dbpkit.results.intervals import bands, mean
 
 POINTS = {"purified": "purified images", "inputs": "inputs"}
 """What principal components are taken of."""
@@ -47,7 +47,7 @@ class Spectrum:
         exact_up_to: most pixel values (channels times height times width) for the full Jacobian.
     """
 
-    images: Count = 8
+    images: Count = 16
     draws: Several = 32
     leading: Count = 8
     sweeps: Count = 3
@@ -112,23 +112,29 @@ class Spectrum:
         explained = {k: np.array([r["explained"][k] for r in records]) for k in ("purified", "inputs")}
         at_least, at_most = shrinking_share(values, rms, size)
         exact = values.shape[1] == size
-        lower = _number(f"share of directions that shrink{'' if exact else ', at least'}", at_least)
-        typical = _number("root mean square of all singular values", rms)
+        bound, lowest, highest = "" if exact else ", at least", mean(at_least), mean(at_most)
+        between = lowest if exact else lowest._replace(high=max(lowest.high, highest.drawn[2]))
+        typical = Number.of(
+            "root mean square of all singular values",
+            mean(rms),
+            claim=Claim("below 1: small perturbations shrink", most=1),
+        )
         numbers = [
-            lower._replace(
-                claim="over 90 %: the purifier contracts in nearly all directions",
-                holds=above(bootstrap(at_least)[1], bootstrap(at_most)[2], 0.9),
+            Number.of(
+                f"share of directions that shrink{bound}",
+                between,
+                claim=Claim("over 90 %: the purifier contracts in nearly all directions", least=0.9),
             ),
-            *([] if exact else [_number("share of directions that shrink, at most", at_most)]),
-            typical._replace(
-                claim="below 1: small perturbations shrink", holds=below(*bootstrap(rms)[1:], 1)
-            ),
-            _number("largest singular value", values[:, 0]),
+            *([] if exact else [Number.of("share of directions that shrink, at most", highest)]),
+            typical,
+            Number.of("largest singular value", mean(values[:, 0])),
         ]
         for key, name in POINTS.items():
             components = np.array([components_for(e, 0.9) for e in explained[key]], dtype=float)
-            numbers.append(_number(f"components for 90 % of the variance, {name}", components))
-            numbers.append(_number(f"variance along the first component, {name}", explained[key][:, 0]))
+            numbers.append(Number.of(f"components for 90 % of the variance, {name}", mean(components)))
+            numbers.append(
+                Number.of(f"variance along the first component, {name}", mean(explained[key][:, 0]))
+            )
         sentences = [_shrinks(at_least, at_most, size, typical.value, values), _components(explained)]
         charts = [_singular_chart(values, typical.value), _explained_chart(explained)]
         return AnalysisResult("", "", sentences, numbers, charts)
@@ -240,13 +246,9 @@ def _orthonormal(v: Tensor, *others: Tensor) -> Tensor:
     return q.mT[:, -v.shape[1] :].to(v.dtype).reshape(v.shape)
 
 
-def _number(name: str, values: np.ndarray) -> Number:
-    return Number(name, *bootstrap(values), len(values), "mean over images, bootstrap over images")
-
-
 def _singular_chart(values: np.ndarray, typical: float) -> Chart:
     index = list(range(1, values.shape[1] + 1))
-    means, low, high = (part.tolist() for part in bootstrap_means(values))
+    means, low, high = bands(values)
     return Chart(
         "line",
         "Singular values of the purifier's Jacobian, largest first",
@@ -265,7 +267,7 @@ def _singular_chart(values: np.ndarray, typical: float) -> Chart:
 def _explained_chart(explained: Mapping[str, np.ndarray]) -> Chart:
     series = []
     for key, name in POINTS.items():
-        means, low, high = (part.tolist() for part in bootstrap_means(explained[key].cumsum(axis=1)))
+        means, low, high = bands(explained[key].cumsum(axis=1))
         series.append(Series(name, list(range(1, len(means) + 1)), means, low, high))
     return Chart(
         "line",

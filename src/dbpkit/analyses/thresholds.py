@@ -23,8 +23,8 @@ from dbpkit.attacks import Target
 from dbpkit.evaluation.knowledge import known
 from dbpkit.noise import NoisePlan
 from dbpkit.options import Count, Length
-from dbpkit.results.analysis import AnalysisResult, Chart, Number, Series, above, within
-from dbpkit.results.intervals import bootstrap, spearman
+from dbpkit.results.analysis import AnalysisResult, Chart, Claim, Number, Series
+from dbpkit.results.intervals import Interval, mean, median, rank_correlation, root, share
 from dbpkit.threat import make_threat
 
 KINDS = ("classifier at image", "classifier at anchor", "system at image", "system at anchor")
@@ -32,6 +32,9 @@ KINDS = ("classifier at image", "classifier at anchor", "system at image", "syst
 
 PUBLISHED_SLOPE = (5.9106, 1.0737)
 """Mean and standard deviation over 100 slices; Liu & Wei, ICLR 2025 submission, CIFAR-10 WRN-28-10."""
+
+STEEPEST = 100.0
+"""Largest slope that is fitted; a perfect step has none."""
 
 BINS = np.linspace(-2, 2, 17)
 
@@ -153,20 +156,20 @@ class Thresholds:
         censored = [sum(r[k] is None for r in records) for k in KINDS]
         rate = np.array([r["attack_rate"] for r in records])
         gain = _ratio("system / classifier, threshold at the image", table[:, 2], table[:, 0])
-        hits = _over(
+        hits = Number.of(
             "random perturbations of the budget's length that change the class",
-            [r["random"] for r in records],
+            share([r["random"] for r in records]),
         )
         numbers = [
             *_medians(table, censored, self.longest),
             *_correlations(table),
             gain,
             _ratio("anchor / image, threshold of the system", table[:, 3], table[:, 2], (0.5, 2.0)),
-            _over("adversarial compression rate", rate),
+            Number.of("adversarial compression rate", mean(rate)),
             *_two_factors(table[:, 1] / rate.clip(TINY), table[:, 2]),
-            _over(
+            Number.of(
                 "images whose class changes at most once within the budget's length",
-                [r["changes"] <= 1 for r in records],
+                share([r["changes"] <= 1 for r in records]),
             ),
             *_slope_numbers(records),
             Number(
@@ -179,10 +182,12 @@ class Thresholds:
         ]
         at_least = ["at least " if 2 * c > len(records) else "" for c in censored]
         medians = [f"{low}{m:.2f}" for low, m in zip(at_least, np.median(table, axis=0), strict=True)]
+        low, high = gain.low, gain.high
+        ends = "" if low is None or high is None else f" ({low:.1f} to {high:.1f})"
         sentences = [
             f"Along the attack's direction the classifier alone changes its mind at {medians[0]} (Euclidean,"
             f" pixel units), the purified system with its randomness known at {medians[2]}:"
-            f" {gain.value:.1f} times as far ({gain.low:.1f} to {gain.high:.1f}).",
+            f" {gain.value:.1f} times as far{ends}.",
             f"The purifier passes on {rate.mean():.0%} of an adversarial perturbation, and the classifier's"
             f" threshold at the purified images is {medians[1]}; random noise of the budget's length changes"
             f" {hits.value:.1%} of the classes.",
@@ -210,7 +215,7 @@ def cap_fraction(height: float, dimensions: int) -> float:
     return 0.5 * float(betainc((dimensions + 1) / 2, 0.5, 1 - height**2)) if height < 1 else 0.0
 
 
-def fit_slope(position: np.ndarray, changed: np.ndarray, steepest: float = 100.0) -> float:
+def fit_slope(position: np.ndarray, changed: np.ndarray, steepest: float = STEEPEST) -> float:
     """Slope k of P(changed) = 1 / (1 + exp(-k (s / threshold - 1))), by maximum likelihood.
 
     Args:
@@ -233,6 +238,14 @@ def fit_slope(position: np.ndarray, changed: np.ndarray, steepest: float = 100.0
     return (low + high) / 2
 
 
+def slope_interval(position: np.ndarray, changed: np.ndarray) -> Interval:
+    """`fit_slope` of the slices of several images, (n, m) each, with the interval over images."""
+    grid = np.concatenate([[0.0], np.geomspace(0.05, STEEPEST, 200)])
+    offset = (position - 1)[:, None]
+    scores = ((changed[:, None] - 1 / (1 + np.exp(-grid[:, None] * offset))) * offset).mean(axis=2)
+    return root(fit_slope(position.ravel(), changed.ravel()), grid, scores)
+
+
 def _classes(subject: Subject, x: Tensor) -> Tensor:
     """Classes (B,) by the classifier alone."""
     return subject.classify(x).argmax(1)
@@ -245,57 +258,50 @@ def _note(records: list[dict[str, Any]], name: str, values: Sequence[Any]) -> No
 
 def _medians(table: np.ndarray, censored: Sequence[int], longest: float) -> list[Number]:
     """Median of each threshold, and how many lie beyond the search."""
-    numbers = []
-    for k, kind in enumerate(KINDS):
-        method = (
-            f"median, bootstrap over images; {censored[k]} of {len(table)} beyond {longest:g}, taken as that"
+    return [
+        Number.of(
+            f"threshold, {kind}",
+            median(table[:, k]),
+            how=f"{censored[k]} of {len(table)} beyond {longest:g}, taken as that",
         )
-        value, low, high = bootstrap(table[:, k], lambda sample: float(np.median(sample)))
-        numbers.append(Number(f"threshold, {kind}", value, low, high, len(table), method))
-    return numbers
+        for k, kind in enumerate(KINDS)
+    ]
 
 
 def _correlations(table: np.ndarray) -> list[Number]:
     """Spearman's correlation of every two thresholds."""
     return [
-        _correlation(f"Spearman, {KINDS[a]} and {KINDS[b]}", table[:, [a, b]])
+        _correlation(f"Spearman, {KINDS[a]} and {KINDS[b]}", table[:, a], table[:, b])
         for a in range(4)
         for b in range(a + 1, 4)
         if np.ptp(table[:, a]) and np.ptp(table[:, b])
     ]
 
 
-def _correlation(name: str, pairs: np.ndarray) -> Number:
+def _correlation(name: str, a: np.ndarray, b: np.ndarray) -> Number:
     """A rank correlation that is claimed to be positive."""
-    value, low, high = bootstrap(pairs, spearman)
-    method = "bootstrap over images; thresholds beyond the search share the last rank"
-    return Number(name, value, low, high, len(pairs), method, claim="positive", holds=above(low, high))
+    how = "thresholds beyond the search share the last rank"
+    return Number.of(name, rank_correlation(a, b), claim=Claim("positive", least=0), how=how)
 
 
 def _two_factors(explained: np.ndarray, system: np.ndarray) -> list[Number]:
     """Whether compression and the anchor's threshold make up the system's threshold."""
     name = "anchor threshold / adversarial rate"
-    pairs = np.stack([explained, system], axis=1)
     varied = bool(np.ptp(explained) and np.ptp(system))
     return [
         _ratio(f"({name}) / threshold of the system", explained, system),
-        *([_correlation(f"Spearman, {name} and threshold of the system", pairs)] if varied else []),
+        *(
+            [_correlation(f"Spearman, {name} and threshold of the system", explained, system)]
+            if varied
+            else []
+        ),
     ]
 
 
 def _ratio(name: str, a: np.ndarray, b: np.ndarray, scale: tuple[float, float] | None = None) -> Number:
-    """Ratio of medians; claimed to be of similar scale if ``scale`` says what that is."""
-    pairs = np.stack([a, b], axis=1)
-    value, low, high = bootstrap(pairs, lambda p: float(np.median(p[:, 0]) / max(np.median(p[:, 1]), TINY)))
-    claim = f"similar in scale: between {scale[0]:g} and {scale[1]:g}" if scale else ""
-    holds = within(low, high, *scale) if scale else None
-    method = "ratio of medians, bootstrap over images"
-    return Number(name, value, low, high, len(pairs), method, claim=claim, holds=holds)
-
-
-def _over(name: str, values: Sequence[float] | np.ndarray) -> Number:
-    """A mean over images."""
-    return Number(name, *bootstrap(values), len(values), "mean, bootstrap over images")
+    """Median ratio of an image's two thresholds; of similar scale if ``scale`` says what that is."""
+    claim = Claim(f"similar in scale: between {scale[0]:g} and {scale[1]:g}", *scale) if scale else None
+    return Number.of(name, median(a / b.clip(TINY)), claim=claim, how="of each image's ratio")
 
 
 def _slope_numbers(records: Sequence[Mapping[str, Any]]) -> list[Number]:
@@ -303,25 +309,20 @@ def _slope_numbers(records: Sequence[Mapping[str, Any]]) -> list[Number]:
     points = np.array([r["slices"] for r in records if r["slices"]])  # (n, slices * samples, 2)
     if not len(points):
         return []
-    mean, deviation = PUBLISHED_SLOPE
-    value, low, high = bootstrap(points, lambda p: fit_slope(p[..., 0].ravel(), p[..., 1].ravel()), 300)
+    middle, deviation = PUBLISHED_SLOPE
     steps = [
         max(s[s[:, 1] == 0, 0], default=-np.inf) <= min(s[s[:, 1] == 1, 0], default=np.inf) for s in points
     ]
     return [
-        Number(
+        Number.of(
             "psychometric slope k of the classifier, in distance / threshold",
-            value,
-            low,
-            high,
-            len(points),
-            "logistic fit over all slices, bootstrap over images",
-            mean,
-            "Liu & Wei, ICLR 2025 submission: mean of 100 slices",
-            f"{mean:g} +- {deviation:g}",
-            low <= mean + deviation and high >= mean - deviation,
+            slope_interval(points[..., 0], points[..., 1]),
+            claim=Claim(f"{middle:g} +- {deviation:g}", middle - deviation, middle + deviation),
+            published=middle,
+            source="Liu & Wei, ICLR 2025 submission: mean of 100 slices",
+            how=f"logistic fit over all slices, at most {STEEPEST:g}",
         ),
-        _over("images whose slices show a perfect step", steps),
+        Number.of("images whose slices show a perfect step", share(steps)),
     ]
 
 

@@ -22,8 +22,8 @@ from dbpkit.attacks import losses
 from dbpkit.errors import UserError
 from dbpkit.evaluation.knowledge import known
 from dbpkit.options import Count, Length, Several
-from dbpkit.results.analysis import AnalysisResult, Chart, Number, Series, below
-from dbpkit.results.intervals import bootstrap
+from dbpkit.results.analysis import AnalysisResult, Chart, Claim, Number, Series
+from dbpkit.results.intervals import mean
 
 SOURCE = "Liu et al., ICLR 2025, figure 1, DDPM, read off"
 PUBLISHED = {
@@ -47,7 +47,7 @@ class Trajectories:
         perplexity: of t-SNE.
     """
 
-    images: Count = 8
+    images: Count = 16
     repeats: Count = 3
     iterations: Several = 10
     eot: Count = 5
@@ -106,15 +106,12 @@ class Trajectories:
         loss = np.concatenate([u["losses"] for u in units])  # (n, runs, S + 1)
         points, kept = embed(np.sum([u["products"] for u in units], axis=0))
         plane = points[:, :2] if self.embedding == "pca" else _tsne(points, self.perplexity)
-        n, boot = len(loss), "bootstrap over images"
         numbers = [
-            Number(
+            Number.of(
                 f"loss under the known noise at the end, {name}",
-                *bootstrap(loss[:, family == name, -1].mean(axis=1)),
-                n,
-                f"mean over runs, {boot}",
-                middle,
-                f"{SOURCE}: {span}",
+                mean(loss[:, family == name, -1].mean(axis=1)),
+                published=middle,
+                source=f"{SOURCE}: {span}",
             )
             for name, (middle, span) in PUBLISHED.items()
         ]
@@ -122,27 +119,24 @@ class Trajectories:
         is_eot = family == "EoT"
         to_dw = cosines[:, 0, is_eot].mean(axis=1)
         numbers.append(
-            Number(
+            Number.of(
                 "cosine of EoT perturbations to the DW perturbation",
-                *bootstrap(to_dw),
-                n,
-                boot,
-                claim="EoT attacks move in another direction than the DW attack (cosine below 1/2)",
-                holds=below(*bootstrap(to_dw)[1:], 0.5),
+                mean(to_dw),
+                claim=Claim("EoT attacks go another way than the DW attack (cosine below 1/2)", most=0.5),
             )
         )
         between = cosines[:, is_eot][:, :, is_eot][:, ~np.eye(is_eot.sum(), dtype=bool)]
         if between.size:
-            numbers.append(
-                Number("cosine of EoT perturbations to each other", *bootstrap(between.mean(axis=1)), n, boot)
-            )
+            name = "cosine of EoT perturbations to each other"
+            numbers.append(Number.of(name, mean(between.mean(axis=1))))
         numbers.append(Number("variance of the paths within the plane of PCA", kept, method="eigenvalues"))
-        kind = "go another way: their" if numbers[3].holds else "go much the same way: their"
+        ways = {True: " go another way: their", False: " go much the same way: their", None: "'"}
+        kind = ways[numbers[3].holds]
         sentences = [
             f"Under the noise it knows, the DW attack reaches a loss of {numbers[0].value:.2f}; attacks that"
             f" average over the noise reach {numbers[1].value:.2f} there, and those of a single draw a step"
             f" {numbers[2].value:.2f}.",
-            f"EoT attacks {kind} perturbations have a cosine of {to_dw.mean():.2f} to the DW attack's"
+            f"EoT attacks{kind} perturbations have a cosine of {to_dw.mean():.2f} to the DW attack's"
             + (f" and {between.mean():.2f} to each other." if between.size else "."),
         ]
         return AnalysisResult("", "", sentences, numbers, [self._picture(plane, runs), _heights(loss, runs)])

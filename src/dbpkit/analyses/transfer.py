@@ -18,8 +18,8 @@ from dbpkit.analyses.targets import OnTapes, misclassified
 from dbpkit.errors import UserError
 from dbpkit.evaluation.knowledge import known
 from dbpkit.options import Count, Counts, Several
-from dbpkit.results.analysis import AnalysisResult, Chart, Number, Series, above
-from dbpkit.results.estimates import paired_difference, wilson
+from dbpkit.results.analysis import AnalysisResult, Chart, Claim, Number, Series
+from dbpkit.results.intervals import difference, share
 
 
 @analyses.register("transfer")
@@ -35,7 +35,7 @@ class Transfer:
         iterations: steps of PGD.
     """
 
-    images: Count = 8
+    images: Count = 16
     tapes: Several = 4
     averaged: Counts = (1, 2, 4, 8)
     unseen: Count = 8
@@ -81,54 +81,38 @@ class Transfer:
         """Diagonal against the rest, paired over images, and what K tapes buy on unseen ones."""
         records = list(rows(measured))
         matrix = np.array([r["matrix"] for r in records], dtype=float)  # (n, attacked, judged)
-        n, tapes = matrix.shape[:2]
+        tapes = matrix.shape[1]
         same = np.einsum("nii->n", matrix) / tapes
         other = (matrix.sum(axis=(1, 2)) - tapes * same) / (tapes * (tapes - 1))
         counts = list(records[0]["known"])
         unseen = {k: np.array([np.mean(r["unseen"][k]) for r in records]) for k in counts}
         seen = {k: np.array([np.mean(r["known"][k]) for r in records]) for k in counts}
         clean = np.array([np.mean(r["clean"]) for r in records])
-        wilsons = "mean over tapes, Wilson over images"
-        gap = paired_difference(same.tolist(), other.tolist())
+        gap = difference(same - other)
         numbers = [
-            Number("misclassified without an attack", *_level(clean), n, wilsons),
-            Number(
+            Number.of("misclassified without an attack", share(clean), how="mean over tapes"),
+            Number.of(
                 "success on the tape it was made on (diagonal)",
-                *_level(same),
-                n,
-                wilsons,
+                share(same),
                 published=0.763,
                 source="Liu & Wei 2025, fixed randomness, CIFAR-10: 23.7 % robust",
             ),
-            Number("success on another tape (off the diagonal)", *_level(other), n, wilsons),
-            Number(
+            Number.of("success on another tape (off the diagonal)", share(other)),
+            Number.of(
                 "stochastic protection: diagonal minus the rest",
-                gap.value,
-                gap.low,
-                gap.high,
-                n,
-                f"{gap.method} over images",
-                claim="attacks on one tape do not carry over in full to another",
-                holds=above(gap.low, gap.high),
+                gap,
+                claim=Claim("above 0: attacks on one tape do not carry over in full to another", least=0),
             ),
-            *[
-                Number(f"success of {k} averaged tapes on unseen ones", *_level(unseen[k]), n, wilsons)
-                for k in counts
-            ],
+            *[Number.of(f"success of {k} averaged tapes on unseen ones", share(unseen[k])) for k in counts],
         ]
         few, many = counts[0], counts[-1]
         if few != many:
-            gain = paired_difference(unseen[many].tolist(), unseen[few].tolist())
+            better = "above 0: averaging over more tapes transfers better (EoT is a transfer attack)"
             numbers.append(
-                Number(
+                Number.of(
                     f"gained on unseen tapes by averaging over {many} instead of {few}",
-                    gain.value,
-                    gain.low,
-                    gain.high,
-                    n,
-                    f"{gain.method} over images",
-                    claim="averaging over more tapes transfers better (EoT is a transfer attack)",
-                    holds=above(gain.low, gain.high),
+                    difference(unseen[many] - unseen[few]),
+                    claim=Claim(better, least=0),
                 )
             )
         sentences = [
@@ -139,11 +123,6 @@ class Transfer:
             f" it has not seen; without an attack {clean.mean():.0%} are misclassified.",
         ]
         return AnalysisResult("", "", sentences, numbers, [_heat(matrix.mean(axis=0)), _lines(seen, unseen)])
-
-
-def _level(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean over images of per-image shares with Wilson's interval."""
-    return float(values.mean()), *wilson(float(values.mean()), len(values))
 
 
 def _heat(matrix: np.ndarray) -> Chart:
@@ -170,7 +149,7 @@ def _lines(seen: Mapping[str, np.ndarray], unseen: Mapping[str, np.ndarray]) -> 
             Series(
                 name,
                 [int(k) for k in found],
-                *[list(c) for c in zip(*map(_level, found.values()), strict=True)],
+                *[list(c) for c in zip(*(share(v).drawn for v in found.values()), strict=True)],
             )
             for name, found in curves.items()
         ],

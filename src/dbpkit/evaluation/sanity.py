@@ -23,8 +23,9 @@ from dbpkit.evaluation.build import SINGLE_DRAW, accepted_options
 from dbpkit.evaluation.checks import Check
 from dbpkit.noise import NoisePlan
 from dbpkit.purify import PurifiedClassifier, Undefended, gradients
-from dbpkit.results.estimates import paired_difference, wilson
+from dbpkit.results.estimates import paired_difference
 from dbpkit.results.flags import Flag
+from dbpkit.results.intervals import wilson
 from dbpkit.samplers.method import REVERSE_SITES
 from dbpkit.threat import Linf, ThreatModel
 from dbpkit.types import RandomisedClassifier

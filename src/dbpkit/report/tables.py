@@ -162,7 +162,7 @@ def cost_text(a: float | None, b: float | None) -> str:
 def interval_methods(summary: Summary) -> str:
     """Returns how the intervals of the headline table were made."""
     methods = dict.fromkeys(e.method for row in summary.rows for e in row.estimates)
-    return ", ".join("Wilson score" if m == "wilson" else m for m in methods)
+    return ", ".join("Wilson score, Student's t" if m == "wilson" else m for m in methods)
 
 
 def console_table(summary: Summary) -> Table:

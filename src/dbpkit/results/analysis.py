@@ -1,14 +1,17 @@
 """What an analysis leaves behind: numbers with intervals, charts as data, two sentences, and its records.
 
 A chart holds data, not ink, so that the page, the PNG and the CSV show the same. The thing people get wrong:
-a number without its claim. Where a paper says what to expect, the number says so and whether it holds.
+a verdict that somebody sets. Where a paper says what to expect, the number says so, and whether it holds
+follows from its interval, its range and its number of images.
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from dbpkit.results.intervals import VERDICT_EXAMPLES, Interval
 from dbpkit.results.journal import Journal
 from dbpkit.results.layout import RESULT, SETTINGS, canonical_hash, checked, damaged, read_json
 from dbpkit.results.run_directory import RunDirectory
@@ -18,8 +21,26 @@ REDO = "Restore it, or delete this folder and run 'dbpkit analyse' again."
 """What to do about a damaged file of an analysis."""
 
 
+class Claim(NamedTuple):
+    """What is claimed of a number: that it lies in an open range.
+
+    Attributes:
+        words: the claim.
+        least: lower end of the range.
+        most: upper end.
+        needs: fewest independent examples of a verdict.
+    """
+
+    words: str
+    least: float = -math.inf
+    most: float = math.inf
+    needs: int = VERDICT_EXAMPLES
+
+
 class Number(NamedTuple):
     """A measured number.
+
+    Whether its claim holds follows from interval, examples and range; nothing sets it by hand.
 
     Attributes:
         name: what it is, in words.
@@ -31,8 +52,9 @@ class Number(NamedTuple):
         published: the value of a paper, or None.
         source: where ``published`` comes from.
         claim: what the paper says of it, in words; empty if nothing.
-        holds: whether the claim holds here, judged by the interval where there is one; None without a claim,
-            or where the interval leaves it open.
+        least: the claim holds above this; None for no bound.
+        most: the claim holds below this; None for no bound.
+        needs: fewest examples of a verdict.
     """
 
     name: str
@@ -44,24 +66,62 @@ class Number(NamedTuple):
     published: float | None = None
     source: str = ""
     claim: str = ""
-    holds: bool | None = None
+    least: float | None = None
+    most: float | None = None
+    needs: int = VERDICT_EXAMPLES
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        found: Interval,
+        *,
+        claim: Claim | None = None,
+        published: float | None = None,
+        source: str = "",
+        how: str = "",
+    ) -> "Number":
+        """Makes a number of an interval.
+
+        Args:
+            name: what it is, in words.
+            found: value, ends, examples and method.
+            claim: what is claimed of it.
+            published: the value of a paper.
+            source: where that is from.
+            how: more about the method.
+        """
+        low, high = (end if math.isfinite(end) else None for end in (found.low, found.high))
+        method = f"{found.method}; {how}" if how else found.method
+        number = cls(name, found.value, low, high, found.examples, method, published, source)
+        if claim is None:
+            return number
+        least, most = (end if math.isfinite(end) else None for end in (claim.least, claim.most))
+        return number._replace(claim=claim.words, least=least, most=most, needs=claim.needs)
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the claim holds here: None without a claim, or where `open_because` has a reason."""
+        if not self.claim or self.open_because or self.low is None or self.high is None:
+            return None
+        return self.low > _or(self.least, -math.inf) and self.high < _or(self.most, math.inf)
+
+    @property
+    def open_because(self) -> str:
+        """Why there is no verdict; empty if there is one."""
+        least, most = _or(self.least, -math.inf), _or(self.most, math.inf)
+        if not self.claim or (self.least is None and self.most is None):
+            return "nothing is claimed that could be tested"
+        if self.examples < self.needs:
+            return f"a verdict needs at least {self.needs} images, here are {self.examples}"
+        if not self.method or self.low is None or self.high is None or not math.isfinite(self.value):
+            return "it has no interval"
+        inside, outside = least < self.low and self.high < most, self.high < least or most < self.low
+        return "" if inside or outside else "the interval leaves it open"
 
 
-def above(low: float, high: float, boundary: float = 0.0) -> bool | None:
-    """Whether a number is above a boundary by its interval: None where the interval leaves it open."""
-    return True if low > boundary else False if high < boundary else None
-
-
-def below(low: float, high: float, boundary: float) -> bool | None:
-    """Whether a number is below a boundary by its interval: None where the interval leaves it open."""
-    return above(-high, -low, -boundary)
-
-
-def within(low: float, high: float, least: float, most: float) -> bool | None:
-    """Whether a number lies between two boundaries by its interval: None where it is open."""
-    if least <= low and high <= most:
-        return True
-    return False if high < least or most < low else None
+def _or(end: float | None, missing: float) -> float:
+    return missing if end is None else end
 
 
 class Series(NamedTuple):
@@ -131,11 +191,12 @@ class AnalysisResult(NamedTuple):
     def as_json(self) -> dict[str, Any]:
         """Returns plain dictionaries and lists."""
         charts = [{**c._asdict(), "series": [s._asdict() for s in c.series]} for c in self.charts]
-        return {**self._asdict(), "numbers": [n._asdict() for n in self.numbers], "charts": charts}
+        numbers = [{**n._asdict(), "holds": n.holds} for n in self.numbers]
+        return {**self._asdict(), "numbers": numbers, "charts": charts}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "AnalysisResult":
-        """Reads what `as_json` wrote; keys of newer versions are passed over."""
+        """Reads what `as_json` wrote; keys of other versions are passed over and claims judged again."""
         numbers = [Number(**_own(Number, n)) for n in content["numbers"]]
         charts = [
             Chart(**{**_own(Chart, c), "series": [Series(**_own(Series, s)) for s in c["series"]]})

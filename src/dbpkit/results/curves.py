@@ -1,7 +1,7 @@
 """Accuracy against the budget eps, over several runs per model, and the difference of two such curves.
 
 The thing people get wrong: the same images are attacked at every eps, so the points of a curve move together.
-An interval of the curve's mean draws images once for all eps; treating the points as independent makes it too
+An interval of the curve's mean has one value per image; treating the points as independent makes it too
 short.
 """
 
@@ -116,15 +116,12 @@ def curve_difference(a: ModelCurve, b: ModelCurve) -> CurveDifference:
     """Returns the paired difference of two models' curves, at each eps and on average over all.
 
     The average is unweighted over the eps that both have. An example's value is the mean of its differences
-    over these eps, and the bootstrap draws examples: every eps sees the same resampled images, so the
-    correlation between the points of the curve is kept, and n is the number of examples.
+    over these eps: every eps sees the same images, so the correlation between the points of the curve is
+    kept, and n is the number of examples.
 
     Args:
         a: a model's curve.
         b: another's, on the same data.
-
-    Source:
-        Efron & Tibshirani 1993, chapter 13; the cluster that is resampled is the example.
     """
     at: dict[str, dict[float, Estimate]] = {}
     average: dict[str, Estimate] = {}

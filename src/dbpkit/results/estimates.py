@@ -10,12 +10,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
-from dbpkit.noise import NoisePlan
-
-Z95 = 1.959963984540054
-"""97.5 % point of the standard normal."""
+from dbpkit.results.intervals import difference, wilson
 
 
 class Estimate(NamedTuple):
@@ -38,21 +34,6 @@ class Estimate(NamedTuple):
     examples: int
     draws: int
     method: str
-
-
-def wilson(mean: float, examples: int) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a mean of ``examples`` values in [0, 1].
-
-    For values that are themselves averages over draws it is conservative: no distribution on [0, 1]
-    with that mean has a larger variance than the binary one.
-
-    Source:
-        Wilson 1927, JASA 22:209.
-    """
-    centre = mean + Z95**2 / (2 * examples)
-    spread = Z95 * math.sqrt(mean * (1 - mean) / examples + Z95**2 / (4 * examples**2))
-    scale = 1 + Z95**2 / examples
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
 def per_draw(predicted: Sequence[Sequence[int]], labels: Sequence[int]) -> Estimate:
@@ -98,58 +79,29 @@ def mean_accuracy(estimand: str, right: Sequence[float], draws: int) -> Estimate
     return Estimate(estimand, mean, low, high, len(right), draws, "wilson")
 
 
-def paired_difference(
-    a: Sequence[float], b: Sequence[float], draws: int = 1, resamples: int = 10_000
-) -> Estimate:
-    """Mean of a - b over the same examples, with a paired bootstrap over examples.
+def paired_difference(a: Sequence[float], b: Sequence[float], draws: int = 1) -> Estimate:
+    """Mean of a - b over the same examples, with an interval over pairs.
 
     A value may be a mean over draws. If draw r of both has the same noise, as with equal seeds, the draws
     are then paired as well: the difference of two means over draws is the mean of the draws' differences.
 
     Args:
-        a: per-example values of one row or run.
+        a: per-example values of one row or run, in [0, 1].
         b: those of the other, in the same order.
         draws: draws behind each value, for the label.
-        resamples: bootstrap samples.
 
     Returns:
-        The difference with its percentile interval. Where all differences are equal the bootstrap says
-        nothing; the interval is then Wilson's, widened from the end that was observed.
+        The difference with its interval; see `dbpkit.results.intervals.difference`.
 
     Raises:
         ValueError: if the lengths differ.
-
-    Source:
-        Efron & Tibshirani 1993, chapter 13.
     """
     if len(a) != len(b):
         raise ValueError(f"a paired difference needs pairs: {len(a)} values were given against {len(b)}.")
-    difference = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
-    n = len(difference)
-    if n == 0:
+    if len(a) == 0:
         return Estimate("difference", math.nan, math.nan, math.nan, 0, draws, "no examples")
-    if np.ptp(difference) == 0:
-        value, slack = float(difference[0]), 1 - wilson(1.0, n)[0]
-        return Estimate(
-            "difference",
-            value,
-            max(-1.0, value - slack),
-            min(1.0, value + slack),
-            n,
-            draws,
-            "wilson, all pairs equal",
-        )
-    means = np.concatenate([_resampled_means(difference, chunk) for chunk in _chunks(resamples, n)])
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Estimate(
-        "difference",
-        float(difference.mean()),
-        float(low),
-        float(high),
-        n,
-        draws,
-        "paired bootstrap",
-    )
+    found = difference(np.asarray(a, dtype=float) - np.asarray(b, dtype=float))
+    return Estimate("difference", found.value, found.low, found.high, found.examples, draws, found.method)
 
 
 def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
@@ -179,19 +131,6 @@ def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
         tail += ways  # ways = binomial coefficient (n, k), in whole numbers
         ways = ways * (n - k) // (k + 1)
     return min(1.0, 2 * tail / 2**n)
-
-
-def _resampled_means(difference: np.ndarray, samples: range) -> np.ndarray:
-    """Means of bootstrap samples number ``samples.start`` to ``samples.stop``."""
-    plan = NoisePlan.of(0, samples, "report")
-    uniform = plan.uniform("probe", 0, torch.zeros(len(samples), len(difference), dtype=torch.float64))
-    return difference[(uniform * len(difference)).long().numpy()].mean(axis=1)
-
-
-def _chunks(resamples: int, examples: int, values: int = 2_000_000) -> list[range]:
-    """Sample numbers cut so that at most about ``values`` random numbers are held at once."""
-    size = max(1, values // examples)
-    return [range(i, min(i + size, resamples)) for i in range(0, resamples, size)]
 
 
 def _draws(predicted: Sequence[Sequence[int]]) -> int:

@@ -4,12 +4,13 @@ The thing people get wrong: a claim that the interval leaves open is neither con
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from dbpkit.results.analysis import AnalysisResult, Number, analysis_results
-from dbpkit.results.estimates import Estimate, paired_difference
+from dbpkit.results.analysis import AnalysisResult, Claim, Number, analysis_results
+from dbpkit.results.estimates import Estimate
 from dbpkit.results.flags import example_scores
+from dbpkit.results.intervals import Interval, difference
 from dbpkit.results.run_directory import RunDirectory
 from dbpkit.results.summary import Summary, summarise
 
@@ -25,7 +26,7 @@ class Finding(NamedTuple):
     Attributes:
         analysis: name of the analysis, or ``evaluation``.
         number: what was measured, with its claim.
-        verdict: whether the claim holds; undecided if the interval contains the boundary.
+        verdict: whether the claim holds; undecided if the interval or the number of images leaves it open.
     """
 
     analysis: str
@@ -35,7 +36,8 @@ class Finding(NamedTuple):
     def as_json(self) -> dict[str, Any]:
         """Returns a plain dictionary; what is no finite number is None."""
         number = {k: None if _is_no_number(v) else v for k, v in self.number._asdict().items()}
-        return {"analysis": self.analysis, **number, "verdict": self.verdict}
+        reason = {"undecided_because": self.number.open_because} if self.verdict == "undecided" else {}
+        return {"analysis": self.analysis, **number, "verdict": self.verdict, **reason}
 
 
 def findings(run: RunDirectory) -> list[Finding]:
@@ -61,8 +63,8 @@ def gather(evaluated: Sequence[Number], results: Sequence[AnalysisResult]) -> li
 def verdict(number: Number) -> Verdict | None:
     """Whether a number's claim holds; None without a claim.
 
-    It is undecided where the analysis left ``holds`` open, because the interval contains the boundary, and
-    where nothing was measured.
+    It is undecided where the interval contains the boundary, where the images are too few, and where nothing
+    was measured; see `dbpkit.results.analysis.Number.open_because`.
     """
     if not number.claim:
         return None
@@ -98,14 +100,30 @@ def evaluation_numbers(run: RunDirectory, summary: Summary) -> list[Number]:
     return numbers
 
 
-def _number(name: str, gap: Estimate, published: float, source: str, claim: str) -> Number:
+def _number(name: str, gap: Interval | Estimate, published: float, source: str, claim: str) -> Number:
     """A paired difference with a claim that it is above 0."""
-    holds = True if gap.low > 0 else False if gap.high < 0 else None
-    ends = gap.value, gap.low, gap.high, gap.examples
-    return Number(name, *ends, gap.method, round(published, 4), source, claim, holds)
+    found = Interval(gap.value, gap.low, gap.high, gap.examples, gap.method)
+    return Number.of(name, found, claim=Claim(claim, least=0.0), published=round(published, 4), source=source)
 
 
-def _least_gap(run: RunDirectory, summary: Summary) -> tuple[str, Estimate] | None:
+def lowest(gaps: Mapping[str, Sequence[float]]) -> tuple[str, Interval]:
+    """The smallest of several mean differences, with an interval of the smallest that is true.
+
+    It is above 0 only if all are, and below 0 if any is; which one is smallest was seen in the data, so the
+    upper end is that of as many comparisons.
+
+    Args:
+        gaps: differences in [-1, 1], one per example, by name; at least one.
+    """
+    found = {name: difference(values) for name, values in gaps.items()}
+    name = min(found, key=lambda k: found[k].value)
+    low = min(f.low for f in found.values())
+    high = min(difference(values, len(gaps)).high for values in gaps.values())
+    best = found[name]
+    return name, best._replace(low=low, high=high, method=f"{best.method}; lowest of {len(gaps)}")
+
+
+def _least_gap(run: RunDirectory, summary: Summary) -> tuple[str, Interval] | None:
     """The attacker who comes nearest to DW_Both of those who know less, with the paired difference to it."""
     known = {k["name"]: k for k in summary.spec["knowledge"]}
     if "dw_both" not in known:
@@ -117,13 +135,12 @@ def _least_gap(run: RunDirectory, summary: Summary) -> tuple[str, Estimate] | No
     ]
     records = run.records()
     scores = {name: example_scores([r for r in records if r["row"] == name]) for name in (*rivals, "dw_both")}
-    gaps = []
+    gaps = {}
     for name in rivals:
         shared = sorted(scores[name].keys() & scores["dw_both"].keys())
         if shared:
-            other, both = ([scores[row][i] for i in shared] for row in (name, "dw_both"))
-            gaps.append((name, paired_difference(other, both)))
-    return min(gaps, key=lambda gap: gap[1].value, default=None)
+            gaps[name] = [scores[name][i] - scores["dw_both"][i] for i in shared]
+    return lowest(gaps) if gaps else None
 
 
 def _is_no_number(value: Any) -> bool:

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from dbpkit.results.estimates import Estimate, paired_difference
+from dbpkit.results.intervals import VERDICT_EXAMPLES
 from dbpkit.results.run_directory import Record
 
 BUDGET_TOLERANCE = 1e-5
 """Excess over the budget that float32 rounding of a projection explains."""
 
-FEW_EXAMPLES = 16
+FEW_EXAMPLES = VERDICT_EXAMPLES
 """With fewer examples a comparison of means only warns."""
 
 BASELINE_ROWS = ("undefended_clean", "undefended", "clean", "noise_control", "transfer")
@@ -141,7 +142,7 @@ def _comparison_flags(by_row: dict[str, list[Record]]) -> list[Flag]:
             flags.append(Flag("no_better_than_noise", severity, message, row))
     gap, white, transfer = _paired(scores.get("white_box", {}), scores.get("transfer", {}))
     if gap and gap.value > 0:
-        severity = "error" if gap.low > 0 else "warning"
+        severity = "error" if gap.low > 0 and gap.examples >= FEW_EXAMPLES else "warning"
         message = (
             f"Images that fool the undefended classifier leave {transfer:.1%} right, the white box"
             f" {white:.1%}: the white-box attack is not at its strength."

@@ -202,6 +202,9 @@ class RecordedNumber(Recorded):
     published: Free | None = None
     source: Text = ""
     claim: Text = ""
+    least: float | None = None
+    most: float | None = None
+    needs: Annotated[int, Field(ge=0, lt=2**31)] = 0
     holds: bool | None = None
 
 

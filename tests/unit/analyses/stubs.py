@@ -121,6 +121,11 @@ def numbers(result: Any) -> dict[str, Any]:
     return {n.name: n for n in result.numbers}
 
 
+def judged(number: Any) -> bool | None:
+    """The verdict that the interval would give if the images were enough."""
+    return number._replace(needs=1).holds
+
+
 def check_contract(name: str, options: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Records are reused, the conclusion is pure and has two sentences, and the micro-batch is no option."""
     kind: Any = analyses.get(name)

@@ -9,9 +9,9 @@ from scipy import ndimage, signal
 
 from dbpkit.analyses.distances import METRICS, STARTS, Distances, distances, distances_on_the_way, ssim
 from dbpkit.errors import UserError
-from dbpkit.results.intervals import bootstrap, bootstrap_means
 from tests.oracles import case_name, few_steps, sampler_cases, uniform
 from tests.unit.analyses.linear import SIGMA, VARIANCE, measured, subject, values
+from tests.unit.analyses.stubs import judged
 
 SMALL = Distances(images=2, attack_iterations=2)
 L1, L2, LINF, SSIM = range(4)
@@ -164,8 +164,9 @@ def test_measure_inputs_stay_within_the_budget() -> None:
 
 
 def test_conclude_claims_are_judged_by_paired_intervals() -> None:
-    result = SMALL.conclude(measured(SMALL, subject("one_step")))
-    claims = {n.name.split(",")[0]: n.holds for n in result.numbers if n.claim}
+    some = Distances(images=8, attack_iterations=2)
+    result = some.conclude(measured(some, subject("one_step")))
+    claims = {n.name.split(",")[0]: judged(n) for n in result.numbers if n.claim}
     assert claims == {"L2 distance": True, "Linf distance": True, "SSIM": True}
     assert "away from the clean image" in result.sentences[0]
     assert [c.title.split(" to ")[0] for c in result.charts] == list(METRICS.values())
@@ -176,7 +177,7 @@ def test_conclude_purifier_that_returns_to_the_clean_image_says_so() -> None:
     way = {m: [1.0, 2.0, 0.5] for m in METRICS} | {"ssim": [0.5, 0.2, 0.9]}
     record = {"id": 0, "published": "", "turn": 1, "tapes": [dict.fromkeys(STARTS, way)]}
     result = SMALL.conclude({"0-1": [record, record]})
-    assert not any(n.holds for n in result.numbers if n.claim)
+    assert not any(judged(n) for n in result.numbers if n.claim)
     assert "back to the clean image" in result.sentences[0]
     assert "rises from 0.50 to 0.90" in result.sentences[1]
 
@@ -190,16 +191,6 @@ def test_conclude_published_values_only_where_images_and_budget_are_those_of_the
     assert published["L2 distance, attacked image after purification"] == 2.692
     assert published["L2 distance, attacked image"] == 1.188
     assert values(same)["Linf distance, random image"] == pytest.approx(8 / 255, rel=0.01)
-
-
-def test_bootstrap_means_equals_bootstrap_of_each_column() -> None:
-    table = uniform(7, 3).numpy()
-    means = bootstrap_means(table)
-    for column in range(3):
-        expected = bootstrap(table[:, column])
-        np.testing.assert_allclose([part[column] for part in means], expected, rtol=1e-12)
-    for part in bootstrap_means(table[:1]):
-        np.testing.assert_array_equal(part, table[0])
 
 
 @pytest.mark.parametrize("option", ["images", "tapes", "attack_iterations"])

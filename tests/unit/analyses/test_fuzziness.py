@@ -13,6 +13,7 @@ from dbpkit.analyses.fuzziness import Fuzziness
 from dbpkit.analyses.run import make_analysis
 from dbpkit.errors import UserError
 from dbpkit.noise import NoisePlan
+from dbpkit.results.estimates import majority
 from tests.unit.analyses import stubs
 
 PROBABILITY = [0.0, 0.0, 0.1, 0.2, 0.3, 0.5, 0.5, 0.6, 0.8, 0.9, 1.0, 1.0]
@@ -57,10 +58,17 @@ def test_fuzziness_curve_has_the_known_ends_and_its_area_is_the_average() -> Non
     result = Fuzziness(draws=draws).conclude(records(wrong, draws))
     (curve,) = result.charts[0].series
     never, half, average, fuzzy = (n.value for n in result.numbers[:4])
-    assert (never, half, fuzzy) == pytest.approx((2 / 6, 4 / 6, 3 / 6))
-    assert (curve.y[0], curve.y[6], curve.y[-1]) == pytest.approx((never, half, 1.0))
+    assert (never, half, fuzzy) == pytest.approx((2 / 6, 3 / 6, 3 / 6))
+    assert (curve.y[0], curve.y[5], curve.y[-1]) == pytest.approx((never, half, 1.0))
     area = np.mean(curve.y[:-1])  # CFR is constant between k / draws and (k + 1) / draws
     assert average == pytest.approx(area) == pytest.approx(1 - np.mean(wrong) / draws)
+
+
+@pytest.mark.parametrize("wrong", range(5))
+def test_fuzziness_curve_at_one_half_counts_a_tie_as_the_vote_does(wrong: int) -> None:
+    """Two classes, four draws: half of them right is no majority."""
+    half = Fuzziness(draws=4).conclude(records([wrong], 4)).numbers[1].value
+    assert half == majority([[1] * wrong + [0] * (4 - wrong)], [0]).value
 
 
 def test_fuzziness_share_in_ten_draws_is_that_of_all_choices_of_ten() -> None:
@@ -76,7 +84,7 @@ def test_fuzziness_share_in_ten_draws_is_that_of_all_choices_of_ten() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "holds"), [([5] * 12, True), ([0] * 30 + [10] * 30, False), ([0] * 6 + [10] * 6, None)]
+    ("wrong", "holds"), [([5] * 16, True), ([0] * 30 + [10] * 30, False), ([0] * 6 + [10] * 6, None)]
 )
 def test_fuzziness_claim_is_judged_by_the_interval(wrong: list[int], holds: bool | None) -> None:
     assert Fuzziness(draws=10).conclude(records(wrong, 10)).numbers[3].holds is holds

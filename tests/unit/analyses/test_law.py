@@ -83,7 +83,7 @@ def test_prediction_is_exact_for_linear_classifier_and_purifier(done) -> None:
     assert table.informed == pytest.approx(table.attacked, abs=1e-9)
     assert 0 < table.attacked.mean() < table.right.mean()
     error = next(n for n in done[1].numbers if n.name.endswith("and margin: mean error"))
-    assert error.value == 0
+    assert error.value == pytest.approx(0, abs=1e-12)
 
 
 def test_correlations_are_those_of_scipy(done) -> None:
@@ -107,7 +107,9 @@ def test_claims_are_judged_by_intervals(done) -> None:
     for n in claims:
         low, high = {"n": (-math.inf, 0), "a": (0, math.inf), "w": (-0.05, 0.05)}[n.claim[0]]
         outside = n.high < low or n.low > high
-        assert n.holds is (True if low <= n.low and n.high <= high else False if outside else None)
+        judged = n._replace(needs=12).holds
+        assert judged is (True if low < n.low and n.high < high else False if outside else None)
+        assert n.open_because == "a verdict needs at least 64 images, here are 12"
 
 
 def test_conclusion_is_pure_and_describes_the_charts(done) -> None:
@@ -142,10 +144,48 @@ def test_combine_joins_the_purifiers_of_two_runs(done, spec, tmp_path: Path) -> 
     other = tmp_path / "other"
     analyse(spec.model_copy(update={"seed": 3}), other, LAW)
     joint = combine([done[0], other])
-    assert "10 purifiers" in joint.sentences[0]
+    assert "Pooled over 10 purifiers of 2 runs" in joint.sentences[0]
+    assert [s.split(":")[0] for s in joint.sentences[1:]] == ["Within run"] * 2 + ["Within other"] * 2
+    kinds = {n.name.split(": ")[0] for n in joint.numbers}
+    assert kinds == {"run", "other", "pooled"}
+    assert all(n.name.split(": ")[0] in ("run", "other") for n in joint.numbers if n.claim)
+    alone = {n.name: n for n in combine([other]).numbers}
+    within = {n.name.removeprefix("other: "): n for n in joint.numbers if n.name.startswith("other: ")}
+    assert {k: n.value for k, n in within.items()} == {k: n.value for k, n in alone.items()}
     assert {s.name for s in joint.charts[0].series} == {"run: one_step", "other: one_step", "sigmoid"}
     with pytest.raises(UserError, match="holds no records of the analysis 'law'"):
         combine([tmp_path])
+
+
+def test_combine_keeps_runs_whose_folders_have_the_same_name(done, spec, tmp_path: Path) -> None:
+    """``dbpkit law a/run b/run``: both end in ``run``, and both count."""
+    analyse(spec.model_copy(update={"seed": 3}), tmp_path / "run", LAW)
+    joint = combine([done[0], tmp_path / "run"])
+    assert "Pooled over 10 purifiers of 2 runs" in joint.sentences[0]
+    names = {s.name for s in joint.charts[0].series} - {"sigmoid"}
+    assert len(names) == 2
+    assert all(name.endswith("/run: one_step") for name in names)
+    with pytest.raises(UserError, match="given twice"):
+        combine([done[0], done[0]])
+
+
+def test_law_of_unfinished_records_uses_the_images_that_all_purifiers_have(done) -> None:
+    found = measured(done[0])
+    del found[next(u for u in found if u.endswith(" 8-11") and u.startswith("one_step"))]
+    assert tabulate(found).images == 8
+    del found["one_step t*=0.1 S=100 0-7"]
+    with pytest.raises(UserError, match="no image in common"):
+        tabulate(found)
+
+
+def test_table_of_resampled_images_is_that_of_the_images_taken_so_often(done) -> None:
+    found = measured(done[0])
+    weights = np.array([[2, 1, 0, 0, 1, 1, 1, 1, 1, 2, 1, 1], [1] * 12]) / 12
+    table, plain = tabulate(found, weights), tabulate(found)
+    rates = np.concatenate([found[f"{plain.labels[0]} {b}"]["tapes"][0]["rate"] for b in ("0-7", "8-11")])
+    assert table.rate[0, 0] == pytest.approx(weights[0] @ rates)
+    for name in ("rate", "right", "attacked", "predicted", "attack_rate", "informed"):
+        assert getattr(table, name)[1] == pytest.approx(getattr(plain, name), nan_ok=True)
 
 
 def test_combine_uses_the_budgets_that_all_runs_have(done, spec, tmp_path: Path) -> None:

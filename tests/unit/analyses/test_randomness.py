@@ -7,6 +7,7 @@ from dbpkit.analyses.randomness import VARIED, Randomness, off_diagonal_mean
 from dbpkit.errors import UserError
 from tests.oracles import uniform
 from tests.unit.analyses.linear import SIGMA, VARIANCE, measured, subject, values
+from tests.unit.analyses.stubs import judged
 
 THETA = VARIANCE / (VARIANCE + SIGMA**2)
 EPS = 8 / 255
@@ -85,7 +86,7 @@ def test_split_is_left_out_where_only_one_part_is_random(sampler: str) -> None:
 
 
 def test_conclude_claims_hold_and_the_charts_show_bars_and_two_matrices(result: object) -> None:
-    assert [n.holds for n in result.numbers if n.claim] == [True, True]
+    assert [judged(n) for n in result.numbers if n.claim] == [True, True]
     assert [c.kind for c in result.charts] == ["bar", "heat", "heat"]
     rows = np.array([s.y for s in result.charts[1].series])
     assert rows.shape == (16, 16)
@@ -97,7 +98,7 @@ def test_conclude_input_decides_says_so() -> None:
     made = subject("one_step", data=DATA, threat={"norm": "linf", "eps": 0.6})
     found = SMALL.conclude(measured(SMALL, made))
     assert found.sentences[0].startswith("The input, not")
-    assert not any(n.holds for n in found.numbers if n.claim)
+    assert not any(judged(n) for n in found.numbers if n.claim)
 
 
 def test_published_values_are_the_papers(result: object) -> None:

@@ -5,13 +5,11 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from scipy.stats import kendalltau
 
 from dbpkit.analyses.analysis import Subject
-from dbpkit.analyses.recommend import Recommend, _front, concordant_share
+from dbpkit.analyses.recommend import Recommend, _front
 from dbpkit.analyses.run import analyse, make_analysis
 from dbpkit.errors import UserError
 from dbpkit.evaluation.build import build
@@ -20,7 +18,6 @@ from dbpkit.evaluation.spec import EvaluationSpec
 from dbpkit.purify import Purifier
 from dbpkit.results.analysis import AnalysisResult
 from dbpkit.spec import validate
-from tests.oracles import uniform
 
 PARTS = {
     "data": "tests.parts:data",
@@ -56,8 +53,8 @@ def test_prediction_matches_the_attack_where_it_is_exact(done) -> None:
     assert numbers[f"accuracy under exact attack, {best}"].value == pytest.approx(guess, abs=0.03)
     share = numbers["pairs of settings that the prediction ordered as the attack does"]
     assert 0 <= share.low <= share.value <= share.high <= 1
-    assert share.low == 0.5
-    assert share.holds is None, "an interval that touches the boundary leaves the claim open"
+    assert share.holds is None, "six orders of three settings: chance puts them right one time in six"
+    assert "which chance may do as well" in done[1].sentences[1]
 
 
 def test_the_best_and_random_others_are_confirmed_once_each(done) -> None:
@@ -112,12 +109,6 @@ def test_conclusion_is_pure(done) -> None:
     one, two = (Recommend(**OPTIONS).conclude(measured(done[0])) for _ in range(2))
     assert one == two
     assert one.numbers == done[1].numbers
-
-
-def test_concordant_share_is_kendalls_tau() -> None:
-    values = uniform(1, 9, 2, seed=6).numpy()
-    assert concordant_share(values) == pytest.approx((1 + kendalltau(*values[0].T).statistic) / 2)
-    assert concordant_share(np.ones((3, 4, 2))) == 0.5
 
 
 def test_front_keeps_what_nothing_beats() -> None:

@@ -34,6 +34,11 @@ def test_shares_accuracies_are_those_the_draws_imply() -> None:
     assert 0 < sum(r["white_box"] for r in records) < 12
 
 
+STOCHASTIC = "accuracy from stochasticity, at most: white box (EoT 5) minus fixed randomness"
+MORE = "accuracy from stochasticity minus accuracy from purification"
+SHARE = "share of the white box's accuracy that comes from stochasticity"
+
+
 def records(white: list[float], fixed: list[float], undefended: list[float]) -> dict[str, Any]:
     rows = zip(white, fixed, undefended, strict=True)
     found = [{"id": 0, "clean": 1.0, "white_box": w, "fixed": f, "undefended": u} for w, f, u in rows]
@@ -43,11 +48,11 @@ def records(white: list[float], fixed: list[float], undefended: list[float]) -> 
 def test_shares_parts_add_up_to_the_white_box() -> None:
     result = Shares().conclude(records([1, 0.8, 0.6, 0.4], [0.5, 0, 0.5, 0], [0.5, 0, 0, 0]))
     found = stubs.numbers(result)
-    stochastic = found["from stochasticity: white box minus fixed randomness"]
-    purified = found["from purification: fixed randomness minus undefended"]
+    stochastic = found[STOCHASTIC]
+    purified = found["accuracy from purification: fixed randomness minus undefended"]
     assert (stochastic.value, purified.value) == pytest.approx((0.45, 0.125))
-    assert found["stochasticity minus purification"].value == pytest.approx(0.325)
-    share = found["share of stochasticity in the white box's accuracy"].value
+    assert found[MORE].value == pytest.approx(0.325)
+    share = found[SHARE].value
     assert share == pytest.approx(0.45 / 0.7)
     (bars,) = result.charts[0].series
     assert sum(bars.y) == pytest.approx(0.7)
@@ -55,29 +60,27 @@ def test_shares_parts_add_up_to_the_white_box() -> None:
 
 def test_shares_published_parts_are_the_differences_of_published_accuracies() -> None:
     found = stubs.numbers(Shares().conclude(records([0.5] * 4, [0.2] * 4, [0] * 4)))
-    assert found["from stochasticity: white box minus fixed randomness"].published == pytest.approx(
-        0.4727 - 0.168
-    )
-    share = found["share of stochasticity in the white box's accuracy"]
+    assert found[STOCHASTIC].published == pytest.approx(0.4727 - 0.168)
+    share = found[SHARE]
     assert share.published == pytest.approx((0.4727 - 0.168) / 0.4727, abs=1e-3)
 
 
 def test_shares_nothing_right_under_known_noise_gives_a_share_without_interval() -> None:
-    """Every resample has a share of 1; that is no evidence that the share is 1 beyond these images."""
+    """Of four images next to nothing is known: the white box's accuracy may be next to nothing too."""
     result = Shares().conclude(records([1, 0.5, 0, 0], [0] * 4, [0] * 4))
-    share = stubs.numbers(result)["share of stochasticity in the white box's accuracy"]
+    share = stubs.numbers(result)[SHARE]
     assert (share.value, share.low, share.high) == (1, None, None)
 
 
 def test_shares_nothing_robust_has_no_share() -> None:
     result = Shares().conclude(records([0] * 4, [0] * 4, [0] * 4))
-    assert "share of stochasticity in the white box's accuracy" not in stubs.numbers(result)
+    assert SHARE not in stubs.numbers(result)
 
 
-@pytest.mark.parametrize(("fixed", "holds"), [([0.0] * 8, True), ([1.0] * 8, False)])
+@pytest.mark.parametrize(("fixed", "holds"), [([0.0] * 16, True), ([1.0] * 16, False)])
 def test_shares_claim_is_judged_by_the_interval(fixed: list[float], holds: bool) -> None:
-    result = Shares().conclude(records([1.0] * 8, fixed, [0.0] * 8))
-    assert stubs.numbers(result)["stochasticity minus purification"].holds is holds
+    result = Shares().conclude(records([1.0] * 16, fixed, [0.0] * 16))
+    assert stubs.numbers(result)[MORE].holds is holds
 
 
 @pytest.mark.parametrize("options", [{"tapes": 0}, {"eot": 0}, {"draws": None}])

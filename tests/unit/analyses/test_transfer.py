@@ -54,7 +54,7 @@ def test_transfer_numbers_are_means_over_tapes_then_images() -> None:
 )
 def test_transfer_protection_is_judged_by_the_interval(same: int, other: int, holds: bool | None) -> None:
     one = record([[same, other], [other, same]], {"1": [1]}, {"1": [0, 0]})
-    result = Transfer(images=8, tapes=2, averaged=(1,)).conclude({"0-7": [one] * 8})
+    result = Transfer(images=16, tapes=2, averaged=(1,)).conclude({"0-15": [one] * 16})
     assert result.numbers[3].holds is holds
 
 

@@ -79,12 +79,12 @@ CHARTS = {
 
 NUMBERS = [
     Number(
-        "share fooled", 0.42, 0.31, 0.55, 64, "bootstrap", 0.5, "Liu 2025, table 3", "above 0.3: fuzzy", True
+        "share fooled", 0.42, 0.31, 0.55, 64, "bootstrap", 0.5, "Liu 2025, table 3", "above 0.3: fuzzy", 0.3
     ),
-    Number("a gap", 0.02, -0.01, 0.05, 20, "bootstrap", claim="above 0: randomness decides"),
-    Number("slope", -12345.6, examples=3, claim="rises", holds=False),
+    Number("a gap", 0.02, -0.01, 0.05, 20, "bootstrap", claim="above 0: randomness decides", least=0),
+    Number("slope", -12345.6, -12345.6, -12345.6, 30, "bootstrap", claim="rises", least=0),
     Number("rate", 0.25),
-    Number("broken", math.nan, claim="is a number", holds=True),
+    Number("broken", math.nan, 1.0, 2.0, 30, "bootstrap", claim="is a number", least=0),
 ]
 """Numbers that hold, are undecided, do not hold, have no claim, and are none."""
 

@@ -63,7 +63,7 @@ def test_page_of_analysis_has_table_with_published_value_claim_and_verdict(analy
         assert words in line
     text = text_of(page)
     assert "a gap 0.020 −0.010 to 0.050 ? undecided above 0: randomness decides – 20" in text
-    assert "slope −12,346 ✗ does not hold rises – 3" in text
+    assert "slope −12,346 −12,346 to −12,346 ✗ does not hold rises – 30" in text
 
 
 def test_page_of_analyses_alone_answers_and_claims_nothing_of_an_evaluation(analysed: Analysed) -> None:
@@ -99,7 +99,7 @@ def test_page_of_analysis_without_claim_and_chart_is_written(analysed: Analysed)
 
 def test_page_escapes_what_an_analysis_says(analysed: Analysed) -> None:
     odd = "<script>alert(1)</script>\"'&"
-    number = Number(odd, 1.0, source=odd, published=2.0, claim=odd, holds=True, method=odd)
+    number = Number(odd, 1.0, source=odd, published=2.0, claim=odd, least=0, method=odd)
     chart = CHARTS["line"]._replace(title=odd, description=odd)
     page = page_of(analysed(title=odd, sentences=[odd], numbers=[number], charts=[chart]))
     assert page.count("<script>") == 1
@@ -181,7 +181,7 @@ def test_number_text_has_the_digits_of_its_uncertainty(value: float, width: floa
 
 
 def test_number_cell_of_broken_number_sorts_last() -> None:
-    cell = number_cell(Number("x", float("nan"), float("nan"), float("nan"), claim="c", holds=True))
+    cell = number_cell(Number("x", float("nan"), float("nan"), float("nan"), claim="c", least=0))
     assert (cell.value, cell.interval, cell.sort[0]) == ("–", "", "")
 
 
