@@ -10,6 +10,7 @@ import re
 from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -221,28 +222,32 @@ class _Row:
         self.predicted = array("q")
         self.errors: dict[int, str] = {}
 
-    def take(self, record: Mapping[str, Any], order: int, line: int, append: int) -> None:
-        get = record.get
-        failed = "error" in record
-        predicted = () if failed else record["predicted"]
-        if failed:
-            self.errors[len(self.whole["tape"])] = record["error"]
-        self.predicted.extend(predicted)
-        claimed = get("claimed_success")
-        asked = "queries" in record
-        values = (
-            record["tape"], record["example"], get("label", ABSENT) if not failed else ABSENT, len(predicted),
-            ABSENT if claimed is None else int(claimed), line, append, order,
-            *((get(name) or 0) if asked else ABSENT for name in QUERIES),
-        )  # fmt: skip
-        for column, value in zip(self.whole.values(), values, strict=True):
-            column.append(value)
+    def take(self, records: list[tuple[int, Record]], order: int, append: int) -> None:
+        """Takes records of the row, each with the place of its line, from one append."""
+        count, whole, group = len(records), self.whole, [record for _, record in records]
+        for k, record in enumerate(group):
+            if "error" in record:
+                self.errors[len(whole["tape"]) + k] = record["error"]
+        good = [record if "error" not in record else _FAILED for record in group]
+        whole["tape"].extend([record["tape"] for record in group])
+        whole["example"].extend([record["example"] for record in group])
+        whole["line"].extend([line for line, _ in records])
+        whole["append"].extend([append] * count)
+        whole["order"].extend(range(order, order + count))
+        whole["label"].extend([record["label"] for record in good])
+        whole["draws"].extend([len(record["predicted"]) for record in good])
+        for record in good:
+            self.predicted.extend(record["predicted"])
+        whole["claimed_success"].extend([int(record.get("claimed_success", ABSENT)) for record in good])
+        for name in QUERIES:
+            whole[name].extend([record[name] or 0 if "queries" in record else ABSENT for record in good])
         for name, numbers in self.measures.items():
-            numbers.append(get(name, math.nan))
+            numbers.extend([record.get(name, math.nan) for record in good])
         for name, numbers in self.paths.items():
-            path = get(name, ())
-            self.counts[name].append(len(path))
-            numbers.extend([math.nan if v is None else v for v in path] if None in path else path)
+            paths = [record.get(name, ()) for record in good]
+            self.counts[name].extend([len(path) for path in paths])
+            for path in paths:
+                numbers.extend([math.nan if v is None else v for v in path] if None in path else path)
 
     def columns(self) -> tuple[RowColumns, Integers]:
         """The records, the failed ones too, and the order of their lines."""
@@ -262,6 +267,9 @@ class _Row:
         ), order
 
 
+_FAILED: Record = {"label": ABSENT, "predicted": ()}
+"""Stands in the columns for a record without a result."""
+
 _WHOLE = ("tape", "example", "label", "draws", "claimed_success", "line", "append", "order", *QUERIES)
 
 
@@ -275,12 +283,10 @@ def gather(appends: Iterable[tuple[list[tuple[int, Record]], Mapping[str, Any]]]
     seals, order = [], 0
     for number, (records, seal) in enumerate(appends):
         seals.append(seal)
-        for line, record in records:
-            row = rows.get(record["row"])
-            if row is None:
-                row = rows[record["row"]] = _Row()
-            row.take(record, order, line, number)
-            order += 1
+        for name, group in groupby(records, key=lambda placed: placed[1]["row"]):
+            together = list(group)
+            rows.setdefault(name, _Row()).take(together, order, number)
+            order += len(together)
     good: dict[str, RowColumns] = {}
     failed: list[tuple[int, Record]] = []
     for name, row in rows.items():
@@ -299,12 +305,12 @@ def gather(appends: Iterable[tuple[list[tuple[int, Record]], Mapping[str, Any]]]
 
 def _newest(tape: Integers, example: Integers) -> tuple[Integers, Integers]:
     """Position of the last record of every key and of the first, in the order of the first."""
-    keys = np.stack([tape, example], axis=1)
-    _, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-    last = np.zeros(len(first), dtype=np.int64)
-    np.maximum.at(last, inverse.reshape(-1), np.arange(len(tape)))
-    order = np.argsort(first)
-    return last[order], first[order]
+    order = np.lexsort((example, tape))  # stable: the records of a key stay in the order of their lines
+    begins = np.ones(len(order), dtype=bool)
+    begins[1:] = (np.diff(tape[order]) != 0) | (np.diff(example[order]) != 0)
+    first, last = order[begins], order[np.append(begins[1:], True)]
+    appeared = np.argsort(first)
+    return last[appeared], first[appeared]
 
 
 def _floats(values: array) -> Floats:  # type: ignore[type-arg]
