@@ -6,12 +6,14 @@ The thing people get wrong: the scale of the network's input. Variance-preservin
 """
 
 from collections.abc import Callable
-from typing import Literal
+from functools import lru_cache
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from dbpkit.errors import UserError
+from dbpkit.frozen import own_dtype
 from dbpkit.registry import Registry
 from dbpkit.schedule import discrete_sigmas, vp_time
 
@@ -42,7 +44,7 @@ class EDMDenoiser(nn.Module):
         total = (sigma**2 + self.sigma_data**2).sqrt()
         skip = (self.sigma_data / total) ** 2
         out = sigma * self.sigma_data / total
-        return skip * x + out * self.network(x / total, label.log() / 4)
+        return skip * x + out * _predict(self.network, x / total, label.log() / 4)
 
 
 class VPDenoiser(nn.Module):
@@ -60,8 +62,6 @@ class VPDenoiser(nn.Module):
         Ho et al. 2020; Song et al. 2021; Salimans & Ho 2022 (arXiv:2202.00512), section 4, for v.
     """
 
-    _log_sigmas: Tensor
-
     def __init__(
         self,
         network: nn.Module,
@@ -78,15 +78,13 @@ class VPDenoiser(nn.Module):
         self.prediction = prediction
         self.time = time
         self.time_scale = time_scale
-        self.register_buffer("_log_sigmas", discrete_sigmas().log(), persistent=False)
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Estimates x0 of shape (B, C, H, W); see `dbpkit.types.Denoiser`."""
         label, sigma = _columns(sigma, x)
         signal = (1 + sigma**2).rsqrt()  # sqrt(alpha_bar)
         state = signal * x
-        out = self.network(state, self._times(label))
-        out = getattr(out, "sample", out)
+        out = _predict(self.network, state, self._times(label))
         if out.shape != x.shape:
             raise UserError(
                 f"the denoising network returned {tuple(out.shape)} for images {tuple(x.shape)}. "
@@ -106,8 +104,8 @@ class VPDenoiser(nn.Module):
         """(B,) times of noise levels in the network's own unit."""
         if self.time == "continuous":
             return self.time_scale * vp_time(sigma)
-        log_sigma = sigma.to(self._log_sigmas).log()
-        return (log_sigma[:, None] - self._log_sigmas[None]).abs().argmin(dim=1)
+        table = _log_sigmas(sigma.device)
+        return (sigma.to(table).log()[:, None] - table).abs().argmin(dim=1)
 
 
 @denoisers.register("edm")
@@ -148,6 +146,25 @@ def from_pretrained(
 
 
 def _columns(sigma: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Noise levels as (B,) and as (B, 1, 1, 1), in the type of ``x``."""
-    label = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(x.shape[0])
-    return label, label[:, None, None, None]
+    """Noise levels as (B,) in at least single precision, and as (B, 1, 1, 1) in the type of ``x``."""
+    exact = torch.promote_types(x.dtype, torch.float32)
+    label = torch.as_tensor(sigma, dtype=exact, device=x.device).expand(x.shape[0])
+    return label, label.to(x.dtype)[:, None, None, None]
+
+
+@lru_cache(maxsize=8)
+def _log_sigmas(device: torch.device) -> Tensor:
+    """Logarithms of the 1,000 levels of the linear DDPM schedule, double where the device has it.
+
+    Not a buffer of the module: that would become half with its weights, and the nearest level another.
+    """
+    return discrete_sigmas().log().to(device, torch.float32 if device.type == "mps" else torch.float64)
+
+
+def _predict(network: Callable[..., Any], state: Tensor, times: Tensor) -> Tensor:
+    """What a network says of a state, in the state's precision; the network gets a copy in its own."""
+    dtype = own_dtype(network) or state.dtype
+    times = times.to(dtype) if times.is_floating_point() else times
+    out = network(state.clone() if state.dtype == dtype else state.to(dtype), times)
+    out = getattr(out, "sample", out)
+    return out.to(state.dtype) if isinstance(out, Tensor) else out

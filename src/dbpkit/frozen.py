@@ -6,12 +6,28 @@ The thing people get wrong: ``model.eval()`` once, at the start. Here every call
 
 import threading
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dbpkit.errors import UserError
+
+
+def uncompiled(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Keeps a method out of the graphs of ``torch.compile``, which breaks them there and runs it as it is.
+
+    The decorator of torch itself would import its compiler at once, which takes longer than this package.
+    """
+
+    @wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(method)(*args, **kwargs)
+        return method(*args, **kwargs)
+
+    return call
 
 
 class Frozen(nn.Module):
@@ -27,6 +43,7 @@ class Frozen(nn.Module):
         super().train(False)
         return self
 
+    @uncompiled
     def settle(self) -> None:
         """Puts back into eval mode what somebody has taken out of it directly."""
         for module in self.modules():
@@ -82,7 +99,9 @@ def as_frozen(part: Any, what: str) -> nn.Module:
         name = part.__name__ if isinstance(part, type) else type(part).__name__
         raise UserError(f"{what} must be a torch.nn.Module or a function, not {name}.{hint}")
     module = part if isinstance(part, nn.Module) else Function(part)
-    return module.requires_grad_(False).eval()
+    for weight in module.parameters():  # a scripted module has no requires_grad_
+        weight.requires_grad_(False)
+    return module.eval()
 
 
 def own_dtype(module: Any) -> torch.dtype | None:

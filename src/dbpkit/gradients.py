@@ -3,8 +3,10 @@
 Exact means the gradient of the very function that classifies, through every step and every clip. Budgeted
 replay keeps only the state before each step and runs the step again in the backward pass, except for the
 last steps, whose graphs are kept while they fit a memory budget: N steps with k kept cost (2N - k) forward
-and N backward passes. The thing people get wrong: the replayed step must draw the same noise and run in
-the same precision; here the noise is a function of its key, and autocast is restored.
+and N backward passes. Where a graph of the gradient itself is asked for (``create_graph``), the graphs of the
+steps run again are kept too, so second derivatives are exact at the memory of plain autograd. The thing
+people get wrong: the replayed step must draw the same noise and run in the same mode and precision; here the
+noise is a function of its key, autocast is restored, and networks are put back into eval mode.
 """
 
 from collections.abc import Callable
@@ -12,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 
 from dbpkit.errors import UserError
 
@@ -31,25 +33,34 @@ class Replay:
         memory_bytes: budget for the graphs that are kept. The last step's is kept whatever the budget: the
             backward pass needs one such graph at a time anyway.
         verify: whether each replayed step must reproduce its stored result bit for bit.
+        settle: called before a step runs again, to put the networks into the mode they first ran in.
     """
 
-    def __init__(self, steps: int, memory_bytes: int = DEFAULT_MEMORY, *, verify: bool = False) -> None:
+    def __init__(
+        self,
+        steps: int,
+        memory_bytes: int = DEFAULT_MEMORY,
+        *,
+        verify: bool = False,
+        settle: Callable[[], None] = lambda: None,
+    ) -> None:
         self.steps = steps
         self.memory_bytes = memory_bytes
         self.verify = verify
+        self.settle = settle
         self.kept = 1
         self._done = 0
 
     def __call__(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """Returns ``function(x)``, differentiable in ``x``."""
         self._done += 1
-        if not (torch.is_grad_enabled() and x.requires_grad):
+        if not (torch.is_grad_enabled() and x.requires_grad) or _transformed(x):
             return function(x)
         if self._done == 1 and self.memory_bytes and self.steps > 1:
             return self._first(function, x)
         if self._done > self.steps - self.kept:
             return function(x)
-        return _Replayed.apply(x, _Step(function, x.device.type, self.verify), None)
+        return _Replayed.apply(x, self._step(function, x), None)
 
     def _first(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """Runs the first step with its graph, to learn how many such graphs fit the budget."""
@@ -66,7 +77,20 @@ class Replay:
         self.kept = min(self.steps, max(1, self.memory_bytes // max(sum(sizes.values()), 1)))
         if self.kept == self.steps:
             return y
-        return _Replayed.apply(x, _Step(function, x.device.type, self.verify), y.detach())
+        return _Replayed.apply(x, self._step(function, x), y.detach())
+
+    def _step(self, function: Callable[[Tensor], Tensor], x: Tensor) -> "_Step":
+        return _Step(function, x.device.type, self.verify, self.settle)
+
+
+def _transformed(x: Tensor) -> bool:
+    """Whether a tensor belongs to forward-mode differentiation or a transform of `torch.func`.
+
+    Neither knows of saved tensors, and forward mode needs none: such a pass keeps what it keeps.
+    """
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return True
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None
 
 
 class _Saved:
@@ -97,21 +121,25 @@ class _Saved:
 class _Step:
     """A step's function with the precision it first ran in."""
 
-    def __init__(self, function: Callable[[Tensor], Tensor], device: str, verify: bool) -> None:
+    def __init__(
+        self, function: Callable[[Tensor], Tensor], device: str, verify: bool, settle: Callable[[], None]
+    ) -> None:
         self.function = function
         self.device = device
         self.verify = verify
+        self.settle = settle
         self.autocast = torch.is_autocast_enabled(device)
         self.dtype = torch.get_autocast_dtype(device)
 
     def again(self, x: Tensor) -> Tensor:
         """Runs the function in that precision."""
+        self.settle()
         with torch.autocast(self.device, self.dtype, enabled=self.autocast):
             return self.function(x)
 
 
 class _Replayed(torch.autograd.Function):
-    """A step that stores its input only and runs again to be differentiated."""
+    """A step that stores its input only and runs again to be differentiated, as often as is asked for."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, step: _Step, result: Tensor | None) -> Tensor:
@@ -121,11 +149,11 @@ class _Replayed(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         x, *stored = ctx.saved_tensors
+        asked = torch.is_grad_enabled()  # only where a graph of the gradient is asked for
         with torch.enable_grad():
-            x = x.detach().requires_grad_()
+            x = x if asked else x.detach().requires_grad_()
             y = ctx.step.again(x)
         if stored and not torch.equal(y, stored[0]):
             raise UserError(
@@ -133,7 +161,8 @@ class _Replayed(torch.autograd.Function):
                 f" (largest difference {float((y - stored[0]).abs().max()):.3g}). Put the network"
                 " in eval mode and remove randomness it draws itself, or its gradients are wrong."
             )
-        return torch.autograd.grad(y, x, grads[0], materialize_grads=True)[0], None, None
+        (grad,) = torch.autograd.grad(y, x, grads[0], create_graph=asked, materialize_grads=True)
+        return grad, None, None
 
 
 def straight_through(pure: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from dbpkit.errors import UserError, unknown_name
+from dbpkit.frozen import uncompiled
+from dbpkit.inputs import LIMIT, check_seed, whole
 
 STREAMS = {"attack": 0, "select": 1, "report": 2, "train": 3, "control": 4}
 """Who draws: the attack, the selection among its candidates, the published score, training, controls."""
@@ -41,6 +43,7 @@ MAX_ID = 1 << 44
 Words = TypeVar("Words", Tensor, np.ndarray[Any, Any])
 
 _LOW = 0xFFFFFFFF
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _BLOCK_BITS = 20  # the first counter word holds the block of four values and the id's upper twelve bits
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -81,21 +84,15 @@ class NoisePlan:
         Raises:
             UserError: if the seed or an id is out of range, or the stream is unknown.
         """
-        if not 0 <= seed <= _LOW:
-            raise UserError(f"seed {seed} is outside [0, 2**32). Choose a smaller non-negative one.")
-        if stream not in STREAMS:
-            raise unknown_name("stream", stream, STREAMS)
-        ids = torch.as_tensor(list(example_ids) if not isinstance(example_ids, Tensor) else example_ids)
-        whole = not ids.is_floating_point() or not ids.numel()
-        ids = ids.to("cpu", torch.int64)
-        if not whole or ids.ndim != 1 or (ids.numel() and (ids.min() < 0 or ids.max() >= MAX_ID)):
-            raise UserError("example ids must be a flat list of integers in [0, 2**44).")
-        _check_draw(draw)
+        seed, draw = check_seed(seed), _checked_draw(draw)
+        _check_stream(stream)
+        ids = _checked_ids(example_ids)
         return cls(seed, ids, stream, torch.full_like(ids, draw))
 
     def __len__(self) -> int:
         return self.example_ids.numel()
 
+    @uncompiled
     def normal(self, site: str, step: int, like: Tensor) -> Tensor:
         """Draws standard normals for every row.
 
@@ -121,6 +118,7 @@ class NoisePlan:
         pairs = torch.stack([angle.cos().mul_(radius), angle.sin_().mul_(radius)], dim=1)
         return _shaped(pairs.flatten(0, 1), like)
 
+    @uncompiled
     def uniform(self, site: str, step: int, like: Tensor) -> Tensor:
         """Draws uniforms on [0, 1), multiples of 2**-24; arguments and errors as `normal`."""
         words = self._words(site, step, like, kind=1)
@@ -133,7 +131,15 @@ class NoisePlan:
 
         Draw d becomes the draws ``d * draws + r``, so ``plan.at(i).repeat(eot)`` never repeats a value
         for another i. Shared sites keep the source's own draw in every repetition.
+
+        Raises:
+            UserError: if there is no repetition, or one would be a draw of 2**32 or more.
         """
+        draws = whole(draws, "count of draws", 1, LIMIT)
+        if len(self) and (int(self.draw.max()) + 1) * draws > LIMIT:
+            raise UserError(
+                f"{draws} repetitions of draw {int(self.draw.max())} go beyond the last draw, 2**32 - 1."
+            )
         ids = self.example_ids.repeat_interleave(draws)
         offsets = torch.arange(draws).repeat(len(self))
         rows = torch.arange(len(self)).repeat_interleave(draws)
@@ -148,25 +154,22 @@ class NoisePlan:
     def rows(self, index: Tensor | list[int] | slice) -> "NoisePlan":
         """Returns the plan of the chosen rows, in the order of ``index``."""
         if not isinstance(index, slice):
-            index = torch.as_tensor(index).cpu()
-            index = index if index.numel() else index.long()  # an empty list has no integer type of its own
+            index = _checked_rows(index, len(self))
         shared = {site: source.rows(index) for site, source in self.shared.items()}
         return replace(self, example_ids=self.example_ids[index], draw=self.draw[index], shared=shared)
 
     def on(self, stream: str) -> "NoisePlan":
         """Returns the same rows on another stream."""
-        if stream not in STREAMS:
-            raise unknown_name("stream", stream, STREAMS)
+        _check_stream(stream)
         return replace(self, stream=stream)
 
     def at(self, draw: int) -> "NoisePlan":
         """Returns the same rows at another draw; shared sites keep theirs."""
-        _check_draw(draw)
-        return replace(self, draw=torch.full_like(self.draw, draw))
+        return replace(self, draw=torch.full_like(self.draw, _checked_draw(draw)))
 
     def in_lane(self, lane: int) -> "NoisePlan":
         """Returns the same rows in another lane of the stream, whose draws are all new; 0 <= lane < 2**24."""
-        if not 0 <= lane < 1 << 24:
+        if not 0 <= whole(lane, "noise lane", low=-(1 << 62)) < 1 << 24:
             raise UserError(f"noise lane {lane} is outside [0, 2**24).")
         return replace(self, lane=lane)
 
@@ -178,7 +181,7 @@ class NoisePlan:
         Raises:
             UserError: if the part is out of range, or the lane is (as that of a branch).
         """
-        if not 0 < part < 16 or self.lane >= 1 << 20:
+        if not 0 < whole(part, "part of a noise lane", low=-(1 << 62)) < 16 or self.lane >= 1 << 20:
             raise UserError(
                 f"noise lane {self.lane} has no branch {part}: parts are 1 to 15, lanes below 2**20."
             )
@@ -193,16 +196,17 @@ class NoisePlan:
         Raises:
             UserError: if the two plans hold other examples.
         """
-        if not torch.equal(self.example_ids, source.example_ids):
+        if not isinstance(source, NoisePlan) or not torch.equal(self.example_ids, source.example_ids):
             raise UserError("noise can be shared only between plans of the same examples in the same order.")
         sites = list(sites)
         for site in sites:
-            if site not in SITES:
-                raise unknown_name("noise site", site, SITES)
+            _check_site(site)
         return replace(self, shared={**self.shared, **dict.fromkeys(sites, source)})
 
     def _words(self, site: str, step: int, like: Tensor, kind: int) -> Tensor | None:
         """The 32-bit words of the key's blocks, (4, B, n) float64, or None where the site is shared."""
+        if not isinstance(like, Tensor) or not like.ndim or not like.is_floating_point():
+            raise UserError("noise is drawn like a tensor of floating point, (B, ...).")
         if like.shape[0] != len(self):
             raise UserError(
                 f"a noise plan of {len(self)} examples was used on a batch of {like.shape[0]}. "
@@ -210,9 +214,8 @@ class NoisePlan:
             )
         if site in self.shared:
             return None
-        if site not in SITES:
-            raise unknown_name("noise site", site, SITES)
-        if not 0 <= step < 1 << 24:
+        _check_site(site)
+        if not 0 <= whole(step, "noise step", low=-(1 << 62)) < 1 << 24:
             raise UserError(f"noise step {step} is outside [0, 2**24).")
         blocks = -(-math.prod(like.shape[1:]) // 4)
         if blocks > 1 << _BLOCK_BITS:
@@ -225,7 +228,8 @@ class NoisePlan:
         place = torch.tensor([[kind << 31 | SITES[site] << 24 | step]])
         counter = (block | high if bool(high.any()) else block, ids & _LOW, draws, place)
         key = self.seed, self.lane << 8 | STREAMS[self.stream]
-        if like.device.type == "cpu":  # NumPy's integers are three times as fast as torch's there
+        inside = torch._C._functorch.is_functorch_wrapped_tensor(block)  # of a transform of torch.func
+        if like.device.type == "cpu" and not inside:  # NumPy's integers are three times as fast as torch's
             words = philox4x32([c.numpy().view(np.uint64) for c in counter], key)
             return torch.from_numpy(np.stack(words).astype(np.float64))
         return torch.stack(philox4x32([c.to(like.device) for c in counter], key)).double()
@@ -283,9 +287,55 @@ def seeded_generator(seed: int, device: torch.device | None = None) -> Iterator[
         yield
 
 
-def _check_draw(draw: int) -> None:
-    if not 0 <= draw <= _LOW:
+def _checked_draw(draw: int) -> int:
+    if not 0 <= whole(draw, "noise draw", low=-(1 << 200)) <= _LOW:
         raise UserError(f"noise draw {draw} is outside [0, 2**32).")
+    return int(draw)
+
+
+def _check_stream(stream: str) -> None:
+    if not isinstance(stream, str) or stream not in STREAMS:
+        raise unknown_name("stream", str(stream), STREAMS)
+
+
+def _check_site(site: str) -> None:
+    if not isinstance(site, str) or site not in SITES:
+        raise unknown_name("noise site", str(site), SITES)
+
+
+def _checked_ids(example_ids: Iterable[int] | Tensor) -> Tensor:
+    """Ids as int64 on the CPU; UserError unless they are flat, whole and in [0, 2**44)."""
+    wrong = UserError("example ids must be a flat list of integers in [0, 2**44).")
+    try:
+        ids = torch.as_tensor(example_ids if isinstance(example_ids, Tensor) else list(example_ids))
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise wrong from error
+    if (ids.dtype not in _WHOLE and ids.numel()) or ids.ndim != 1:
+        raise wrong
+    ids = ids.to("cpu", torch.int64)
+    if ids.numel() and (ids.min() < 0 or ids.max() >= MAX_ID):
+        raise wrong
+    return ids
+
+
+def _checked_rows(index: Any, count: int) -> Tensor:
+    """Positions in a plan, or a mask of its rows, as a tensor on the CPU; UserError for anything else."""
+    try:
+        rows = torch.as_tensor(index).cpu()
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise UserError("rows of a noise plan are chosen by a flat list of positions.") from error
+    rows = rows if rows.numel() else rows.long()  # an empty list has no integer type of its own
+    mask = rows.dtype == torch.bool
+    inside = len(rows) == count if mask and rows.ndim == 1 else rows.dtype in _WHOLE
+    if (
+        rows.ndim != 1
+        or not inside
+        or (not mask and len(rows) and not -count <= rows.min() <= rows.max() < count)
+    ):
+        raise UserError(
+            f"rows of a noise plan of {count} examples are chosen by a flat list of positions in it."
+        )
+    return rows
 
 
 def _shaped(parts: Tensor, like: Tensor) -> Tensor:

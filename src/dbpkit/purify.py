@@ -3,6 +3,8 @@
 Everything outside works in [0, 1]; only this file knows that diffusion models want [-1, 1]. The thing
 people get wrong: a purified classifier is random. ``model(x, noise=plan)`` is a deterministic function of
 its arguments; ``model(x)`` draws fresh noise at every call, for attack libraries that know no noise.
+
+Everything here is `Frozen`: weights fixed, eval mode at every call, and no network sees the caller's memory.
 """
 
 import copy
@@ -12,9 +14,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from dbpkit.denoiser import EDMDenoiser, VPDenoiser
 from dbpkit.errors import UserError
+from dbpkit.frozen import Counter, Frozen, as_frozen, call_apart, uncompiled
 from dbpkit.gradients import DEFAULT_MEMORY, Replay, straight_through
 from dbpkit.heads import Unsquashed
+from dbpkit.inputs import check_images, check_length, check_seed, check_unit, real, whole
 from dbpkit.noise import NoisePlan
 from dbpkit.options import Count, CountOrNone
 from dbpkit.registry import Registry
@@ -26,10 +31,11 @@ gradients: Registry[Callable[..., Any]] = Registry("gradient")
 """What an attacker differentiates: ``view(model, **options)`` returns the model as the attacker sees it."""
 
 
-class Purifier(nn.Module):
+class Purifier(Frozen):
     """Noises images to t* and denoises them.
 
-    Weights are frozen and put in eval mode; gradients with respect to the image are exact.
+    Weights are frozen and in eval mode at every call; gradients with respect to the image are exact, second
+    ones too. A denoiser in another precision gets images in its own.
 
     Args:
         denoiser: any `Denoiser`.
@@ -42,7 +48,7 @@ class Purifier(nn.Module):
         memory_bytes: budget for kept graphs, see `dbpkit.gradients.Replay`.
 
     Raises:
-        UserError: if a name or an option is unknown.
+        UserError: if a name or an option is unknown or out of range.
 
     Example:
         >>> from dbpkit import NoisePlan, Purifier, load_embedded
@@ -67,17 +73,23 @@ class Purifier(nn.Module):
         super().__init__()
         if isinstance(denoiser, nn.Module):
             denoiser.requires_grad_(False).eval()
+        elif isinstance(denoiser, type) or not callable(denoiser):
+            raise UserError(f"the denoiser must be callable as denoiser(x, sigma), not {denoiser!r:.60}.")
+        if not isinstance(sampler, str):
+            raise UserError(f"the sampler is given by name or import path, not as {type(sampler).__name__}.")
+        if not 0 < real(t_star, "t_star") < 1:
+            raise UserError(f"t_star must lie in (0, 1), not {t_star:g}.")
         self.denoiser = denoiser
         self.settings: dict[str, Any] = {
             "sampler": sampler,
             "t_star": t_star,
-            "steps": steps,
+            "steps": whole(steps, "steps", 1),
             "options": options,
             "grid": grid,
         }
         self.sampler = make_sampler(sampler, t_star, steps, options, grid)
-        self.clamp = self.sampler.clamps if clamp is None else clamp
-        self.memory_bytes = memory_bytes
+        self.clamp = self.sampler.clamps if clamp is None else bool(clamp)
+        self.memory_bytes = whole(memory_bytes, "memory_bytes")
         self.verify_replay = False
 
     @property
@@ -85,6 +97,7 @@ class Purifier(nn.Module):
         """Sampler steps of one purification, each one or two network calls."""
         return len(self.sampler.levels) - 1
 
+    @uncompiled
     def forward(self, x: Tensor, *, noise: NoisePlan) -> Tensor:
         """Purifies images.
 
@@ -94,9 +107,14 @@ class Purifier(nn.Module):
 
         Returns:
             Purified images (B, C, H, W), in [0, 1] if ``clamp``.
-        """
-        return self._purify(x, noise, Replay(self.calls, self.memory_bytes, verify=self.verify_replay))
 
+        Raises:
+            UserError: if ``x`` holds no such images, or the plan is one of another batch.
+        """
+        _check(x, noise, "Purifier")
+        return self._purify(x, noise, self._hook())
+
+    @uncompiled
     def traced(self, x: Tensor, *, noise: NoisePlan) -> tuple[Tensor, Tensor]:
         """Purifies images and tells how far the way back strays from the way there.
 
@@ -117,7 +135,8 @@ class Purifier(nn.Module):
             Kang et al. 2023 (DiffAttack, NeurIPS), the deviated-reconstruction loss at a third of the steps,
             taken evenly and weighted equally.
         """
-        hook = Replay(self.calls, self.memory_bytes, verify=self.verify_replay)
+        _check(x, noise, "Purifier")
+        hook = self._hook()
         states: list[Tensor] = []
 
         def kept(function: Callable[[Tensor], Tensor], state: Tensor) -> Tensor:
@@ -138,8 +157,22 @@ class Purifier(nn.Module):
             gaps.append((state - forward).square().flatten(1).mean(dim=1))
         return x_pure, torch.stack(gaps, dim=1).mean(dim=1)
 
+    def _hook(self) -> Replay:
+        return Replay(self.calls, self.memory_bytes, verify=self.verify_replay, settle=self.settle)
+
+    def _denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """One call of the denoiser, on a copy of the sampler's state in the denoiser's own precision."""
+        if isinstance(self.denoiser, VPDenoiser | EDMDenoiser):  # they see to their network themselves
+            return self.denoiser(x, sigma)
+        x0 = call_apart(self.denoiser, x, sigma)
+        if not isinstance(x0, Tensor) or x0.shape != x.shape:
+            found = tuple(x0.shape) if isinstance(x0, Tensor) else type(x0).__name__
+            raise UserError(f"the denoiser must return clean images {tuple(x.shape)}, got {found}.")
+        return x0
+
     def _purify(self, x: Tensor, noise: NoisePlan, step: StepHook) -> Tensor:
-        x0 = self.sampler.sample(self.denoiser, 2 * x - 1, self.sampler.levels, noise=noise, step=step)
+        self.settle()
+        x0 = self.sampler.sample(self._denoise, 2 * x - 1, self.sampler.levels, noise=noise, step=step)
         x_pure = (x0 + 1) / 2
         return x_pure.clamp(0, 1) if self.clamp else x_pure
 
@@ -163,13 +196,16 @@ class PurifiesImages(Protocol):
         ...
 
 
-class PurifiedClassifier(nn.Module):
+class PurifiedClassifier(Frozen):
     """Purify, then classify: one purification, one prediction.
 
     Args:
         purifier: gives images in [0, 1].
-        classifier: maps images (B, C, H, W) in [0, 1] to logits (B, K).
+        classifier: maps images (B, C, H, W) in [0, 1] to logits (B, K); a plain function will do.
         seed: seed of the noise of calls without a plan.
+
+    Raises:
+        UserError: if a part is of another kind, or the seed out of range.
 
     Example:
         >>> from dbpkit import NoisePlan, PurifiedClassifier, Purifier, load_embedded
@@ -184,15 +220,25 @@ class PurifiedClassifier(nn.Module):
 
     def __init__(self, purifier: PurifiesImages, classifier: nn.Module, *, seed: int = 0) -> None:
         super().__init__()
+        if not (callable(purifier) and hasattr(purifier, "sampler")):
+            raise UserError(
+                "the purifier must be a Purifier, or called as purifier(x, noise=plan) with a sampler, not"
+                f" {type(purifier).__name__}. Write PurifiedClassifier(purifier, classifier)."
+            )
         self.purifier = purifier
-        self.classifier = classifier.requires_grad_(False).eval()
-        self.seed = seed
-        self.calls_without_plan = 0
+        self.classifier = as_frozen(classifier, "the classifier")
+        self.seed = check_seed(seed)
+        self._calls = Counter()
 
     @property
     def sites(self) -> frozenset[str]:
         """Noise sites the purifier draws from; all of its randomness is there."""
         return self.purifier.sampler.sites
+
+    @property
+    def calls_without_plan(self) -> int:
+        """How often the model has drawn noise of its own; the next such call draws number this."""
+        return self._calls.value
 
     def forward(self, x: Tensor, *, noise: NoisePlan | None = None) -> Tensor:
         """Returns logits (B, K) of images (B, C, H, W) in [0, 1].
@@ -201,8 +247,16 @@ class PurifiedClassifier(nn.Module):
             x: images.
             noise: plan of the same B examples. Without one, noise is drawn afresh at every call from the
                 model's seed and a count of such calls; rows are then positions, not examples.
+
+        Raises:
+            UserError: if ``x`` holds no such images, or the plan is one of another batch.
         """
-        return self.classifier(self.purifier(x, noise=self._fresh(len(x)) if noise is None else noise))
+        check_images(x, "PurifiedClassifier", pixels=False)
+        noise = self._fresh(len(x)) if noise is None else noise
+        _check(x, noise, "PurifiedClassifier")
+        self.settle()
+        own = isinstance(self.purifier, Frozen)
+        return call_apart(self.classifier, self.purifier(x if own else x.clone(), noise=noise))
 
     def traced(self, x: Tensor, *, noise: NoisePlan) -> tuple[Tensor, Tensor]:
         """Returns logits (B, K) and the purifier's deviation (B,), see `Purifier.traced`.
@@ -216,12 +270,15 @@ class PurifiedClassifier(nn.Module):
                 f" {type(self.purifier).__name__} is not. Use the gradient 'exact' or 'surrogate', or an"
                 " attack without it."
             )
+        self.settle()
         x_pure, deviation = self.purifier.traced(x, noise=noise)
-        return self.classifier(x_pure), deviation
+        return call_apart(self.classifier, x_pure), deviation
 
     @torch.no_grad()
     def draws(self, x: Tensor, *, noise: NoisePlan, count: int) -> Tensor:
         """Returns logits (B, R, K) of ``count`` = R independent purifications of each image."""
+        whole(count, "count of draws", 1)
+        _check(x, noise, "PurifiedClassifier.draws")
         logits = self(x.repeat_interleave(count, dim=0), noise=noise.repeat(count))
         return logits.unflatten(0, (len(x), count))
 
@@ -229,13 +286,12 @@ class PurifiedClassifier(nn.Module):
         """Returns a plain ``model(x) -> logits`` with the noise of a plan, for one batch of examples."""
         return BoundClassifier(self, noise)
 
+    @uncompiled
     def _fresh(self, count: int) -> NoisePlan:
-        plan = NoisePlan.of(self.seed, range(count), "attack", draw=self.calls_without_plan)
-        self.calls_without_plan += 1
-        return plan
+        return NoisePlan.of(self.seed, range(count), "attack", draw=self._calls.take())
 
 
-class BoundClassifier(nn.Module):
+class BoundClassifier(Frozen):
     """A deterministic view of a randomised classifier: one plan, one batch of examples.
 
     Args:
@@ -245,6 +301,7 @@ class BoundClassifier(nn.Module):
 
     def __init__(self, model: nn.Module, noise: NoisePlan) -> None:
         super().__init__()
+        check_length(noise, len(noise) if hasattr(noise, "example_ids") else 0, "bind")
         self.model = model
         self.noise = noise
 
@@ -253,23 +310,27 @@ class BoundClassifier(nn.Module):
         return self.model(x, noise=self.noise)
 
 
-class Undefended(nn.Module):
+class Undefended(Frozen):
     """A classifier alone, under the same protocol; the noise is ignored.
 
     Args:
-        classifier: maps images in [0, 1] to logits.
+        classifier: maps images in [0, 1] to logits; a plain function will do.
+
+    Raises:
+        UserError: if it is neither.
     """
 
     sites: frozenset[str] = frozenset()
 
     def __init__(self, classifier: nn.Module) -> None:
         super().__init__()
-        self.classifier = classifier.requires_grad_(False).eval()
+        self.classifier = as_frozen(classifier, "the classifier")
 
     def forward(self, x: Tensor, *, noise: NoisePlan | None = None) -> Tensor:
         """Returns logits (B, K) of images (B, C, H, W) in [0, 1]."""
-        del noise
-        return self.classifier(x)
+        _check(x, noise, "Undefended")
+        self.settle()
+        return call_apart(self.classifier, x)
 
     def traced(self, x: Tensor, *, noise: NoisePlan | None = None) -> tuple[Tensor, Tensor]:
         """Returns logits (B, K) and a deviation (B,) of 0: nothing is purified."""
@@ -314,7 +375,7 @@ def unsquashed(model: nn.Module) -> nn.Module:
     if not isinstance(getattr(model, "classifier", None), nn.Module):
         raise UserError("gradient 'unsquashed' needs a model with a classifier, an nn.Module.")
     view = copy.copy(model)
-    view._modules = {**model._modules, "classifier": Unsquashed(model.classifier)}
+    view._modules = {**model._modules, "classifier": Unsquashed(model.classifier).eval()}
     return view
 
 
@@ -327,7 +388,7 @@ def other_tape(model: PurifiedClassifier, tape: CountOrNone = 0) -> nn.Module:
     return Taped(model, tape)
 
 
-class Taped(nn.Module):
+class Taped(Frozen):
     """A purified classifier with the same noise at every call, one tape for each example.
 
     Args:
@@ -354,7 +415,7 @@ class Taped(nn.Module):
         return NoisePlan.of(noise.seed, noise.example_ids, "attack", draw=self.tape)
 
 
-class StraightThrough(nn.Module):
+class StraightThrough(Frozen):
     """A purifier with the gradient of the identity; see `dbpkit.gradients.straight_through`."""
 
     def __init__(self, purifier: PurifiesImages) -> None:
@@ -365,6 +426,15 @@ class StraightThrough(nn.Module):
     def forward(self, x: Tensor, *, noise: NoisePlan) -> Tensor:
         """Purifies images (B, C, H, W) exactly."""
         return straight_through(lambda x: self.purifier(x, noise=noise), x)
+
+
+@uncompiled
+def _check(x: Tensor, noise: NoisePlan | None, where: str) -> None:
+    """Raises UserError unless images and plan are what a call of a model needs."""
+    check_images(x, where, pixels=False)
+    check_unit(x, where)
+    if noise is not None:
+        check_length(noise, len(x), where)
 
 
 def _replaced(model: PurifiedClassifier, purifier: PurifiesImages) -> PurifiedClassifier:

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from dbpkit.errors import UserError
+from dbpkit.errors import UserError, shown
+from dbpkit.inputs import real
 from dbpkit.noise import NoisePlan
 from dbpkit.registry import Registry, call_with_options
 
@@ -20,6 +21,9 @@ threats: Registry[Callable[..., "ThreatModel"]] = Registry("threat model")
 """Called with ``eps`` and options."""
 
 _TINY = 1e-10
+
+L2_MOST = 100.0
+"""Largest Euclidean budget: nearly twice the distance from black to white of 32 x 32 colour images."""
 
 
 class ThreatModel(Protocol):
@@ -58,13 +62,22 @@ class Linf:
     """Every pixel value moves by at most ``eps``.
 
     Attributes:
-        eps: budget in [0, 1] pixel units, >= 0.
+        eps: budget in [0, 1] pixel units, from 0 to 1.
+
+    Raises:
+        UserError: if the budget is no such number.
 
     Source:
         Liu et al., ICLR 2025: 8/255 with step 2/255, a quarter of the budget.
     """
 
     eps: float
+
+    def __post_init__(self) -> None:
+        if _checked_eps(self.eps, "Linf") > 1:
+            raise UserError(
+                f"Linf: eps {self.eps:g} exceeds the pixel range [0, 1]. Did you mean {self.eps:g}/255?"
+            )
 
     @property
     def default_step_size(self) -> float:
@@ -94,13 +107,23 @@ class L2:
     """The perturbation's Euclidean norm over all pixel values is at most ``eps``.
 
     Attributes:
-        eps: budget in [0, 1] pixel units, >= 0.
+        eps: budget in [0, 1] pixel units, from 0 to `L2_MOST`.
+
+    Raises:
+        UserError: if the budget is no such number.
 
     Source:
         Liu et al., ICLR 2025: 0.5 with step 0.1, a fifth of the budget.
     """
 
     eps: float
+
+    def __post_init__(self) -> None:
+        if _checked_eps(self.eps, "L2") > L2_MOST:
+            raise UserError(
+                f"L2: eps {self.eps:g} turns most images into any other: budgets are in [0, 1] pixel units."
+                f" Did you mean {self.eps:g}/255?"
+            )
 
     @property
     def default_step_size(self) -> float:
@@ -129,15 +152,32 @@ class L2:
         return (x_adv - x).flatten(1).norm(dim=1)
 
 
+def check_threat(threat: Any, where: str) -> None:
+    """Raises UserError unless ``threat`` is a threat model; ``where`` says who asks."""
+    if isinstance(threat, type) or not all(hasattr(threat, name) for name in ("eps", "project", "distance")):
+        raise UserError(f"{where}: threat must be a threat model such as Linf(8 / 255), not {shown(threat)}.")
+
+
+def _checked_eps(eps: float, name: str) -> float:
+    """A budget as a number; UserError if it is none, not finite, or negative."""
+    value = real(eps, f"{name}: eps")
+    if value < 0:
+        raise UserError(
+            f"{name}: eps {value:g} is negative. Give a budget in [0, 1] pixel units, such as 8 / 255."
+        )
+    return value
+
+
 def make_threat(norm: str, eps: float, options: Mapping[str, Any] | None = None) -> ThreatModel:
     """Builds a threat model by name.
 
     Raises:
         UserError: if the name or an option is unknown, or the budget is negative or above the pixel range.
     """
-    if not eps >= 0:
+    if not 0 <= eps < float("inf"):
         raise UserError(
-            f'threat.eps {eps:g} is negative. Give a budget in [0, 1] pixel units, such as "8/255".'
+            f"threat.eps {eps:g} is {'negative' if eps < 0 else 'not finite'}. Give a budget in [0, 1] pixel"
+            ' units, such as "8/255".'
         )
     if norm == "linf" and eps > 1:
         raise UserError(f'threat.eps {eps:g} exceeds the pixel range [0, 1]. Did you mean "{eps:g}/255"?')

@@ -195,7 +195,9 @@ def test_pgd_every_gradient_uses_draws_of_its_own() -> None:
 @pytest.mark.parametrize("option", ["iterations", "eot", "keep_draws"])
 def test_pgd_count_below_one_raises(option: str) -> None:
     model, _ = linear(4)
-    with pytest.raises(UserError, match="pgd needs iterations, eot and keep_draws of at least 1"):
+    with pytest.raises(
+        UserError, match=f"attack 'pgd': {option} must be a whole number of at least 1, not 0"
+    ):
         pgd(
             model,
             uniform(1, 1, 2, 2),
@@ -209,7 +211,7 @@ def test_pgd_count_below_one_raises(option: str) -> None:
 @pytest.mark.parametrize("options", [{"start": "centre"}, {"keep": "first"}])
 def test_pgd_unknown_choice_raises(options: dict[str, Any]) -> None:
     model, _ = linear(4)
-    with pytest.raises(UserError, match="start is 'zero' or 'random' and keep 'last' or 'best'"):
+    with pytest.raises(UserError, match=rf"attack 'pgd': {next(iter(options))} must be '\w+' or '\w+', not"):
         pgd(
             model,
             uniform(1, 1, 2, 2),

@@ -18,11 +18,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dbpkit.attacks.target import AttackOutcome, Target, cross_entropy
 from dbpkit.errors import UserError, unknown_name
+from dbpkit.frozen import Frozen
 from dbpkit.noise import NoisePlan, seeded_generator
 from dbpkit.spec import amount
 from dbpkit.threat import L2, Linf, ThreatModel
@@ -49,7 +50,7 @@ Routine = Callable[["AlignedView", Tensor, Tensor], Returned]
 """``routine(view, x, y)`` calls the library."""
 
 
-class AlignedView(nn.Module):
+class AlignedView(Frozen):
     """A randomised classifier as a plain ``model(x) -> logits``, for one batch of examples.
 
     Logits are the mean over ``eot`` draws, and so is their gradient; the forward pass keeps no graph, the
@@ -104,7 +105,6 @@ class AlignedView(nn.Module):
         self.dtype = dtype
         self.queries = 0
         self.watch: Callable[[Tensor, NoisePlan], None] = lambda _x, _noise: None
-        self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns logits (B, K) of images (B, C, H, W) in [0, 1], differentiable once in ``x``."""

@@ -85,7 +85,7 @@ def apgd(
         repair for random defences by Liu et al., ICLR 2025, which averages over 20 draws.
     """
     settings = _Settings(iterations, eot, momentum, judge_draws, stop)
-    settings.check("apgd", n_restarts, threat)
+    settings.check("apgd", threat)
     goals = [_Goal(losses.resolve(loss), y)] * n_restarts
     return _best_of(goals, Target.of(target), x, y, threat=threat, noise=noise, settings=settings)
 
@@ -136,7 +136,7 @@ def apgd_targeted(
         Croce & Hein 2020 (arXiv:2003.01690), section 5; 9 target classes as in AutoAttack.
     """
     settings, runs = _Settings(iterations, eot, momentum, judge_draws, stop), n_targets * n_restarts
-    settings.check("apgd_targeted", runs, threat)
+    settings.check("apgd_targeted", threat)
     target = Target.of(target)
     plan = noise.at(settings.first_unused(runs))
     logits = mean_in_order(target.draws(x, noise=plan, count=judge_draws))
@@ -167,13 +167,8 @@ class _Settings(NamedTuple):
     judge_draws: int
     stop: bool
 
-    def check(self, name: str, runs: int, threat: ThreatModel) -> None:
-        """Raises UserError if a setting is out of range or the threat is none of the published ones."""
-        if min(self.iterations, self.eot, runs, self.judge_draws) < 1 or not 0 < self.momentum <= 1:
-            raise UserError(
-                f"{name} needs counts of at least 1 and momentum in (0, 1], not iterations {self.iterations},"
-                f" eot {self.eot}, {runs} runs, judge_draws {self.judge_draws}, momentum {self.momentum:g}."
-            )
+    def check(self, name: str, threat: ThreatModel) -> None:
+        """Raises UserError if the threat is none of the published ones."""
         if type(threat) not in (Linf, L2):
             raise UserError(f"{name} needs the threat linf or l2, not {type(threat).__name__}.")
 

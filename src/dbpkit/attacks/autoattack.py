@@ -104,8 +104,6 @@ def autoattack(
         Croce & Hein 2020 (arXiv:2003.01690), section 6; averaged accuracy and strictly lower candidates after
         Liu et al., ICLR 2025, who use 20 draws.
     """
-    if judge_draws < 1:
-        raise UserError(f"autoattack needs judge_draws of at least 1, not {judge_draws}.")
     shared = {"iterations": iterations, "eot": eot, "judge_draws": judge_draws, "reevaluate": reevaluate}
     bound = [_bind(part, shared) for part in _chosen(version, parts)]
     target, judge = Target.of(target), noise.branch(JUDGE)
@@ -129,8 +127,6 @@ def autoattack(
 def _chosen(version: str, parts: Sequence[str | Mapping[str, Any]] | None) -> Sequence[PartSpec]:
     """The attacks of a version, or those of the list."""
     if parts is None:
-        if version not in VERSIONS:
-            raise UserError(f"autoattack: version is 'standard' or 'rand', not '{version}'.")
         return VERSIONS[version]
     if isinstance(parts, str) or not 0 < len(parts) < JUDGE:
         raise UserError(f"autoattack takes a list of 1 to {JUDGE - 1} parts, not {parts!r}.")

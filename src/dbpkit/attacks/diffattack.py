@@ -11,7 +11,6 @@ from annotated_types import Ge
 from torch import Tensor
 
 from dbpkit.attacks.target import AttackOutcome, LossName, Target, attacks
-from dbpkit.errors import UserError
 from dbpkit.noise import NoisePlan
 from dbpkit.options import Count, Length
 from dbpkit.threat import ThreatModel
@@ -58,11 +57,6 @@ def diffattack(
         Kang et al. 2023 (DiffAttack, NeurIPS), deviated-reconstruction loss. Here all levels weigh the same,
         the distance is a mean over pixel values in the sampler's units, and the weight's default is ours.
     """
-    if iterations < 1 or eot < 1 or not 0 <= weight < float("inf"):
-        raise UserError(
-            "diffattack needs iterations and eot of at least 1 and a weight of at least 0, not"
-            f" {iterations}, {eot}, {weight:g}."
-        )
     target = Target.of(target)
     step_size = threat.default_step_size if step_size is None else step_size
     x_adv = x.clone()

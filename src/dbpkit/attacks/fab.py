@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from dbpkit.attacks.target import AttackOutcome, Target, attacks, margin, mean_in_order
-from dbpkit.errors import UserError
 from dbpkit.noise import NoisePlan
 from dbpkit.options import Count, Share
 from dbpkit.threat import ThreatModel
@@ -68,16 +67,6 @@ def fab(
         Croce & Hein 2020 (arXiv:1907.02044), algorithm 1; targeted with 9 classes as in AutoAttack, Croce &
         Hein 2020 (arXiv:2003.01690).
     """
-    if min(iterations, n_targets, n_restarts, eot) < 1:
-        raise UserError(
-            "fab needs iterations, n_targets, n_restarts and eot of at least 1, not"
-            f" {iterations}, {n_targets}, {n_restarts}, {eot}."
-        )
-    if not (0 <= alpha_max <= 1 <= eta and 0 < beta < 1):
-        raise UserError(
-            "fab needs alpha_max in [0, 1], eta of at least 1 and beta in (0, 1), not"
-            f" {alpha_max}, {eta}, {beta}."
-        )
     target = Target.of(target)
     clean = _expected_logits(target, x, noise.at(0), eot)
     targets = _likeliest_others(clean, y, n_targets)

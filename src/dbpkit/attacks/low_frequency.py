@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from dbpkit.attacks.target import AttackOutcome, LossName, Target, attacks
-from dbpkit.errors import UserError
 from dbpkit.noise import NoisePlan
 from dbpkit.options import Count, Length
 from dbpkit.threat import ThreatModel
@@ -69,13 +68,6 @@ def low_frequency(
         After the low-frequency attack of Kassis et al. 2025 (DiffBreak, arXiv:2411.16598), which learns
         filters instead. Low-frequency subspace: Guo et al. 2019 (arXiv:1809.08758). Adam: Kingma & Ba 2015.
     """
-    if iterations < 1 or eot < 1 or frequencies < 1:
-        raise UserError(
-            "low_frequency needs iterations, eot and frequencies of at least 1, not"
-            f" {iterations}, {eot}, {frequencies}."
-        )
-    if step not in ("adam", "sign"):
-        raise UserError(f"low_frequency: step is 'adam' or 'sign', not '{step}'.")
     target = Target.of(target)
     step_size = threat.default_step_size if step_size is None else step_size
     rows, columns = (waves(side, x)[:frequencies] for side in x.shape[2:])

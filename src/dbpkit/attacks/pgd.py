@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from dbpkit.attacks.target import AttackOutcome, LossName, Target, attacks, losses
-from dbpkit.errors import UserError
 from dbpkit.noise import NoisePlan
 from dbpkit.options import Count, Length
 from dbpkit.threat import ThreatModel
@@ -53,14 +52,6 @@ def pgd(
     Source:
         Madry et al. 2018 (arXiv:1706.06083); settings of Liu et al., ICLR 2025.
     """
-    if iterations < 1 or eot < 1 or keep_draws < 1:
-        raise UserError(
-            f"pgd needs iterations, eot and keep_draws of at least 1, not {iterations}, {eot}, {keep_draws}."
-        )
-    if start not in ("zero", "random") or keep not in ("last", "best"):
-        raise UserError(
-            f"pgd: start is 'zero' or 'random' and keep 'last' or 'best', not '{start}' and '{keep}'."
-        )
     target = Target.of(target)
     step_size = threat.default_step_size if step_size is None else step_size
     x_adv = x.clone() if start == "zero" else threat.random_start(x, noise)

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from dbpkit.attacks.target import AttackOutcome, LossName, Target, attacks, losses, mean_in_order
-from dbpkit.errors import UserError
 from dbpkit.noise import NoisePlan
 from dbpkit.options import Count, Length, Share
 from dbpkit.threat import ThreatModel
@@ -63,11 +62,6 @@ def selective_eot(
         The margin as that loss is ours, and the share pi, with one more draw on either side so that it stays
         inside (0, 1). Stepwise EM: Cappe & Moulines 2009 (arXiv:0712.4273).
     """
-    if iterations < 1 or eot < 1 or not 0 < temperature < float("inf") or not 0 <= momentum <= 1:
-        raise UserError(
-            "selective_eot needs iterations and eot of at least 1, a temperature above 0 and a momentum in"
-            f" [0, 1], not {iterations}, {eot}, {temperature:g}, {momentum:g}."
-        )
     target = Target.of(target)
     step_size = threat.default_step_size if step_size is None else step_size
     x_adv, direction = x.clone(), torch.zeros_like(x)

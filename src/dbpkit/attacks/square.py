@@ -69,13 +69,6 @@ def square(
         Andriushchenko et al. 2020 (arXiv:1912.00049), algorithms 1 to 3. Halvings of p and 5000 queries as
         in AutoAttack, Croce & Hein 2020 (arXiv:2003.01690).
     """
-    if iterations < 1 or eot < 1 or not 0 < p_init <= 1:
-        raise UserError(
-            f"square needs iterations and eot of at least 1 and p_init in (0, 1], not {iterations}, {eot},"
-            f" {p_init}."
-        )
-    if loss not in ("margin", "ce"):
-        raise UserError(f"square: loss is 'margin' or 'ce', not '{loss}'.")
     if type(threat) not in SEARCHES:
         raise UserError(f"square needs the threat linf or l2, not {type(threat).__name__}.")
     target, search = Target.of(target), SEARCHES[type(threat)]

@@ -5,23 +5,24 @@ draws of all images are rows of one batch, cut into micro-batches, and each imag
 the order of its draws, so that the sum does not depend on how they were cut.
 """
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import partial, wraps
 from typing import Annotated, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dbpkit.errors import UserError
+from dbpkit.errors import UserError, shown
+from dbpkit.inputs import check_images, check_labels, check_length, whole
 from dbpkit.noise import NoisePlan
 from dbpkit.options import Named, checked_options, options_of
 from dbpkit.registry import Registry
-from dbpkit.threat import ThreatModel
+from dbpkit.threat import ThreatModel, check_threat
 from dbpkit.types import RandomisedClassifier, Traced
 
-attacks: Registry["Attack"] = Registry("attack")
 losses: Registry["Loss"] = Registry("loss")
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -63,6 +64,57 @@ class Attack(Protocol):
         ...
 
 
+class Attacks(Registry[Attack]):
+    """The registered attacks. Whoever calls one, its arguments are looked at first, see `guarded`."""
+
+    def register(self, name: str) -> Callable[[Attack], Attack]:
+        """Returns a decorator that files an attack under ``name`` and guards it."""
+        file = super().register(name)
+        return lambda attack: file(guarded(attack, name))
+
+    def get(self, name: str) -> Attack:
+        """Returns the attack called ``name``, guarded; see `Registry.get`."""
+        return guarded(super().get(name), name)
+
+    def resolve(self, name: str) -> Attack:
+        """Returns the attack called ``name`` or at an import path, guarded; see `Registry.resolve`."""
+        return guarded(super().resolve(name), name)
+
+
+attacks = Attacks("attack")
+
+
+def guarded(attack: Attack, name: str) -> Attack:
+    """Returns an attack that looks at its arguments before it starts.
+
+    Images, labels, plan, budget and options are checked; gradients are computed even inside
+    ``torch.no_grad()`` and ``torch.inference_mode()``, and no graph leads back to the caller's images.
+
+    Args:
+        attack: the attack; one that is guarded already is returned as it is.
+        name: what errors call it.
+    """
+    if not callable(attack) or hasattr(attack, "guards"):
+        return attack
+
+    @wraps(attack)
+    def checked(
+        target: Any, x: Tensor, y: Tensor, *, threat: ThreatModel, noise: NoisePlan, **options: Any
+    ) -> AttackOutcome:
+        where = f"attack '{name}'"
+        check_images(x, where)
+        check_labels(y, len(x), where)
+        check_length(noise, len(x), where)
+        check_threat(threat, where)
+        chosen = checked_options(attack, options, where, RESERVED)
+        with torch.inference_mode(False), torch.enable_grad():
+            x, y = (t.clone() if t.is_inference() else t.detach() for t in (x, y))
+            return attack(Target.of(target), x, y, threat=threat, noise=noise, **chosen)
+
+    checked.guards = attack  # type: ignore[attr-defined]
+    return checked
+
+
 class ExpectedGradient(NamedTuple):
     """Averages over draws: ``grad`` (B, C, H, W), ``loss`` (B,), share classified right ``right`` (B,)."""
 
@@ -97,8 +149,8 @@ class Target:
     def __init__(
         self, model: RandomisedClassifier, micro_batch: int = 32, *, fixed_shape: bool = False
     ) -> None:
-        self.model = model
-        self.micro_batch = micro_batch
+        self.model = _takes_noise(model)
+        self.micro_batch = whole(micro_batch, "micro_batch", 1)
         self.fixed_shape = fixed_shape
         self.forward_passes: Counter[int] = Counter()
         self.gradient_passes: Counter[int] = Counter()
@@ -122,12 +174,14 @@ class Target:
     @torch.no_grad()
     def __call__(self, x: Tensor, *, noise: NoisePlan) -> Tensor:
         """Returns logits (B, K) of images (B, C, H, W) under their own noise."""
+        _check(x, noise)
         self.forward_passes.update(noise.example_ids.tolist())
         parts = [self._logits(x[rows], noise.rows(rows)) for rows in self._cut(len(x))]
         return torch.cat(parts)
 
     def draws(self, x: Tensor, *, noise: NoisePlan, count: int) -> Tensor:
         """Returns logits (B, R, K) of ``count`` = R independent draws of each image."""
+        _check(x, noise)
         plan = noise.repeat(count)
         return self(x.repeat_interleave(count, dim=0), noise=plan).unflatten(0, (len(x), count))
 
@@ -155,7 +209,8 @@ class Target:
             The averaged gradient (B, C, H, W), loss (B,) and accuracy (B,).
 
         Raises:
-            UserError: if a deviation is asked of a model that does not tell it, see `Traced`.
+            UserError: if images, labels and plan do not fit, or a deviation is asked of a model that does not
+                tell it, see `Traced`.
 
         Source:
             Athalye et al. 2018 (arXiv:1707.07397), expectation over transformation.
@@ -179,20 +234,26 @@ class Target:
 
         All R gradients of an image are held at once.
         """
+        _check(x, noise)
+        whole(eot, "eot", 1)
+        if len(y) != len(x):
+            raise UserError(f"{len(x)} images came with {len(y)} labels.")
         loss_function = losses.resolve(loss) if isinstance(loss, str) else loss
         plan = noise.repeat(eot)
         image = torch.arange(len(x)).repeat_interleave(eot)
         grads, values, outputs = [], [], []
         for rows in self._cut(len(plan)):
-            leaf = x[image[rows]].detach().requires_grad_()
-            if deviation:
-                logits, apart = self._traced(leaf, plan.rows(rows))
-                value = loss_function(logits, y[image[rows]]) + deviation * apart
-            else:
-                logits = self._logits(leaf, plan.rows(rows))
+            with torch.enable_grad():
+                leaf = x[image[rows]].detach().requires_grad_()
+                if deviation:
+                    logits, apart = self._traced(leaf, plan.rows(rows))
+                else:
+                    logits, apart = self._logits(leaf, plan.rows(rows)), torch.zeros(())
+                if not grads:
+                    _check_classes(y, logits)
                 value = loss_function(logits, y[image[rows]])
-            (grad,) = torch.autograd.grad(value.sum(), leaf)
-            grads.append(grad)
+                value = value + deviation * apart if deviation else value
+                grads.append(_gradient(value, leaf))
             values.append(value.detach())
             outputs.append(logits.detach())
         ids = plan.example_ids.tolist()
@@ -238,6 +299,48 @@ def _of_batch(logits: Any, x: Tensor) -> Tensor:
             f" {len(x)} images; floating point of shape ({len(x)}, K) was expected"
         )
     return logits
+
+
+def _check(x: Tensor, noise: NoisePlan) -> None:
+    """Raises UserError unless these are images and the plan is theirs; pixels are the model's affair."""
+    check_images(x, "Target", pixels=False)
+    check_length(noise, len(x), "Target")
+
+
+def _check_classes(y: Tensor, logits: Tensor) -> None:
+    """Raises UserError if a label (B,) or (B, n) has no logit (B, K)."""
+    if not y.is_floating_point() and int(y.max()) >= logits.shape[1]:
+        raise UserError(
+            f"the model has {logits.shape[1]} classes, but the labels go up to {int(y.max())}. Use a"
+            " classifier trained on this data."
+        )
+
+
+def _gradient(value: Tensor, leaf: Tensor) -> Tensor:
+    """The gradient of losses (B,) with respect to images; UserError if autograd sees no path to them."""
+    if not value.requires_grad:
+        raise UserError(
+            "the model's output does not depend on its input for autograd: a path is detached. Use an attack"
+            " without gradients, such as 'square', or let the gradient through."
+        )
+    return torch.autograd.grad(value.sum(), leaf)[0]
+
+
+def _takes_noise(model: Any) -> Any:
+    """Returns a randomised classifier; UserError for what cannot be called with a plan."""
+    if not callable(model) or isinstance(model, type):
+        raise UserError(f"a model is called as model(x, noise=plan), which {shown(model)} cannot be.")
+    try:
+        call = model.forward if isinstance(model, torch.nn.Module) else model
+        parameters = inspect.signature(call).parameters
+    except (TypeError, ValueError):  # written in C, and silent about itself
+        return model
+    if "noise" not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        raise UserError(
+            f"{type(model).__name__} takes no noise plan. Wrap a classifier that draws nothing:"
+            " dbpkit.Undefended(model)."
+        )
+    return model
 
 
 @losses.register("ce")

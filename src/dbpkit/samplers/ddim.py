@@ -8,7 +8,7 @@ from torch import Tensor
 from dbpkit.errors import UserError
 from dbpkit.noise import NoisePlan
 from dbpkit.options import Share
-from dbpkit.samplers.method import Method, clipped, diffuse, samplers
+from dbpkit.samplers.method import Method, clipped, diffuse, level, samplers
 from dbpkit.types import Denoiser, StepHook
 
 
@@ -49,7 +49,7 @@ def ddim(
     for i, (sigma, sigma_next) in enumerate(zip(levels[:-1].tolist(), levels[1:].tolist(), strict=True)):
 
         def ddim_step(x: Tensor, i: int = i, sigma: float = sigma, sigma_next: float = sigma_next) -> Tensor:
-            estimate = denoiser(x, x.new_tensor(sigma))
+            estimate = denoiser(x, level(sigma, x))
             std = eta * sigma_next * math.sqrt(1 - (sigma_next / sigma) ** 2)
             noise_pred = (x - estimate) / sigma
             x = torch.add(clipped(estimate, clip), noise_pred, alpha=math.sqrt(sigma_next**2 - std**2))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dbpkit.errors import UserError
 from dbpkit.noise import NoisePlan
-from dbpkit.samplers.method import Method, clipped, diffuse, samplers
+from dbpkit.samplers.method import Method, clipped, diffuse, level, samplers
 from dbpkit.types import Denoiser, StepHook
 
 
@@ -70,7 +70,7 @@ def ancestral(
         def ancestral_step(
             x: Tensor, i: int = i, sigma: float = sigma, sigma_next: float = sigma_next
         ) -> Tensor:
-            x0 = clipped(denoiser(x, x.new_tensor(sigma)), clip)
+            x0 = clipped(denoiser(x, level(sigma, x)), clip)
             if sigma_next == 0:
                 return x0
             keep = (sigma_next / sigma) ** 2

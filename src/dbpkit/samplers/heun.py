@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dbpkit.noise import NoisePlan
 from dbpkit.options import Positive
-from dbpkit.samplers.method import Method, diffuse, samplers
+from dbpkit.samplers.method import Method, diffuse, level, samplers
 from dbpkit.schedule import karras_levels, vp_sigma
 from dbpkit.types import Denoiser, StepHook
 
@@ -58,11 +58,11 @@ def heun(
             sigma_hat = sigma * (1 + gamma)
             if gamma > 0:
                 x = x + math.sqrt(sigma_hat**2 - sigma**2) * churn_noise * noise.normal("churn", i, x)
-            slope = (x - denoiser(x, x.new_tensor(sigma_hat))) / sigma_hat
+            slope = (x - denoiser(x, level(sigma_hat, x))) / sigma_hat
             x_next = torch.add(x, slope, alpha=sigma_next - sigma_hat)
             if sigma_next == 0:
                 return x_next
-            slope_next = (x_next - denoiser(x_next, x.new_tensor(sigma_next))) / sigma_next
+            slope_next = (x_next - denoiser(x_next, level(sigma_next, x))) / sigma_next
             return torch.add(x, slope + slope_next, alpha=(sigma_next - sigma_hat) / 2)
 
         x = step(heun_step, x)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from dbpkit.errors import UserError
@@ -19,6 +20,12 @@ samplers: Registry["Method"] = Registry("sampler")
 
 REVERSE_SITES = frozenset({"reverse", "churn", "corrector"})
 """Noise sites of the way back from t*."""
+
+
+def unscaled(sigma: float) -> float:
+    """The scale of samplers whose state is ``x0 + sigma * z`` itself: 1."""
+    del sigma
+    return 1.0
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class Method:
     sites: Callable[[Mapping[str, Any]], frozenset[str]] = field(
         default=lambda _: frozenset({"forward", "reverse"})
     )
-    scale: Callable[[float], float] = lambda _: 1.0
+    scale: Callable[[float], float] = unscaled
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "__doc__", self.sample.__doc__)  # `dbpkit list` shows the algorithm's
@@ -60,7 +67,7 @@ class BoundSampler(NamedTuple):
     levels: Tensor
     clamps: bool
     sites: frozenset[str]
-    scale: Callable[[float], float] = lambda _: 1.0
+    scale: Callable[[float], float] = unscaled
 
 
 def make_sampler(
@@ -115,6 +122,14 @@ def check_levels(levels: Tensor, name: str) -> None:
 def diffuse(x: Tensor, sigma: Tensor, noise: NoisePlan) -> Tensor:
     """Noises images (B, C, H, W) to level ``sigma`` with the plan's ``forward`` draw: x + sigma z."""
     return x + float(sigma) * noise.normal("forward", 0, x)
+
+
+def level(sigma: float, x: Tensor) -> Tensor:
+    """A noise level for a denoiser, on the device of ``x`` and in at least single precision.
+
+    In half precision 41 of the 1,000 levels of the DDPM schedule are taken for a neighbour.
+    """
+    return torch.full((), sigma, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
 
 
 def clipped(x0: Tensor, clip: bool) -> Tensor:

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from dbpkit.noise import NoisePlan
-from dbpkit.samplers.method import Method, clipped, diffuse, samplers
+from dbpkit.samplers.method import Method, clipped, diffuse, level, samplers
 from dbpkit.schedule import discrete_levels
 from dbpkit.types import Denoiser, StepHook
 
@@ -35,7 +35,7 @@ def one_step(
     """
     sigma = float(levels[0])
     x = diffuse(x, levels[0], noise)
-    return step(lambda x: clipped(denoiser(x, x.new_tensor(sigma)), clip), x)
+    return step(lambda x: clipped(denoiser(x, level(sigma, x)), clip), x)
 
 
 def one_level(t_star: float, steps: int) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dbpkit.noise import NoisePlan
 from dbpkit.options import CountOrNone, Length, Positive
-from dbpkit.samplers.method import Method, diffuse, samplers
+from dbpkit.samplers.method import Method, diffuse, level, samplers
 from dbpkit.schedule import BETA_MAX, BETA_MIN, continuous_levels, vp_time
 from dbpkit.types import Denoiser, StepHook
 
@@ -52,7 +52,7 @@ def vpsde(
 
         def score(state: Tensor, sigma: float = sigma) -> Tensor:
             signal = 1 / math.sqrt(1 + sigma**2)
-            x0 = denoiser(state / signal, state.new_tensor(sigma))
+            x0 = denoiser(state / signal, level(sigma, state))
             return (signal * x0 - state) / (signal * sigma) ** 2
 
         def predict(state: Tensor, i: int = i, score: Callable[[Tensor], Tensor] = score) -> Tensor:
@@ -82,6 +82,11 @@ def _correct(state: Tensor, score: Tensor, z: Tensor, beta: float, snr: float) -
     return state + size * score + torch.sqrt(2 * size) * z
 
 
+def _scale(sigma: float) -> float:
+    """The variance-preserving state at level sigma is this times x0 + sigma z."""
+    return 1 / math.sqrt(1 + sigma**2)
+
+
 def _sites(options: Mapping[str, Any]) -> frozenset[str]:
     """Noise sites, with the corrector's if it runs."""
     corrector = {"corrector"} if options.get("corrector_steps", 0) else set()
@@ -94,6 +99,6 @@ samplers.register("vpsde")(
         levels=continuous_levels,
         clamps=False,
         sites=_sites,
-        scale=lambda sigma: 1 / math.sqrt(1 + sigma**2),
+        scale=_scale,
     )
 )

@@ -159,7 +159,7 @@ def test_pyautoattack_queries_and_restarts_reach_the_library() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"version": "standrad"}, r"unknown version of pyautoattack 'standrad'\. Did you mean 'standard'"),
+        ({"version": "standrad"}, "version must be 'standard', 'plus' or 'rand', not"),
         ({"parts": ["apgd"]}, "unknown part of pyautoattack 'apgd'"),
         ({"parts": ["apgd-t"]}, "'apgd-t' needs at least 4 classes, the model has 3"),
     ],

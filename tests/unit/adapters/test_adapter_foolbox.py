@@ -189,7 +189,7 @@ def test_foolbox_decision_attack_with_fresh_draws_says_what_to_do() -> None:
         ({"name": "SpatialAttack"}, "measures no Lp distance"),
         ({"settings": {"step": 3}}, r"foolbox attack '\w+' has no setting 'step'\. Available: .*steps"),
         ({"name": "HopSkipJumpAttack", "settings": {"constraint": "l3"}}, "cannot be made: a setting is out"),
-        ({"eot": 0}, "eot of at least 1"),
+        ({"eot": 0}, "eot must be a whole number of at least 1"),
     ],
 )
 def test_foolbox_wrong_option_raises(options: dict[str, Any], message: str) -> None:

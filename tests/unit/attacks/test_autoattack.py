@@ -277,7 +277,9 @@ def test_autoattack_is_at_least_as_strong_as_each_part_on_the_judging_draws() ->
 
 
 def test_autoattack_unknown_version_raises() -> None:
-    with pytest.raises(UserError, match="autoattack: version is 'standard' or 'rand', not 'plus'"):
+    with pytest.raises(
+        UserError, match="attack 'autoattack': version must be 'standard' or 'rand', not 'plus'"
+    ):
         autoattack(
             Fading(),
             grey(0.1),
@@ -289,13 +291,17 @@ def test_autoattack_unknown_version_raises() -> None:
 
 
 def test_autoattack_judge_draws_below_one_raises() -> None:
-    with pytest.raises(UserError, match="autoattack needs judge_draws of at least 1, not 0"):
+    with pytest.raises(
+        UserError, match="attack 'autoattack': judge_draws must be a whole number of at least 1, not 0"
+    ):
         run(grey(0.1), [shift(0.1)], judge_draws=0)
 
 
 @pytest.mark.parametrize("parts", [[], "apgd", ["apgd"] * 15])
 def test_autoattack_empty_or_long_list_of_parts_raises(parts: Any) -> None:
-    with pytest.raises(UserError, match="autoattack takes a list of 1 to 14 parts"):
+    with pytest.raises(
+        UserError, match=r"autoattack takes a list of 1 to 14 parts|'autoattack': parts must be a list"
+    ):
         run(grey(0.1), parts)
 
 

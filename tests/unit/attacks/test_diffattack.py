@@ -231,5 +231,5 @@ def test_diffattack_sampler_without_a_state_per_level_raises() -> None:
 
 @pytest.mark.parametrize("options", [{"iterations": 0}, {"eot": 0}, {"weight": -1.0}, {"weight": math.nan}])
 def test_diffattack_option_out_of_range_raises(options: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="diffattack needs iterations and eot of at least 1 and a weight"):
+    with pytest.raises(UserError, match=f"attack 'diffattack': {next(iter(options))} must be a"):
         attack(purified(tiny_denoiser()), **options)

@@ -382,11 +382,11 @@ def test_fab_shows_iterates_within_the_budget() -> None:
 
 @pytest.mark.parametrize("option", ["iterations", "n_targets", "n_restarts", "eot"])
 def test_fab_count_below_one_raises(option: str) -> None:
-    with pytest.raises(UserError, match="fab needs iterations, n_targets, n_restarts and eot of at least 1"):
+    with pytest.raises(UserError, match=f"attack 'fab': {option} must be a whole number of at least 1"):
         fab(Undefended(TinyClassifier()), **tiny(1), **{option: 0})
 
 
 @pytest.mark.parametrize("options", [{"alpha_max": 1.5}, {"eta": 0.9}, {"beta": 1.0}, {"beta": 0.0}])
 def test_fab_option_out_of_range_raises(options: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"fab needs alpha_max in \[0, 1\], eta of at least 1 and beta in"):
+    with pytest.raises(UserError, match=f"attack 'fab': {next(iter(options))} must be a number"):
         fab(Undefended(TinyClassifier()), **tiny(1), **options)

@@ -21,7 +21,7 @@ from tests.oracles import NoisyClassifier, TinyClassifier, cross_entropy, unifor
 
 ROUND_OFF = 1e-10
 """Float64 arithmetic on values of order one."""
-FAR = L2(1e6)
+FAR = L2(100)
 """A budget that never binds."""
 
 
@@ -190,7 +190,7 @@ def test_low_frequency_perceptual_budget_fools_the_embedded_classifier(step: str
 
 @pytest.mark.parametrize("options", [{"iterations": 0}, {"eot": 0}, {"frequencies": 0}, {"step": "newton"}])
 def test_low_frequency_option_out_of_range_raises(options: dict[str, Any]) -> None:
-    message = "step is 'adam' or 'sign', not 'newton'" if "step" in options else "of at least 1, not"
+    message = "step must be 'adam' or 'sign', not 'newton'" if "step" in options else "of at least 1, not"
     with pytest.raises(UserError, match=message):
         low_frequency(
             Undefended(TinyClassifier()),

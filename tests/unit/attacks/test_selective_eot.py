@@ -191,7 +191,7 @@ def test_selective_eot_every_step_uses_draws_of_its_own_and_visits_its_iterate()
     [{"iterations": 0}, {"eot": 0}, {"temperature": 0.0}, {"temperature": math.nan}, {"momentum": 1.1}],
 )
 def test_selective_eot_option_out_of_range_raises(options: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="selective_eot needs iterations and eot of at least 1"):
+    with pytest.raises(UserError, match=f"attack 'selective_eot': {next(iter(options))} must be a"):
         selective_eot(
             Undefended(TinyClassifier()),
             uniform(1, 1, 4, 4),

@@ -410,12 +410,12 @@ def test_square_records_at_most_a_hundred_losses(iterations: int, recorded: int)
 
 @pytest.mark.parametrize("options", [{"iterations": 0}, {"eot": 0}, {"p_init": 0.0}, {"p_init": 1.5}])
 def test_square_option_out_of_range_raises(options: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="square needs iterations and eot of at least 1 and p_init in"):
+    with pytest.raises(UserError, match=f"attack 'square': {next(iter(options))} must be a"):
         _run(Linf(0.1), **options)
 
 
 def test_square_unknown_loss_raises() -> None:
-    with pytest.raises(UserError, match="square: loss is 'margin' or 'ce', not 'dlr'"):
+    with pytest.raises(UserError, match="attack 'square': loss must be 'margin' or 'ce', not"):
         _run(Linf(0.1), loss="dlr")
 
 
