@@ -7,7 +7,7 @@ for deterministic, and every attack on it is weaker than it looks. It is looked 
 import contextlib
 import hashlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dbpkit.attacks import make_attack
 from dbpkit.data import Dataset, in_order, load_dataset
+from dbpkit.data.given import as_dataset
 from dbpkit.data.order import Order
 from dbpkit.errors import UserError
 from dbpkit.evaluation.build import Parts, attack_options, checked_device, single_draw
@@ -24,6 +25,8 @@ from dbpkit.evaluation.replay import GIVEN
 from dbpkit.evaluation.rows import Execution
 from dbpkit.evaluation.run import Progress, evaluate
 from dbpkit.evaluation.spec import EvaluationSpec
+from dbpkit.frozen import Frozen, as_frozen, call_apart, function_sha256
+from dbpkit.inputs import check_seed, whole
 from dbpkit.models import state_sha256
 from dbpkit.noise import NoisePlan
 from dbpkit.purify import PurifiedClassifier, Purifier, Undefended
@@ -67,8 +70,8 @@ class Benchmark(NamedTuple):
 
 
 def benchmark(
-    model: nn.Module,
-    dataset: str | Dataset | tuple[Tensor, Tensor],
+    model: nn.Module | Callable[..., Tensor],
+    dataset: Any,
     threat: str = "linf",
     eps: str | float = "8/255",
     *,
@@ -88,8 +91,9 @@ def benchmark(
     Args:
         model: maps images (B, C, H, W) in [0, 1] to logits (B, K): a plain classifier, a
             `PurifiedClassifier`, or any module that is called as ``model(x, noise=plan)`` and draws from the
-            plan only. Frozen and in eval mode meanwhile; left as it was.
-        dataset: name of a data set, a `Dataset`, or images (N, C, H, W) in [0, 1] with labels (N,).
+            plan only; a plain function too. Frozen and in eval mode meanwhile; left as it was.
+        dataset: name of a data set, a `Dataset`, images (N, C, H, W) in [0, 1] with labels (N,) as tensors or
+            NumPy arrays, or a torch data set or DataLoader of such pairs, which is read in its own order.
         threat: registered threat model.
         eps: budget in [0, 1] pixel units.
         attacks: attacks as in a spec: a name, or a list of names and tables with ``name`` and ``options``.
@@ -122,10 +126,17 @@ def benchmark(
         >>> found.robust.value <= found.clean.value
         True
     """
+    function = None if isinstance(model, nn.Module) else model
+    if not isinstance(model, nn.Module):
+        model = as_frozen(model, "the model")
+    whole(draws, "draws", 1)
+    check_seed(seed)
+    if examples is not None:
+        whole(examples, "examples", 1)
     own = next((p.device for p in model.parameters()), torch.device("cpu"))
     execution = execution or Execution(device=str(own))
     purified = isinstance(model, PurifiedClassifier) and isinstance(model.purifier, Purifier)
-    takes_noise = "noise" in inspect.signature(model.forward).parameters
+    takes_noise = _takes_noise(function or model.forward)
     data = _data(dataset, examples, order, seed)
     spec = _spec(
         model,
@@ -141,6 +152,8 @@ def benchmark(
     with _untouched(model):
         model.to(checked_device(execution.device))
         parts = _parts(spec, model, data, purified, takes_noise)
+        if function is not None:  # it has no weights to be told by
+            parts.hashes["classifier_sha256"] = function_sha256(function)
         run = Path("runs") / f"benchmark-{_digest(spec, parts)}" if out is None else Path(out)
         checks = None if purified else _checks
         summary = evaluate(spec, run, execution, progress, parts=parts, checks=checks)
@@ -150,30 +163,22 @@ def benchmark(
     return Benchmark(clean, row.headline, row.control, row.network_calls, summary.flags, run, summary)
 
 
-class _Randomised(nn.Module):
+class _Randomised(Frozen):
     """A module that is called with a plan, and what it draws from."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.classifier = model.requires_grad_(False).eval()
+        self.classifier = as_frozen(model, "the model")
         self.sites = frozenset(getattr(model, "sites", REVERSE_SITES | {"forward"}))
 
     def forward(self, x: Tensor, *, noise: NoisePlan) -> Tensor:
-        return self.classifier(x, noise=noise)
+        self.settle()
+        return call_apart(self.classifier, x, noise=noise)
 
 
-def _data(
-    dataset: str | Dataset | tuple[Tensor, Tensor], examples: int | None, order: str, seed: int
-) -> Dataset:
+def _data(dataset: Any, examples: int | None, order: str, seed: int) -> Dataset:
     """The examples to be attacked."""
-    if isinstance(dataset, str):
-        data = load_dataset(dataset)
-    elif isinstance(dataset, Dataset):
-        data = dataset
-    else:
-        x, y = (torch.as_tensor(part).cpu() for part in dataset)
-        names = tuple(str(k) for k in range(int(y.max()) + 1 if len(y) else 0))
-        data = Dataset("given", x, y.long(), torch.arange(len(x)), names)
+    data = load_dataset(dataset) if isinstance(dataset, str) else as_dataset(dataset)
     if examples is not None and examples > len(data):
         raise UserError(f"{examples} examples were asked for, but the data has {len(data)}.")
     return data.select(in_order(data, order, seed)[:examples])
@@ -200,7 +205,9 @@ def _spec(model: nn.Module, dataset: Any, **settings: Any) -> EvaluationSpec:
 def _parts(spec: EvaluationSpec, model: nn.Module, data: Dataset, purified: bool, takes_noise: bool) -> Parts:
     """What the evaluation runs with: there is nothing undefended but behind a purifier."""
     wrapped: Any = model
-    if not purified:
+    if purified:
+        wrapped.settle()
+    else:
         wrapped = _Randomised(model) if takes_noise else Undefended(model)
     network: Any = model.classifier if purified else model
     denoiser: Any = model.purifier.denoiser if purified else None  # type: ignore[union-attr]
@@ -225,6 +232,14 @@ def _checks(parts: Parts, spec: EvaluationSpec) -> list[Flag]:
     with torch.no_grad():
         check_logits(parts.model(x, noise=noise), x, y)
     return each_once([flag for check in CHECKS for flag in check(parts.model, x, y, noise, parts.threat)])
+
+
+def _takes_noise(call: Callable[..., Any]) -> bool:
+    """Whether a model is called with a plan."""
+    try:
+        return "noise" in inspect.signature(call).parameters
+    except (TypeError, ValueError):  # written in C, and silent about itself
+        return False
 
 
 def _digest(spec: EvaluationSpec, parts: Parts) -> str:

@@ -15,8 +15,10 @@ from dbpkit import (
     RunDirectory,
     UserError,
     benchmark,
+    check,
     evaluate,
 )
+from dbpkit.data.given import as_dataset
 from dbpkit.evaluation.spec import EvaluationSpec
 from dbpkit.report import write_report
 from tests import parts
@@ -139,7 +141,7 @@ def test_benchmark_same_call_continues_and_leaves_the_model_alone(
         ({"protocol": "best_of_n"}, "unknown protocol 'best_of_n'"),
         ({"dataset": "cifar"}, "unknown data set 'cifar'"),
         ({"model": nn.Flatten()}, None),
-        ({"dataset": (torch.full((2, 3, 8, 8), 3.0), torch.zeros(2))}, "pixels must be finite and in"),
+        ({"dataset": (torch.full((2, 3, 8, 8), 3.0), torch.zeros(2).long())}, "pixels must be finite and in"),
     ],
 )
 def test_benchmark_mistakes_are_one_sentence(words: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -158,3 +160,132 @@ def test_replay_of_a_benchmark_needs_its_parts(tmp_path: Path) -> None:
     example = RunDirectory(found.run).records()[0]["example"]
     with pytest.raises(UserError, match="made from objects in Python"):
         replay(found.run, example)
+
+
+# ------------------------------------------------------------------ what a script hands over
+
+
+def pairs(kind: str) -> Any:
+    """The same six examples in every form that torch's users hold them in."""
+    x, y = tiny_data()
+    data = torch.utils.data.TensorDataset(x, y)
+    return {
+        "tensors": (x, y),
+        "list": [x, y],
+        "numpy": (x.numpy(), y.numpy()),
+        "numpy double": (x.double().numpy(), y.numpy().astype("int32")),
+        "tensor data set": data,
+        "loader": torch.utils.data.DataLoader(data, batch_size=4, shuffle=True),
+        "list of pairs": [(image, int(label)) for image, label in zip(x, y, strict=True)],
+        "dataset in a loader": torch.utils.data.DataLoader(parts.data(6), batch_size=4),
+    }[kind]
+
+
+FORMS = ("list", "numpy", "numpy double", "tensor data set", "loader", "list of pairs", "dataset in a loader")
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_data_in_any_form_are_the_same_examples(kind: str) -> None:
+    expected, found = as_dataset(pairs("tensors")), as_dataset(pairs(kind))
+    assert torch.equal(found.x(), expected.x())
+    assert torch.equal(found.labels, expected.labels)
+    assert torch.equal(found.ids, expected.ids)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda x, y: (x.permute(0, 2, 3, 1), y), r"channels last.*x\.permute\(0, 3, 1, 2\)"),
+        (lambda x, y: (x, y.float()), r"labels must be int64, not float32\. Use y\.long\(\)"),
+        (lambda x, y: (x, nn.functional.one_hot(y)), r"labels must have shape.*argmax\(dim=1\)"),
+        (lambda x, y: (x, y[:, None]), r"labels must have shape.*Use y\[:, 0\]"),
+        (lambda x, y: (255 * x, y), "Divide 8-bit values by 255"),
+        (lambda x, y: (2 * x - 1, y), "undo any normalisation"),
+        (lambda x, y: (x, y[:3]), "6 images came with 3 labels"),
+        (lambda x, y: (x[:0], y[:0]), "there are no pixels"),
+        (lambda x, y: ((255 * x).int(), y), "must be floating point"),
+        (lambda x, _: x, "no pairs of an image and a label"),
+        (lambda *_: 7, r"cannot be made of int\. Give a data set's name"),
+        (lambda *_: [("image.png", 3)], "cannot be made of str"),
+        (lambda x, _: [(x[0], 0.5)], "a label must be a whole number"),
+        (lambda x, _: [(x[0], 0), (x[0, :, :4], 1)], "images of several shapes"),
+    ],
+)
+def test_benchmark_data_of_another_kind_say_what_to_do(given: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        benchmark(parts.ChannelMean(), given(*tiny_data()), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_benchmark_plain_function_equals_its_module(tmp_path: Path) -> None:
+    model = parts.ChannelMean().requires_grad_(False)
+    found = [
+        benchmark(m, tiny_data(), attacks=[PGD], out=tmp_path / name)
+        for name, m in {"module": model, "function": model.forward}.items()
+    ]
+    assert found[0].robust == found[1].robust
+    assert found[0].clean == found[1].clean
+
+
+class Regular(nn.Module):
+    """Wrong in train mode: dropout, and batch statistics that are kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.drop = nn.Dropout(0.9)
+        self.mean = parts.ChannelMean()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns (B, 3) logits."""
+        return self.mean(self.drop(self.norm(x)))
+
+
+def test_benchmark_after_train_gives_the_numbers_of_eval_and_leaves_the_mode(tmp_path: Path) -> None:
+    model = Regular().eval()
+    expected = benchmark(model, tiny_data(), attacks=[PGD], out=tmp_path / "eval")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.train()
+    found = benchmark(model, tiny_data(), attacks=[PGD], out=tmp_path / "train")
+    assert (found.clean, found.robust) == (expected.clean, expected.robust)
+    assert all(module.training for module in model.modules())
+    assert all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert "state_changed" not in {f.name for f in found.flags}
+
+
+class Counting(parts.ChannelMean):
+    """Writes into a buffer at every call, in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns (B, 3) logits."""
+        self.seen += len(x)
+        return super().forward(x)
+
+
+def test_benchmark_and_check_flag_a_model_that_writes_into_its_buffers(tmp_path: Path) -> None:
+    found = benchmark(Counting(), tiny_data(), attacks=[PGD], out=tmp_path / "run")
+    (flag,) = [f for f in found.flags if f.name == "state_changed"]
+    assert flag.severity == "error"
+    assert "seen" in flag.message
+    x, y = tiny_data()
+    model = Counting()
+    assert "state_changed" in {f.name for f in check(model, x, y).flags}
+    assert float(model.seen) == 0  # put back
+
+
+def test_check_model_that_works_in_place_is_not_taken_for_a_random_one() -> None:
+    class InPlace(parts.ChannelMean):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.sub_(0.5).div_(0.25)) / 4
+
+    x, y = tiny_data()
+    before = x.clone()
+    found = check(InPlace(), x, y)
+    assert torch.equal(x, before)
+    assert "untracked_randomness" not in {f.name for f in found.flags}
+    assert {f.name for f in found.flags} == {f.name for f in check(parts.ChannelMean(), x, y).flags}

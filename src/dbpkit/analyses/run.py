@@ -13,6 +13,7 @@ from dbpkit.evaluation.build import build
 from dbpkit.evaluation.run import Execution
 from dbpkit.evaluation.session import hashes_of, refuse_other_parts
 from dbpkit.evaluation.spec import EvaluationSpec
+from dbpkit.evaluation.state import parts_state, state_changes
 from dbpkit.evaluation.trial import one_line, report_failure
 from dbpkit.registry import call_with_options
 from dbpkit.results.analysis import AnalysisRecords, AnalysisResult
@@ -48,6 +49,7 @@ def analyse(
     with writing(out, f"dbpkit analyse --out {out}"):
         parts = build(spec, execution.device, execution.memory_bytes)
         refuse_other_parts(run, parts)
+        state = parts_state(parts)
         subject = Subject(spec, parts, execution.micro_batch)
         units = {name: list(analysis.units(subject)) for name, analysis in made.items()}
         run.claim(spec.model_dump(mode="json"))  # only now: a spec that cannot be used leaves no directory
@@ -58,6 +60,8 @@ def analyse(
                 progress((before + part) / len(made), what)
 
             results.append(_run(name, analysis, units[name], subject, run, share))
+        if changes := state_changes(state, parts_state(parts)):
+            raise UserError(f"{changes[0].message} Delete '{run.path / 'analyses'}' and run them again.")
     return results
 
 

@@ -22,6 +22,7 @@ from dbpkit.evaluation.culprits import Plain
 from dbpkit.evaluation.run import DEFAULT_EXECUTION, Execution, Progress, evaluate
 from dbpkit.evaluation.sanity import SANITY, gradient_noise, more_iterations_help, shared_attacks
 from dbpkit.evaluation.spec import DrawsSpec, EvaluationSpec
+from dbpkit.evaluation.state import state_changes, state_of
 from dbpkit.noise import NoisePlan, seeded_generator
 from dbpkit.results.flags import Flag
 from dbpkit.results.run_directory import RunDirectory
@@ -187,6 +188,23 @@ def _check(
     sanity: dict[str, Check],
     progress: Progress,
 ) -> Checked:
+    """All checks, and whether they left the model's state alone; it is put back in any case."""
+    module = model.module if isinstance(model, Plain) else model
+    with _left_as_it_was(model), shared_attacks():
+        before = state_of(module)
+        found = _staged(model, x, y, noise, threat, sanity, progress)
+        return Checked([*found.flags, *state_changes(before, state_of(module))], found.checks)
+
+
+def _staged(
+    model: RandomisedClassifier,
+    x: Tensor,
+    y: Tensor,
+    noise: NoisePlan,
+    threat: ThreatModel,
+    sanity: dict[str, Check],
+    progress: Progress,
+) -> Checked:
     """The checks of the model on the first images; if none finds an error, the short attacks on all."""
     flags: dict[tuple[str, str], Flag] = {}
     names: list[str] = []
@@ -197,17 +215,16 @@ def _check(
         (sanity, (model, x, y, noise, threat if isinstance(threat, Linf | L2) else DEFAULT_THREAT)),
     ]
     total = sum(len(checks) for checks, _ in stages)
-    with _left_as_it_was(model), shared_attacks():
-        for checks, arguments in stages:
-            for name, one in checks.items():
-                progress(len(names) / total, name)
-                for flag in one(*arguments):
-                    flags.setdefault((flag.name, flag.row), flag)
-                names.append(name)
-                if ("untracked_randomness", "") in flags:  # every other check would see its noise
-                    return Checked(list(flags.values()), tuple(names))
-            if any(f.severity == "error" for f in flags.values()):
-                break
+    for checks, arguments in stages:
+        for name, one in checks.items():
+            progress(len(names) / total, name)
+            for flag in one(*arguments):
+                flags.setdefault((flag.name, flag.row), flag)
+            names.append(name)
+            if ("untracked_randomness", "") in flags:  # every other check would see its noise
+                return Checked(list(flags.values()), tuple(names))
+        if any(f.severity == "error" for f in flags.values()):
+            break
     return Checked(list(flags.values()), tuple(names))
 
 

@@ -22,10 +22,11 @@ from dbpkit.evaluation.coverage import MISSING_CLASSES, missing_classes
 from dbpkit.evaluation.rows import DEFAULT_EXECUTION, Execution, Made, Rows, Unit, joined
 from dbpkit.evaluation.session import enter_session, refuse_other_parts
 from dbpkit.evaluation.spec import EvaluationSpec
+from dbpkit.evaluation.state import parts_state, state_changes
 from dbpkit.evaluation.trial import one_line, report_failure, try_attacks
 from dbpkit.results.flags import Flag
 from dbpkit.results.locking import writing
-from dbpkit.results.run_directory import Key, Record, RunDirectory
+from dbpkit.results.run_directory import STATE_CHANGED, Key, Record, RunDirectory
 from dbpkit.results.summary import Summary, summarise
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ def evaluate(
     with writing(out, f"dbpkit evaluate --out {out}"), kernels(execution.deterministic):
         parts = parts or build(spec, execution.device, execution.memory_bytes)
         refuse_other_parts(run, parts)
+        state = parts_state(parts)
         runner, flags = _Runner(spec, parts, execution, run, progress), None
         if run.checks() is None:
             progress(0.0, "checks")
@@ -84,6 +86,7 @@ def evaluate(
         _write_checks(run, flags, missing_classes(parts.data, spec.examples.order))
         runner.run_all()
         runner.write_strip()
+        _note_changes(run, state_changes(state, parts_state(parts)))
         summary = summarise(run)
         run.write_json("summary.json", summary.as_json())
     return summary
@@ -224,6 +227,13 @@ class _Runner:
         return iter(
             (positions.flip(0) if self.execution.reverse else positions).split(self.execution.batch_size)
         )
+
+
+def _note_changes(run: RunDirectory, changes: list[Flag]) -> None:
+    """Adds to the checks that a session has changed its models; once is enough."""
+    noted = run.checks() or []
+    if changes and not any(f["name"] == STATE_CHANGED for f in noted):
+        run.write_json("checks.json", [*noted, *(f._asdict() for f in changes)])
 
 
 def _write_checks(run: RunDirectory, found: list[Any] | None, missing: list[Flag]) -> None:

@@ -46,8 +46,11 @@ __all__ = ["Key", "Record", "RunDirectory", "Stored"]
 SCHEMA = 2
 """Layout that is written. Layout 1 had no digests and is read too."""
 
-RECOMPUTED = ("missing_classes",)
-"""Flags in ``checks.json`` that are made anew in every session, because they change as a run grows."""
+STATE_CHANGED = "state_changed"
+"""The flag of a session that left its models other than it found them; it is added at the session's end."""
+
+RECOMPUTED = ("missing_classes", STATE_CHANGED)
+"""Flags in ``checks.json`` that a later session may add or make anew, so that no record is bound to them."""
 
 REPAIR = "Run the same evaluation again to have it made anew."
 
