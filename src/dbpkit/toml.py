@@ -5,6 +5,7 @@ nothing else can hold. Size, depth and whole numbers are bounded here, once for 
 """
 
 import json
+import math
 import re
 import tomllib
 from pathlib import Path
@@ -59,13 +60,15 @@ def parsed(text: str) -> dict[str, Any]:
 
 
 def check_values(tree: Any) -> None:
-    """Raises ValueError if a tree nests too deep or holds a whole number beyond TOML's 64 bits."""
+    """Raises ValueError if a tree nests too deep or holds a number that is not finite or beyond 64 bits."""
     level, left = 0, [tree]
     while left:
         if level > DEEPEST:
             raise ValueError(f"it nests deeper than {DEEPEST} levels")
         if any(isinstance(v, int) and not -(2**63) <= v < 2**63 for v in left):
             raise ValueError("a whole number is beyond 64 bits")
+        if any(isinstance(v, float) and not math.isfinite(v) for v in left):
+            raise ValueError("a number is infinite or nan")
         inner = [v.values() if isinstance(v, dict) else v for v in left if isinstance(v, dict | list | tuple)]
         level, left = level + 1, [value for values in inner for value in values]
 
@@ -112,8 +115,6 @@ def _toml_value(value: Any) -> str:
         )
     if isinstance(value, list):
         return "[" + ", ".join(_toml_value(v) for v in value) + "]"
-    if isinstance(value, float):
-        return repr(value)  # nan and inf are TOML's words too
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
