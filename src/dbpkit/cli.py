@@ -50,6 +50,7 @@ from dbpkit.report import (
 )
 from dbpkit.report.tables import cost_text, p_text
 from dbpkit.results.compare import compare_runs
+from dbpkit.results.completeness import unfinished
 from dbpkit.results.findings import findings
 from dbpkit.results.protocols import protocols
 from dbpkit.results.run_directory import RunDirectory
@@ -509,6 +510,8 @@ def show(
     _plugins(plugin)
     if path.is_dir():
         _print_summary(summarise(RunDirectory(path)), as_json)
+        if not as_json and (said := unfinished(RunDirectory(path))):
+            console.say(said)
         return
     spec = read_spec(path, EvaluationSpec, overrides).model_dump(mode="json")
     if as_json:

@@ -13,6 +13,7 @@ import torch
 
 from dbpkit import Execution, evaluate, train
 from dbpkit.analyses.run import analyse
+from dbpkit.evaluation.session import code_sha256
 from dbpkit.evaluation.spec import EvaluationSpec
 from dbpkit.spec import validate
 from dbpkit.training.loop import Execution as TrainingExecution
@@ -59,6 +60,7 @@ def _child(name: str, out: str) -> None:
 def main() -> None:
     """Serves until standard input ends."""
     torch.set_num_threads(1)
+    code_sha256()  # once: the sources may be edited while this runs
     for line in sys.stdin:
         name, _, out = line.strip().partition(" ")
         pid = os.fork()

@@ -154,7 +154,7 @@ class _Runner:
         count = (self.failures[unit.rows] or 0) // len(unit.rows)
         if count >= min(GIVE_UP_AFTER, len(self.parts.data)):
             raise UserError(
-                f"row '{unit.rows[0]}' failed on every one of {count} examples: {records[0]['error']}. "
+                f"{_named(unit.rows)} failed on every one of {count} examples: {records[0]['error']}. "
                 "Mend the part that failed and run the same command again; the tracebacks are in"
                 f" '{self.run.path / 'errors'}'."
             )
@@ -203,7 +203,7 @@ class _Runner:
         except UserError:
             raise
         except Exception as error:
-            log.warning("%s failed on %d examples: %s", unit.rows[0], len(index), one_line(error))
+            log.warning("%s failed on %d examples: %s", _named(unit.rows), len(index), one_line(error))
             if len(index) > 1:
                 return joined([self._attempt(unit, one) for one in index.split(1)])
             example = int(self.parts.data.ids[index[0]])
@@ -227,6 +227,11 @@ class _Runner:
         return iter(
             (positions.flip(0) if self.execution.reverse else positions).split(self.execution.batch_size)
         )
+
+
+def _named(rows: tuple[str, ...]) -> str:
+    """Rows that are made together, and so fail together."""
+    return f"row '{rows[0]}'" if len(rows) == 1 else f"rows {', '.join(rows)} (made together)"
 
 
 def _note_changes(run: RunDirectory, changes: list[Flag]) -> None:

@@ -1,0 +1,31 @@
+"""How much of an evaluation is recorded.
+
+The thing people get wrong: a table of a run that was stopped looks like any other table.
+"""
+
+import numpy as np
+
+from dbpkit.results.run_directory import RunDirectory
+from dbpkit.results.summary import expected_rows
+
+
+def unfinished(run: RunDirectory) -> str:
+    """Returns how much of a run is still to be done, in a sentence; nothing if it is finished."""
+    spec, columns = run.spec()["spec"], run.columns()
+    asked = max((s.get("examples") or 0 for s in run.sessions()), default=0) or spec["examples"].get("count")
+    if not columns.rows and not columns.failed:
+        return "Unfinished: no result of an evaluation is recorded yet."
+    if asked is None:
+        return ""
+    tapes = expected_rows(spec)
+    wanted = asked * sum(tapes.values())
+    done = sum(
+        int(np.count_nonzero(columns.rows[row].tape < tapes[row])) for row in tapes if row in columns.rows
+    )
+    if done >= wanted:
+        return ""
+    failed = f", {len(columns.failed)} failed" if columns.failed else ""
+    return (
+        f"Unfinished: {done} of {wanted} results are recorded{failed} (one for each row, tape and example)."
+        " Run the same evaluation again to go on."
+    )
