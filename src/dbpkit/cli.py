@@ -28,12 +28,13 @@ from dbpkit.evaluation.coverage import EXAMPLES_LOG
 from dbpkit.evaluation.knowledge import known
 from dbpkit.evaluation.replay import replay
 from dbpkit.evaluation.run import Execution, evaluate
-from dbpkit.evaluation.spec import EvaluationSpec, PurifierSpec
+from dbpkit.evaluation.spec import EvaluationSpec, PurifySpec
 from dbpkit.images import purify_files
 from dbpkit.machine import settle
 from dbpkit.models import asset, classifier_sources, denoiser_sources, load_denoiser, source
 from dbpkit.networks import networks
 from dbpkit.options import MOST
+from dbpkit.overrides import override
 from dbpkit.program import started
 from dbpkit.progress import Report, progress
 from dbpkit.purify import gradients
@@ -56,7 +57,7 @@ from dbpkit.results.protocols import protocols
 from dbpkit.results.run_directory import RunDirectory
 from dbpkit.results.summary import Summary, summarise
 from dbpkit.samplers import samplers
-from dbpkit.spec import as_toml, read_spec
+from dbpkit.spec import as_toml, read_spec, validate
 from dbpkit.threat import threats
 from dbpkit.training import loop as training
 from dbpkit.training.fid import Chain, make_features, quality
@@ -112,6 +113,13 @@ Out = Annotated[Path, typer.Option("--out", help="Run directory; the same comman
 Set = Annotated[
     list[str],
     typer.Option("--set", help="Override a leaf of the spec, such as purifier.steps=200."),
+]
+PurifySet = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        help="Set an option of a part, such as purifier.options.eta=1 or denoiser.options.variant=addt.",
+    ),
 ]
 Plugin = Annotated[
     list[str],
@@ -270,15 +278,36 @@ def purify(
     ] = 0.1,
     steps: Steps = 1000,
     seed: Seed = 0,
+    overrides: PurifySet = [],
+    device: Device = "cpu",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that this command did not write, too.")
+    ] = False,
     plugin: Plugin = [],
     talk: Talk = None,
     as_json: AsJson = False,
 ) -> None:
-    """Purify image files."""
+    """Purify image files; files that this command did not write are left alone."""
     _plugins(plugin)
-    spec = PurifierSpec(sampler=sampler, t_star=t_star, steps=steps)
+    table: dict[str, Any] = {
+        "denoiser": denoiser,
+        "purifier": {"sampler": sampler, "t_star": t_star, "steps": steps},
+    }
+    for text in overrides:
+        override(table, text, PurifySpec)
+    spec = validate(table, PurifySpec, "dbpkit purify")
     with _progress(as_json, talk, continues=False) as report:
-        written = purify_files(images, out, spec, denoiser, seed, report)
+        written = purify_files(
+            images,
+            out,
+            spec.purifier,
+            spec.denoiser.name,
+            seed,
+            report,
+            options=spec.denoiser.options,
+            device=device,
+            overwrite=overwrite,
+        )
     if as_json:
         console.as_json([str(p) for p in written])
     else:

@@ -16,6 +16,7 @@ from torch import nn
 from dbpkit.denoiser import from_pretrained
 from dbpkit.errors import UserError, shown, unknown_name
 from dbpkit.registry import Registry, call_with_options
+from dbpkit.schedule import discrete_sigmas
 from dbpkit.types import Denoiser
 from dbpkit.weights import Architecture, load_weights, refuse_pickle
 
@@ -24,6 +25,9 @@ denoiser_sources: Registry[Callable[..., Any]] = Registry("denoiser")
 
 EMBEDDED_CLASSIFIER = "cifar10-resnet9.safetensors"
 EMBEDDED_DENOISERS = {"vanilla": "cifar10-unet.safetensors", "addt": "cifar10-unet-addt.safetensors"}
+
+EMBEDDED_LAST = {"vanilla": 300, "addt": 120}
+"""Largest of 1,000 times that they were trained on, see ``specs/train``; their files do not say."""
 
 
 def asset(name: str) -> Path:
@@ -57,7 +61,10 @@ def embedded_denoiser(variant: str = "vanilla") -> nn.Module:
     """
     if variant not in EMBEDDED_DENOISERS:
         raise unknown_name("variant", variant, EMBEDDED_DENOISERS)
-    return load_weights(asset(EMBEDDED_DENOISERS[variant]))[0]
+    model, _ = load_weights(asset(EMBEDDED_DENOISERS[variant]))
+    sigmas = discrete_sigmas()
+    model.trained_levels = (float(sigmas[0]), float(sigmas[EMBEDDED_LAST[variant]]))  # type: ignore[assignment]
+    return model
 
 
 @classifier_sources.register("weights")

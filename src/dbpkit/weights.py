@@ -38,6 +38,10 @@ Side = Annotated[int, Field(ge=1, le=2**16)]
 """Channels, height or width of an image."""
 
 
+Sigma = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+"""A noise level."""
+
+
 class Architecture(NamedTuple):
     """What a weights file says of its network.
 
@@ -49,6 +53,7 @@ class Architecture(NamedTuple):
         denoiser_options: its keyword arguments.
         image_shape: (C, H, W) the network was made for.
         class_names: K names, for classifiers.
+        trained_levels: smallest and largest sigma a denoiser was trained on; None if not known.
     """
 
     kind: str
@@ -58,11 +63,15 @@ class Architecture(NamedTuple):
     denoiser_options: Mapping[str, Any] = MappingProxyType({})
     image_shape: tuple[int, int, int] = (3, 32, 32)
     class_names: tuple[str, ...] = ()
+    trained_levels: tuple[float, float] | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Returns plain dictionaries and lists."""
+        """Returns plain dictionaries and lists; what is not known is left out."""
         plain = {"options": dict(self.options), "denoiser_options": dict(self.denoiser_options)}
-        return {**self._asdict(), **plain}
+        table = {**self._asdict(), **plain}
+        if self.trained_levels is None:
+            del table["trained_levels"]
+        return table
 
     def build(self) -> nn.Module:
         """Makes the network, with its denoiser adapter if it has one, in its first random state.
@@ -135,6 +144,7 @@ def load_weights(path: str | Path, sha256: str | None = None) -> tuple[nn.Module
     model = _built(architecture, tensors, path)
     fill(model, _unwrapped(tensors), str(path))
     model.architecture = architecture  # type: ignore[assignment]  # training goes on from it
+    model.trained_levels = architecture.trained_levels  # type: ignore[assignment]
     return model.requires_grad_(False).eval(), architecture
 
 
@@ -182,6 +192,7 @@ class _Description(BaseModel):
     denoiser_options: dict[str, Any] = {}
     image_shape: tuple[Side, Side, Side]
     class_names: tuple[str, ...]
+    trained_levels: tuple[Sigma, Sigma] | None = None
 
 
 class _About(BaseModel):

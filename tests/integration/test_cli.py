@@ -254,6 +254,29 @@ def test_purify_size_that_does_not_fit_the_network_is_named(run, tmp_path: Path)
     assert "multiples of 4, not (15, 15)" in err
 
 
+def test_purify_options_of_parts_reach_them(run, tmp_path: Path) -> None:
+    photo = picture(tmp_path / "a.png", (8, 8))
+    words = ("--sampler", "ddim", "--steps", 100, "--set")
+    code, _, err = run("purify", photo, "--out", tmp_path / "1", *words, "purifier.options.eta=2")
+    assert code == 2
+    assert "eta" in err
+    assert run("purify", photo, "--out", tmp_path / "1", *words, "denoiser.options.variant=addt")[0] == 0
+    assert run("purify", photo, "--out", tmp_path / "2", *words, "purifier.options.eta=0.5")[0] == 0
+    assert (tmp_path / "1" / "a.png").read_bytes() != (tmp_path / "2" / "a.png").read_bytes()
+    code, _, err = run("purify", photo, "--out", tmp_path / "3", "--device", "tpu")
+    assert (code, "device 'tpu' is unknown" in err) == (2, True)
+
+
+def test_purify_overwrites_only_when_told(run, tmp_path: Path) -> None:
+    photo = picture(tmp_path / "a.jpg", (8, 8))
+    other = picture(tmp_path / "a.png", (9, 9))
+    code, _, err = run("purify", photo, "--out", tmp_path, *GAUSSIAN)
+    assert (code, "--overwrite" in err) == (2, True)
+    with Image.open(other) as image:
+        assert image.size == (9, 9)
+    assert run("purify", photo, "--out", tmp_path, "--overwrite", *GAUSSIAN)[0] == 0
+
+
 def test_train_prints_figures_and_names_the_card(run, tmp_path: Path) -> None:
     (tmp_path / "train.toml").write_text(
         'objective = "denoising"\nobjective_options = { report_times = [100] }\n'

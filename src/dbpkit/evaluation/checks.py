@@ -14,6 +14,7 @@ from dbpkit.attacks.target import cross_entropy
 from dbpkit.errors import UserError
 from dbpkit.evaluation.build import Parts
 from dbpkit.evaluation.culprits import coupling_module, detaching_module, flat_module, random_module
+from dbpkit.evaluation.levels import outside_trained_levels, suspicious_grid
 from dbpkit.evaluation.outputs import LOST_SHARE, softmax_error, squashed_outputs, undone
 from dbpkit.evaluation.spec import EvaluationSpec
 from dbpkit.gradients import directional_derivatives
@@ -418,16 +419,8 @@ def suspicious_level(parts: Parts, spec: EvaluationSpec) -> list[Flag]:
                 " fraction of 1, not a percentage.",
             )
         )
-    if calls < 5 and spec.purifier.sampler not in ("one_step", "ddim", "heun"):
-        flags.append(
-            Flag(
-                "suspicious_grid",
-                "warning",
-                f"The chain has only {calls} steps from t*; `steps` counts the whole chain of 1000,"
-                " the papers use 50 to 1000.",
-            )
-        )
-    return flags
+    flags += outside_trained_levels(parts.denoiser, sampler.levels)
+    return flags + suspicious_grid(spec.purifier.sampler, calls)
 
 
 def _first_line(error: Exception) -> str:

@@ -38,6 +38,13 @@ class PurifierSpec(Strict):
     clamp: bool | None = None
 
 
+class PurifySpec(Strict):
+    """What purifies image files: a denoiser, and how it is used."""
+
+    denoiser: PartSpec = PartSpec(name="embedded")
+    purifier: PurifierSpec = PurifierSpec()
+
+
 class ThreatSpec(Strict):
     """The budget: ``norm`` of the perturbation at most ``eps``, in [0, 1] pixel units.
 

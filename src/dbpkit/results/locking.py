@@ -11,7 +11,7 @@ import json
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -65,10 +65,17 @@ def writing(path: str | Path, command: str) -> Iterator[None]:
                 folder.rmdir()
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Removes the unfinished files of processes that no longer run, in a folder and those below it."""
-    for path in folder.rglob(".*.tmp"):
+def remove_temporaries(folder: Path, names: Collection[str] | None = None) -> None:
+    """Removes the unfinished files of processes that no longer run, in a folder and those below it.
+
+    Args:
+        folder: where.
+        names: of finished files; if given, only unfinished ones of these names go, and of this folder alone.
+    """
+    for path in folder.rglob(".*.tmp") if names is None else folder.glob(".*.tmp"):
         named = _TEMPORARY.fullmatch(path.name)
+        if names is not None and path.name[1:].rsplit(".", 2)[0] not in names:
+            continue
         if named and not _runs(int(named[1])) and path.is_file():
             with contextlib.suppress(OSError):
                 path.unlink()

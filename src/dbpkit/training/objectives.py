@@ -150,6 +150,12 @@ class Denoising:
                 " Set objective_options.guide."
             )
 
+    @property
+    def trained_levels(self) -> tuple[float, float]:
+        """Noise levels between which all but one in a thousand are drawn."""
+        low, high = self._levels.sigma(torch.tensor([0.0005, 0.9995])).tolist()
+        return low, high
+
     @cached_property
     def _levels(self) -> NoiseLevels:
         return _part(noise_levels, _named(self.levels, "levels"))

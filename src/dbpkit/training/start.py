@@ -84,6 +84,7 @@ def _loaded(spec: TrainingSpec, objective: Objective) -> Start:
             f"init '{spec.init.name}' cannot be trained: it has no 'architecture' to write into a"
             " weights file. Start from a weights file, 'embedded' or 'diffusers'."
         )
+    architecture = architecture._replace(trained_levels=_trained(objective))
     return Start(architecture, model.requires_grad_(True))
 
 
@@ -127,4 +128,11 @@ def _described(
         dict(spec.denoiser_options),
         image_shape,
         class_names,
+        _trained(objective),
     )
+
+
+def _trained(objective: Objective) -> tuple[float, float] | None:
+    """The noise levels of an objective, if it is about noise."""
+    levels: tuple[float, float] | None = getattr(objective, "trained_levels", None)
+    return levels
