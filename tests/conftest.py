@@ -5,6 +5,9 @@ protocols are not ``runtime_checkable``, and beartype refuses every function ann
 """
 
 import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: tests share their machine
+
 from pathlib import Path
 
 import pytest
