@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from dbpkit import NoisePlan, load_classifier, load_dataset
 from dbpkit.attacks import Target, make_attack
 from dbpkit.evaluation.build import single_draw
+from dbpkit.machine import settle
 from dbpkit.models import source
 from dbpkit.purify import Undefended
 from dbpkit.spec import PartSpec, amount
@@ -316,4 +317,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    settle()
     main()

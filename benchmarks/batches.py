@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from dbpkit import EvaluationSpec, Execution, RunDirectory, evaluate, read_spec
+from dbpkit.machine import settle
 from dbpkit.models import asset
 
 
@@ -59,4 +60,5 @@ def run(count: int) -> None:
 
 
 if __name__ == "__main__":
+    settle()
     run(int(sys.argv[1]) if len(sys.argv) > 1 else 16)

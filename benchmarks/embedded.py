@@ -11,6 +11,7 @@ import time
 import torch
 
 from dbpkit import NoisePlan, PurifiedClassifier, Purifier, load_dataset, load_embedded
+from dbpkit.machine import settle
 from dbpkit.results.intervals import wilson
 
 SETTINGS = [
@@ -41,6 +42,7 @@ def purified_accuracy(
 
 
 if __name__ == "__main__":
+    settle()
     most = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
     print("| sampler | S | options | calls | images | accuracy | 95 % interval | s |")
     print("|---|---|---|---|---|---|---|---|")
