@@ -49,6 +49,15 @@ class Dataset:
                 f"data '{self.name}': expected images (N, C, H, W) with N labels and ids, got "
                 f"{tuple(self.images.shape)}, {tuple(self.labels.shape)}, {tuple(self.ids.shape)}."
             )
+        if 0 in self.images.shape[1:]:
+            raise UserError(
+                f"data '{self.name}': there are no pixels in images of shape {tuple(self.images.shape)}."
+            )
+        if self.labels.ndim != 1 or self.ids.ndim != 1:
+            raise UserError(
+                f"data '{self.name}': labels and ids must have shape (N,), not {tuple(self.labels.shape)} and"
+                f" {tuple(self.ids.shape)}."
+            )
         if self.ids.dtype != torch.int64 or self.labels.dtype != torch.int64:
             raise UserError(
                 f"data '{self.name}': labels and ids must be int64, not {self.labels.dtype} and"

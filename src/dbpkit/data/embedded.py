@@ -4,7 +4,6 @@ The thing people get wrong: 256 images show that everything works; they are too 
 """
 
 import hashlib
-import io
 import json
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -15,6 +14,7 @@ import torch
 from PIL import Image
 
 from dbpkit.data.dataset import Dataset, datasets
+from dbpkit.data.pictures import read_picture
 from dbpkit.errors import UserError
 
 NAME = "cifar10-test-256"
@@ -43,15 +43,14 @@ def read_embedded(folder: Traversable) -> Dataset:
     """
     try:
         described = json.loads((folder / f"{NAME}.json").read_text("utf-8"))
-        with Image.open(io.BytesIO((folder / f"{NAME}.png").read_bytes())) as image:
-            mosaic = np.array(image)
-        # (16 * 32, 16 * 32, 3) -> (256, 3, 32, 32)
-        images = (
-            mosaic.reshape(TILES, SIDE, TILES, SIDE, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, SIDE, SIDE)
-        )
-        expected, ids, labels = described["sha256"], described["ids"], described["labels"]
+        mosaic = read_picture((folder / f"{NAME}.png").read_bytes(), f"image '{NAME}.png'").numpy()
+        # (3, 16 * 32, 16 * 32) -> (256, 3, 32, 32)
+        tiles = mosaic.reshape(3, TILES, SIDE, TILES, SIDE)
+        images = tiles.transpose(1, 3, 0, 2, 4).reshape(-1, 3, SIDE, SIDE)
+        expected = described["sha256"]
+        ids, labels = torch.tensor(described["ids"]), torch.tensor(described["labels"])
         class_names = tuple(described["class_names"])
-    except (OSError, ValueError, SyntaxError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
         raise UserError(
             f"embedded images in '{folder}' cannot be read ({error}). Reinstall dbpkit."
         ) from error
@@ -61,9 +60,7 @@ def read_embedded(folder: Traversable) -> Dataset:
             f"embedded images in '{folder}' are damaged: sha256 {found} where {expected} was expected. "
             "Reinstall dbpkit."
         )
-    return Dataset(
-        "embedded", torch.from_numpy(images.copy()), torch.tensor(labels), torch.tensor(ids), class_names
-    )
+    return Dataset("embedded", torch.from_numpy(images.copy()), labels, ids, class_names)
 
 
 def write_embedded(dataset: Dataset, folder: Path) -> None:

@@ -5,7 +5,9 @@ padding keeps every original pixel, resizing does not.
 """
 
 import gzip
+import io
 import math
+import struct
 import zlib
 from pathlib import Path
 
@@ -24,6 +26,9 @@ _MD5 = {
     "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
     "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
 }
+_MOST = 16 + 60_000 * 28 * 28
+"""Bytes of the largest file, unpacked."""
+
 _CLASS_NAMES = (
     "T-shirt/top",
     "trouser",
@@ -100,11 +105,16 @@ def _read_idx(path: Path, ndim: int, verify: bool) -> Tensor:
     if verify:
         check_md5(content, _MD5[path.name], path)
     try:
-        raw = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+            raw = file.read(_MOST + 1)  # a small file can unpack to terabytes
+    except (OSError, EOFError, zlib.error, struct.error) as error:
         raise UserError(
             f"'{path}' is no readable gzip file ({error}). It is damaged; download it again."
         ) from error
+    if len(raw) > _MOST:
+        raise UserError(
+            f"'{path}' unpacks to more than {_MOST:,} bytes, the most of Fashion-MNIST. Download it again."
+        )
     header = 4 + 4 * ndim
     shape = tuple(int(n) for n in np.frombuffer(raw[4:header], dtype=">u4")) if len(raw) >= header else ()
     if raw[:4] != bytes([0, 0, 8, ndim]) or len(raw) != header + math.prod(shape):  # 8 means unsigned bytes

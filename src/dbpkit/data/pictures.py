@@ -191,7 +191,7 @@ def _flat(image: Image.Image, where: str, mode: str) -> Image.Image:
     """The image in mode L or RGB; UserError if something shines through."""
     if image.mode in _TRANSPARENT or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
-        if image.getextrema()[3] != (255, 255):
+        if image.getchannel("A").getextrema() != (255, 255):
             raise UserError(f"{where} has transparent pixels. Put it on a background first.")
         image = image.convert("RGB")
     return image.convert(mode)
