@@ -35,7 +35,7 @@ COUNTS = {"all_tapes": "T", "any_iterate": "N"}
 """Letter of the count in the name of an estimand, if it is not R."""
 
 MEANINGS = {
-    "white_box - dw_both": "robustness that rests on noise the attacker cannot foresee",
+    "white_box - dw_both": "robustness that rests on noise the attacker cannot foresee, at most",
     "white_box - fixed": "the same, against purification with fixed noise",
     "clean - white_box": "what the white-box attack takes away",
 }

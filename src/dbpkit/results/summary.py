@@ -7,6 +7,8 @@ tapes; the tapes of one example are no independent examples.
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from dbpkit.errors import UserError
+from dbpkit.results.analysis import analysis_results
 from dbpkit.results.estimates import (
     Estimate,
     all_draws,
@@ -16,6 +18,7 @@ from dbpkit.results.estimates import (
     per_draw,
 )
 from dbpkit.results.flags import BASELINE_ROWS, Flag, example_scores, record_flags
+from dbpkit.results.headline import NOTHING, headline_sentence, measured_trend, white_box_eot
 from dbpkit.results.protocols import (
     DEFAULT,
     UNDEFENDED_ROWS,
@@ -155,7 +158,7 @@ def summarise(run: RunDirectory) -> Summary:
         rows,
         differences,
         flags,
-        _sentence(scores, differences.get("white_box - dw_both")),
+        _sentence(run, scores, differences.get("white_box - dw_both"), flags),
     )
 
 
@@ -225,22 +228,20 @@ def _row(
     )
 
 
-def _sentence(scores: Mapping[str, Mapping[int, float]], gap: Estimate | None) -> str:
+def _sentence(
+    run: RunDirectory,
+    scores: Mapping[str, Mapping[int, float]],
+    gap: Estimate | None,
+    flags: Sequence[Flag],
+) -> str:
     """What the difference between white box and DW_Both means, over the examples both have."""
-    if gap is None:
-        return (
-            "No example has been attacked both with the noise unknown (white box) and known (DW_Both),"
-            " so this run cannot yet tell randomness from purification."
-        )
-    shared = scores["white_box"].keys() & scores["dw_both"].keys()
+    shared = scores.get("white_box", {}).keys() & scores.get("dw_both", {}).keys()
+    if not shared:
+        return NOTHING
     white, known = (sum(scores[row][i] for i in shared) / len(shared) for row in ("white_box", "dw_both"))
-    points = f"{100 * gap.value:.0f} points (95 % interval {100 * gap.low:.0f} to {100 * gap.high:.0f})"
-    head = (
-        f"An attacker who must guess the noise leaves {white:.0%} right, one who knows it leaves {known:.0%}"
-    )
-    if gap.low > 0:
-        return (
-            f"{head}: {points} of the white-box robustness come from randomness the attacker cannot"
-            " foresee, not from removing the perturbation."
-        )
-    return f"{head}: the difference, {points}, does not show that randomness adds robustness in this run."
+    try:
+        trend = measured_trend(list(analysis_results(run)))
+    except UserError:
+        trend = None  # whoever shows the analyses says which file is damaged
+    eot = white_box_eot(run.spec()["spec"])
+    return headline_sentence(white, known, gap, eot, flags, trend)
