@@ -580,3 +580,10 @@ def test_make_attack_options_are_bound() -> None:
     bound = make_attack("pgd", {"iterations": 2, "eot": 1})(model, x, y, **settings)
     direct = pgd(model, x, y, iterations=2, eot=1, **settings)
     assert all(torch.equal(a, b) for a, b in zip(bound[:3], direct[:3], strict=True))
+
+
+def test_dlr_of_a_label_below_the_third_class_is_above_one() -> None:
+    """Logits 3, 2, 1, -5 and the last as label: (3 + 5) / (3 - 1) = 4; the first as label: (2 - 3) / 2."""
+    logits = torch.tensor([[3.0, 2.0, 1.0, -5.0]] * 2)
+    found = losses.get("dlr")(logits, torch.tensor([3, 0]))
+    torch.testing.assert_close(found, torch.tensor([4.0, -0.5]))

@@ -14,10 +14,11 @@ _TINY = 1e-12
 
 @losses.register("dlr")
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """Difference of logits ratio of logits (B, K) with labels (B,); (B,), at most 1 in size.
+    """Difference of logits ratio of logits (B, K) with labels (B,); (B,).
 
-    (max other - z_y) / (z_1 - z_3) with z_1 >= z_2 >= z_3 the sorted logits: positive where misclassified,
-    and the same for shifted or scaled logits.
+    (max other - z_y) / (z_1 - z_3) with z_1 >= z_2 >= z_3 the sorted logits: in [-1, 0] where classified
+    correctly, positive where misclassified, and the same for shifted or scaled logits. It is above 1 where
+    the label is not even among the three largest, without a bound.
 
     Raises:
         UserError: if there are fewer than 3 classes.

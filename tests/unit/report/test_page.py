@@ -54,7 +54,7 @@ def test_page_shows_values_and_intervals_as_summarised(make_run: MakeRun) -> Non
         assert row.title in page
         assert row.interval in page
     assert "Wilson score" in page
-    assert "paired bootstrap" in page
+    assert "Bonett-Price" in page
 
 
 def test_page_gives_answer_before_table_and_sections_in_order(make_run: MakeRun) -> None:
