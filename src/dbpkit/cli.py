@@ -177,8 +177,9 @@ def demo(
     if not full:
         _evaluate(spec, out, Execution(device), as_json, talk)
         return
-    examples = spec.examples.model_copy(update={"count": CROSSED_EXAMPLES})  # what the law's verdict needs
-    spec = spec.model_copy(update={"examples": examples})
+    if spec.examples.count is not None:
+        count = max(spec.examples.count, CROSSED_EXAMPLES)  # what the law's verdict needs
+        spec = spec.model_copy(update={"examples": spec.examples.model_copy(update={"count": count})})
     with _progress(as_json, talk) as report:
         summary = evaluate(spec, out, Execution(device), report)
     with _progress(as_json, talk) as report:
