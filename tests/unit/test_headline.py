@@ -79,14 +79,18 @@ def test_trend_is_read_from_the_analysis() -> None:
 
 
 @pytest.mark.parametrize(
-    ("attacks", "eot"),
+    ("attacks", "passes", "eot"),
     [
-        ([{"name": "pgd", "options": {"eot": 3}}], 3),
-        ([{"name": "pgd", "options": {}}], 10),
-        ([{"name": "pgd", "options": {"eot": 3}}, {"name": "apgd-ce", "options": {"eot": 20}}], 20),
-        ([{"name": "mine:attack", "options": {}}], None),
-        ([], None),
+        ([{"name": "pgd", "options": {"eot": 3}}], [], 3),
+        ([{"name": "pgd", "options": {}}], [(200.0, 20)] * 5, 10),
+        ([{"name": "pgd", "options": {}}], [(200.0, 20), (100.0, 20)], None),
+        ([{"name": "pgd", "options": {}}], [(205.0, 20)], None),
+        ([{"name": "pgd", "options": {"eot": 3}}, {"name": "apgd", "options": {"eot": 20}}], [], 20),
+        ([{"name": "pgd", "options": {"eot": 3}}, {"name": "mine:attack", "options": {}}], [], None),
+        ([], [], None),
     ],
 )
-def test_white_box_eot_is_that_of_the_spec_or_the_attacks_default(attacks: list, eot: int | None) -> None:
-    assert white_box_eot({"attacks": attacks}) == eot
+def test_white_box_eot_is_that_of_the_spec_or_as_counted(
+    attacks: list[dict[str, object]], passes: list[tuple[float, int]], eot: int | None
+) -> None:
+    assert white_box_eot({"attacks": attacks}, passes) == eot

@@ -5,13 +5,10 @@ too few draws leaves images right that a better one would not, so the difference
 and the sentence says whether more draws were tried.
 """
 
-import inspect
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dbpkit.attacks import attacks
-from dbpkit.errors import UserError
 from dbpkit.results.analysis import AnalysisResult
 from dbpkit.results.estimates import Estimate
 from dbpkit.results.flags import Flag
@@ -72,13 +69,18 @@ def headline_sentence(
     )
 
 
-def white_box_eot(spec: Mapping[str, Any]) -> int | None:
-    """Draws per gradient of a resolved spec's attacks, the most of them; None where no attack says so."""
-    found = []
-    for attack in spec.get("attacks", []):
-        value = attack.get("options", {}).get("eot", _default_eot(attack["name"]))
-        found += [value] if isinstance(value, int) else []
-    return max(found, default=None)
+def white_box_eot(spec: Mapping[str, Any], passes: Sequence[tuple[float, int]] = ()) -> int | None:
+    """Draws per gradient of the white box: what the spec's attacks say, or what was counted; None if neither.
+
+    Args:
+        spec: the resolved spec; the most draws of its attacks are taken.
+        passes: differentiated passes and iterations of the white box's records.
+    """
+    options = [attack.get("options", {}).get("eot") for attack in spec.get("attacks", [])]
+    if options and all(type(eot) is int for eot in options):
+        return max(options)
+    counted = {gradients / iterations for gradients, iterations in passes if iterations}
+    return int(min(counted)) if len(counted) == 1 and min(counted).is_integer() else None
 
 
 def measured_trend(results: Sequence[AnalysisResult]) -> Trend | None:
@@ -119,13 +121,3 @@ def _about(message: str) -> str:
         message[message.index("About ") :].replace("About ", "about ", 1) if "About " in message else message
     )
 
-
-def _default_eot(name: str) -> Any:
-    """The value of a registered attack that a spec leaves out."""
-    if ":" in name:
-        return None
-    try:
-        option = inspect.signature(attacks.get(name)).parameters.get("eot")
-    except (UserError, TypeError, ValueError):
-        return None
-    return None if option is None else option.default

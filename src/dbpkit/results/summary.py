@@ -158,7 +158,7 @@ def summarise(run: RunDirectory) -> Summary:
         rows,
         differences,
         flags,
-        _sentence(run, scores, differences.get("white_box - dw_both"), flags),
+        _sentence(run, good.get("white_box", []), scores, differences.get("white_box - dw_both"), flags),
     )
 
 
@@ -230,6 +230,7 @@ def _row(
 
 def _sentence(
     run: RunDirectory,
+    white: Sequence[Record],
     scores: Mapping[str, Mapping[int, float]],
     gap: Estimate | None,
     flags: Sequence[Flag],
@@ -238,10 +239,15 @@ def _sentence(
     shared = scores.get("white_box", {}).keys() & scores.get("dw_both", {}).keys()
     if not shared:
         return NOTHING
-    white, known = (sum(scores[row][i] for i in shared) / len(shared) for row in ("white_box", "dw_both"))
+    means = (sum(scores[row][i] for i in shared) / len(shared) for row in ("white_box", "dw_both"))
     try:
         trend = measured_trend(list(analysis_results(run)))
     except UserError:
         trend = None  # whoever shows the analyses says which file is damaged
-    eot = white_box_eot(run.spec()["spec"])
-    return headline_sentence(white, known, gap, eot, flags, trend)
+    passes = [
+        (r["gradient_passes"], len(r["loss"]))
+        for r in white
+        if r.get("gradient_passes") is not None and r.get("loss")
+    ]
+    eot = white_box_eot(run.spec()["spec"], passes)
+    return headline_sentence(*means, gap, eot, flags, trend)
