@@ -120,4 +120,3 @@ def _about(message: str) -> str:
     return (
         message[message.index("About ") :].replace("About ", "about ", 1) if "About " in message else message
     )
-
