@@ -19,7 +19,7 @@ from dbpkit.evaluation.run import kernels
 from dbpkit.evaluation.session import refuse_other_parts
 from dbpkit.evaluation.spec import EvaluationSpec
 from dbpkit.registry import names_of
-from dbpkit.results.run_directory import Record, RunDirectory
+from dbpkit.results.run_directory import Key, Record, RunDirectory
 from dbpkit.spec import differences, validate
 
 TOLERANCE = 1e-6
@@ -241,21 +241,23 @@ class _Stored(NamedTuple):
 
 def _record(directory: RunDirectory, row: str, tape: int, example: int) -> Record:
     """The record to be replayed; UserError says which there are."""
-    records = directory.records()
-    rows = list(dict.fromkeys(r["row"] for r in records))
+    columns = directory.columns()
+    failed = {Key(r["row"], r["tape"], r["example"]): r["error"] for r in columns.failed}
+    rows = list(dict.fromkeys([*columns.rows, *(key.row for key in failed)]))
     if row not in rows:
         raise unknown_name(f"row in '{directory.path}'", row, rows)
-    tapes = sorted({r["tape"] for r in records if r["row"] == row})
+    keys = {key for key in columns.keys() | failed.keys() if key.row == row}
+    tapes = sorted({key.tape for key in keys})
     if tape not in tapes:
         raise UserError(f"row '{row}' of '{directory.path}' has no tape {tape}; it has {_span(tapes)}.")
-    found = {r["example"]: r for r in records if (r["row"], r["tape"]) == (row, tape)}
-    if example not in found:
+    if (row, tape, example) not in keys:
+        ids = sorted({key.example for key in keys if key.tape == tape})
         raise UserError(
-            f"row '{row}' of '{directory.path}' has no example {example}; it has ids {_span(sorted(found))}."
+            f"row '{row}' of '{directory.path}' has no example {example}; it has ids {_span(ids)}."
         )
-    if "error" in found[example]:
-        raise UserError(f"example {example} of row '{row}' failed in the run: {found[example]['error']}.")
-    return found[example]
+    if (error := failed.get(Key(row, tape, example))) is not None:
+        raise UserError(f"example {example} of row '{row}' failed in the run: {error}.")
+    return directory.some(row, tape, [example])[example]
 
 
 def _stored(directory: RunDirectory, record: Record) -> _Stored | None:
@@ -283,8 +285,8 @@ def _images(directory: RunDirectory, rows: Rows, batch: Batch, record: Record) -
     if row == "noise_control":
         return rows.noisy(batch)
     source = UNDEFENDED.name if row == "transfer" else row
-    newest = {r["example"]: r for r in directory.records() if (r["row"], r["tape"]) == (source, tape)}
     ids = batch.noise.example_ids.tolist()
+    newest = directory.some(source, tape, ids)
     files = {i: newest[i]["images"] for i in ids if "images" in newest.get(i, {})}
     shards = {file: directory.read_images(file) for file in set(files.values())}
     images = [shards[files[i]][i] if i in files else x.cpu() for i, x in zip(ids, batch.x, strict=True)]

@@ -169,26 +169,24 @@ class _Runner:
         index = torch.arange(min(STRIP_EXAMPLES, len(self.parts.data)))
         batch = self.rows.batch(index)
         ids = batch.noise.example_ids.tolist()
-        records = {
-            (r["row"], r["example"]): r for r in self.run.records() if r["tape"] == 0 and "error" not in r
-        }
         tensors, said = {"ids": batch.noise.example_ids, "clean": batch.x.cpu()}, {}
         plans = {
             "clean": batch.noise,
             **{k.name: k.resolve().apply(batch.noise, 0) for k in self.spec.knowledge},
         }
         for row, noise in plans.items():
-            if any((row, i) not in records for i in ids):
+            records = self.run.some(row, 0, ids)
+            if len(records) < len(ids):
                 continue
             x_adv = batch.x
             if row != "clean":
-                shards = {f: self.run.read_images(f) for f in {records[row, i]["images"] for i in ids}}
-                x_adv = torch.stack([shards[records[row, i]["images"]][i] for i in ids]).to(batch.x)
+                shards = {f: self.run.read_images(f) for f in {records[i]["images"] for i in ids}}
+                x_adv = torch.stack([shards[records[i]["images"]][i] for i in ids]).to(batch.x)
                 tensors[f"{row}.x_adv"] = x_adv.cpu()
             if self.parts.denoiser is not None:
                 # An unrepeated plan is draw 0, the first column of the row's predictions.
                 tensors[f"{row}.x_pure"] = self.parts.model.purifier(x_adv, noise=noise).cpu()
-            said[row] = [records[row, i]["predicted"][0] for i in ids]
+            said[row] = [records[i]["predicted"][0] for i in ids]
         about = {
             "class_names": self.parts.data.class_names,
             "labels": batch.y.tolist(),

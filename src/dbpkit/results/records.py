@@ -313,7 +313,7 @@ def _newest(tape: Integers, example: Integers) -> tuple[Integers, Integers]:
     return last[appeared], first[appeared]
 
 
-def _floats(values: array) -> Floats:  # type: ignore[type-arg]
+def _floats(values: array) -> Floats:
     return np.frombuffer(values, dtype=np.float64) if values else np.zeros(0)
 
 

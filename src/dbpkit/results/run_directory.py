@@ -16,17 +16,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from dbpkit.errors import UserError
 from dbpkit.results.journal import Journal, Line
 from dbpkit.results.layout import (
-    ABOUT,
-    CHECKS,
-    HOW,
     RESTORE,
-    SESSIONS,
-    SPEC,
     canonical_hash,
     checked,
     damaged,
@@ -38,6 +34,7 @@ from dbpkit.results.layout import (
 )
 from dbpkit.results.locking import is_trace
 from dbpkit.results.records import Columns, Key, Record, fault, gather, is_shard, key_of
+from dbpkit.results.schemas import ABOUT, CHECKS, HOW, SESSIONS, SPEC
 from dbpkit.spec import differences
 from dbpkit.weights import sha256_of, write_atomically, write_tensors
 
@@ -197,6 +194,20 @@ class RunDirectory:
                 newest[Key(record["row"], record["tape"], record["example"])] = record
         return list(newest.values())
 
+    def some(self, row: str, tape: int, examples: Iterable[int]) -> dict[int, Record]:
+        """Returns the good records of some examples of a row by example id; their lines alone are read."""
+        group, wanted, found = self.columns().rows.get(row), set(examples), dict[int, Record]()
+        if group is None:
+            return found
+        with self.journal.path.open("rb") as file:
+            for k in np.flatnonzero((group.tape == tape) & np.isin(group.example, sorted(wanted))).tolist():
+                file.seek(int(group.line[k]))
+                record = parsed(file.readline().strip(b" \t\r\n\0"), f"'{self.journal.path}'")
+                found[int(group.example[k])] = {
+                    k: v for k, v in record.items() if k not in ("seal", "digest")
+                }
+        return found
+
     def is_verified(self) -> bool:
         """Whether the records carry digests; those of layout 1 do not."""
         return self.journal.has_digest or not self.columns().rows
@@ -226,10 +237,10 @@ class RunDirectory:
         Raises:
             UserError: if the disk is full; what was recorded before is intact.
         """
-        *first, last = [dict(record) for record in records] or [None]
-        if last is not None:
-            last["seal"] = {**self._made_with(), "files": {f.path: f.sha256 for f in files}}
-            self.journal.append([*first, last])
+        lines = [dict(record) for record in records]
+        if lines:
+            lines[-1]["seal"] = {**self._made_with(), "files": {f.path: f.sha256 for f in files}}
+            self.journal.append(lines)
 
     def write_images(self, name: str, ids: Tensor, x_adv: Tensor) -> Stored:
         """Stores attacked images (B, C, H, W) with their ids under ``x_adv/``."""
