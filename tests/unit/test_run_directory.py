@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from dbpkit import RunDirectory, UserError, summarise
+from dbpkit.analyses.law import combine
+from dbpkit.results.analysis import AnalysisRecords
 from dbpkit.results.findings import findings
 from tests.unit.test_compare import SPEC
 
@@ -226,3 +228,12 @@ def test_claim_a_larger_count_is_the_same_run_and_a_smaller_one_is_not(run: RunD
     assert len(again.records()) == 1
     with pytest.raises(UserError, match=r"a run can grow and not shrink\. Set it to 9"):
         again.claim(SPEC)
+
+
+@pytest.mark.parametrize("measured", [1, None, {}, {"eps": 1}, {"eps": [0.1], "lengths": [], "tapes": [{}]}])
+def test_records_of_the_law_that_make_no_sense_are_one_sentence(measured: Any, run: RunDirectory) -> None:
+    records = AnalysisRecords(run, "law")
+    records.claim({"options": {}, "hashes": {}})
+    records.append("ddpm 0-7", measured)
+    with pytest.raises(UserError, match="are damaged or of another version"):
+        combine([run.path])

@@ -116,7 +116,19 @@ def combine(runs: Sequence[str | Path]) -> AnalysisResult:
                 f"'{run}' holds no records of the analysis 'law'. Run 'dbpkit analyse' there first."
             )
         records.append(found)
-    records = at_shared_budgets(records)
+    try:
+        return _combined(names, at_shared_budgets(records))
+    except UserError:
+        raise
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the records of the analysis 'law' in {', '.join(map(str, runs))} are damaged or of another"
+            f" version ({type(error).__name__}). Run 'dbpkit analyse' into a new directory."
+        ) from error
+
+
+def _combined(names: Sequence[str], records: Sequence[dict[str, Any]]) -> AnalysisResult:
+    """The conclusion from the records of every run."""
     if len(records) == 1:
         return Law().conclude(records[0])._replace(name="law", title=Law.title)
     within = {name: Law().conclude(found) for name, found in zip(names, records, strict=True)}

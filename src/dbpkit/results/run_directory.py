@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -35,8 +35,9 @@ from dbpkit.results.layout import (
 from dbpkit.results.locking import is_trace
 from dbpkit.results.records import Columns, Key, Record, fault, gather, is_shard, key_of
 from dbpkit.results.schemas import ABOUT, CHECKS, HOW, SESSIONS, SPEC
+from dbpkit.results.shards import Stored, fault_of_file, is_seal, write_shard
 from dbpkit.spec import differences
-from dbpkit.weights import sha256_of, write_atomically, write_tensors
+from dbpkit.weights import write_atomically, write_tensors
 
 __all__ = ["Key", "Record", "RunDirectory", "Stored"]
 
@@ -50,20 +51,6 @@ RECOMPUTED = ("missing_classes", STATE_CHANGED)
 """Flags in ``checks.json`` that a later session may add or make anew, so that no record is bound to them."""
 
 REPAIR = "Run the same evaluation again to have it made anew."
-
-
-class Stored(NamedTuple):
-    """A file that records were made with.
-
-    Attributes:
-        name: in its folder.
-        path: in the run directory, with ``/``.
-        sha256: of its content.
-    """
-
-    name: str
-    path: str
-    sha256: str
 
 
 class RunDirectory:
@@ -239,13 +226,13 @@ class RunDirectory:
         """
         lines = [dict(record) for record in records]
         if lines:
-            lines[-1]["seal"] = {**self._made_with(), "files": {f.path: f.sha256 for f in files}}
+            lines[-1]["seal"] = {**self.made_with(), "files": {f.path: f.sha256 for f in files}}
             self.journal.append(lines)
 
     def write_images(self, name: str, ids: Tensor, x_adv: Tensor) -> Stored:
         """Stores attacked images (B, C, H, W) with their ids under ``x_adv/``."""
         tensors = {"ids": ids, "x_adv": x_adv.detach().cpu().contiguous()}
-        return self._write_shard(f"x_adv/{name}.safetensors", tensors, {})
+        return write_shard(self.path, f"x_adv/{name}.safetensors", tensors, {})
 
     def read_images(self, file: str) -> dict[int, Tensor]:
         """Returns the attacked images (C, H, W) of one shard by example id; UserError if it was changed."""
@@ -258,7 +245,7 @@ class RunDirectory:
     def write_logits(self, name: str, ids: Tensor, logits: Tensor, how: dict[str, Any]) -> Stored:
         """Stores the report logits (B, R, K) of a batch under ``logits/``, and how they were computed."""
         tensors = {"ids": ids.contiguous(), "logits": logits.detach().cpu().contiguous()}
-        return self._write_shard(f"logits/{name}.safetensors", tensors, {"how": json.dumps(how)})
+        return write_shard(self.path, f"logits/{name}.safetensors", tensors, {"how": json.dumps(how)})
 
     def read_logits(self, row: str, tape: int, example: int) -> list[tuple[Tensor, Tensor, dict[str, Any]]]:
         """Returns ids (B,), logits (B, R, K) and settings of every batch that judged an example in a row.
@@ -304,54 +291,18 @@ class RunDirectory:
         """Returns the content of a JSON file, or None if it does not exist."""
         return read_json(self.path / name)
 
-    def doubts(self) -> list[tuple[str, str]]:
-        """Returns what cannot be relied on in this run: severity and a sentence each."""
-        found = []
-        if not self.is_verified():
-            said = (
-                "The records carry no digest, as an older dbpkit wrote them: a change would not be noticed."
-            )
-            found.append(("warning", said))
-        if not self.sessions() and self.columns().rows:
-            said = "env.json is missing: nobody can tell which weights and data the records are of."
-            found.append(("error", said))
-        codes = {(s.get("versions", {}).get("dbpkit"), s.get("code_sha256")) for s in self.sessions()}
-        if len(codes) > 1:
-            said = f"The run was continued with other code of dbpkit ({len(codes)} versions): see env.json."
-            found.append(("warning", said))
-        checks = self._made_with()["checks"]
-        if any(seal.get("checks", checks) != checks for seal in self.columns().seals[-1:]):
-            said = "checks.json is not the one the records were made with, so flags may be missing."
-            found.append(("error", said))
-        return found
-
-    def _write_shard(self, path: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Stored:
-        sha256 = write_tensors(self.path / path, tensors, metadata)
-        return Stored(Path(path).name, path, sha256)
-
     def _kept(self, path: str) -> Path:
         """The place of a file that records were made with; UserError if it is not the one they name."""
         sealed = (
             seal["files"][path] for seal in reversed(self.columns().seals) if path in seal.get("files", {})
         )
-        if why := self._is_other(path, next(sealed, None)):
+        if why := fault_of_file(self.path, path, next(sealed, None)):
             raise UserError(f"'{self.path / path}' {why}. {REPAIR}")
         return self.path / path
 
-    def _is_other(self, path: str, expected: str | None) -> str:
-        """Says that a file is missing or has another hash, if one is expected; nothing if it is as it was."""
-        full = self.path / path
-        if full.is_symlink() or full.parent.is_symlink() or not full.is_file():
-            return "is missing or no plain file"
-        try:
-            found = sha256_of(full) if expected is not None else None
-        except OSError as error:
-            return f"cannot be read ({error.strerror})"
-        return "is not the file its records were made with" if found != expected else ""
-
     def _lost(self, seal: Mapping[str, Any]) -> bool:
         """Whether a file that an append was made with is missing or another."""
-        return any(self._is_other(path, sha256) for path, sha256 in seal.get("files", {}).items())
+        return any(fault_of_file(self.path, path, sha256) for path, sha256 in seal.get("files", {}).items())
 
     def _without_image(self) -> set[Key]:
         """Keys of a run of layout 1 whose attacked images are not there."""
@@ -371,10 +322,10 @@ class RunDirectory:
 
     def _checked(self) -> Iterator[tuple[list[tuple[int, Record]], Mapping[str, Any]]]:
         """The records of every append with the places of their lines, and what the append says of the run."""
-        made_with = self._made_with()
+        made_with = self.made_with()
         for lines in self.journal.appends():
             seal = lines[-1].entry.pop("seal", {})
-            if not _is_seal(seal):
+            if not is_seal(seal):
                 raise self._bad_line(lines[-1], "its seal cannot be read")
             for name in ("spec", "session"):
                 if name in seal and seal[name] != made_with[name]:
@@ -403,7 +354,7 @@ class RunDirectory:
         where = f"'{self.journal.path}' line {line.number}"
         return damaged(where, why, self.journal.remedy)
 
-    def _made_with(self) -> dict[str, str]:
+    def made_with(self) -> dict[str, str]:
         """Short hashes of the spec, of weights and data as the first session has them, and of the checks."""
         first, checks = (self.sessions() or [{}])[0], self.checks()
         hashes = {k: v for k, v in first.items() if k.endswith("_sha256") and k != "code_sha256"}
@@ -423,19 +374,6 @@ class RunDirectory:
             else None
             for name in names
         ]
-
-
-def _is_seal(seal: Any) -> bool:
-    """Whether something names files of this directory, with hashes, and no others."""
-    files = seal.get("files", {}) if isinstance(seal, dict) else None
-    if not isinstance(files, dict):
-        return False
-    return all(
-        path.startswith(("x_adv/", "logits/"))
-        and is_shard(path.partition("/")[2])
-        and isinstance(sha256, str)
-        for path, sha256 in files.items()
-    )
 
 
 def _without_count(spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from dbpkit.errors import UserError
 from dbpkit.results.analysis import analysis_results
+from dbpkit.results.doubts import doubts
 from dbpkit.results.estimates import (
     Estimate,
     all_draws,
@@ -149,7 +150,7 @@ def summarise(run: RunDirectory) -> Summary:
             pairs = [scores[a][i] for i in shared], [scores[b][i] for i in shared]
             differences[f"{a} - {b}"] = paired_difference(*pairs)
     flags = [*record_flags(records, preflight), *own_protocol(chosen)]
-    flags += [Flag("unverified", severity, sentence) for severity, sentence in run.doubts()]
+    flags += [Flag("unverified", severity, sentence) for severity, sentence in doubts(run)]
     for name, group in good.items():
         flags += protocol_flags(protocol, name, group, _unattacked(good, name))
     return Summary(

@@ -1,0 +1,59 @@
+"""Files of tensors that records were made with: attacked images and logits, each known by its sha256.
+
+The thing people get wrong: a file of the right name and shape may be another run's.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from dbpkit.results.records import is_shard
+from dbpkit.weights import sha256_of, write_tensors
+
+
+class Stored(NamedTuple):
+    """A file that records were made with.
+
+    Attributes:
+        name: in its folder.
+        path: in the run directory, with ``/``.
+        sha256: of its content.
+    """
+
+    name: str
+    path: str
+    sha256: str
+
+
+def write_shard(
+    folder: Path, path: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> Stored:
+    """Writes a file at ``path`` in a run directory and returns how records name it."""
+    return Stored(Path(path).name, path, write_tensors(folder / path, tensors, metadata))
+
+
+def fault_of_file(folder: Path, path: str, expected: str | None) -> str:
+    """Says that a file is missing or has another hash, if one is expected; nothing if it is as it was."""
+    full = folder / path
+    if full.is_symlink() or full.parent.is_symlink() or not full.is_file():
+        return "is missing or no plain file"
+    try:
+        found = sha256_of(full) if expected is not None else None
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return "is not the file its records were made with" if found != expected else ""
+
+
+def is_seal(seal: Any) -> bool:
+    """Whether something names files of this directory, with hashes, and no others."""
+    files = seal.get("files", {}) if isinstance(seal, dict) else None
+    if not isinstance(files, dict):
+        return False
+    return all(
+        path.startswith(("x_adv/", "logits/"))
+        and is_shard(path.partition("/")[2])
+        and isinstance(sha256, str)
+        for path, sha256 in files.items()
+    )
