@@ -18,7 +18,7 @@ from dbpkit.attacks import make_attack
 from dbpkit.data import Dataset, in_order, load_dataset
 from dbpkit.data.given import as_dataset
 from dbpkit.data.order import Order
-from dbpkit.errors import UserError
+from dbpkit.errors import UserError, shown
 from dbpkit.evaluation.build import Parts, attack_options, checked_device, single_draw
 from dbpkit.evaluation.checks import CHECKS, PROBE_EXAMPLES, check_logits, each_once
 from dbpkit.evaluation.replay import GIVEN
@@ -129,6 +129,10 @@ def benchmark(
     function = None if isinstance(model, nn.Module) else model
     if not isinstance(model, nn.Module):
         model = as_frozen(model, "the model")
+    for name, parts_given in {"attacks": attacks, "knowledge": knowledge or []}.items():
+        if not isinstance(parts_given, str | list | tuple):
+            raise UserError(f"{name} must be a name or a list of names and tables, not {shown(parts_given)}.")
+    knowledge = [knowledge] if isinstance(knowledge, str) else knowledge
     whole(draws, "draws", 1)
     check_seed(seed)
     if examples is not None:

@@ -45,6 +45,8 @@ def check_images(x: Any, where: str, *, pixels: bool = True, empty: bool = False
             f"{where}: images must be a torch tensor (B, C, H, W), not {_kind(x)}."
             f" {'Use torch.from_numpy(x).float().' if hasattr(x, '__array__') else 'Stack them into one.'}"
         )
+    if x.layout != torch.strided:
+        raise UserError(f"{where}: images must be dense, not sparse. Use x.to_dense().")
     if not x.is_floating_point():
         raise UserError(
             f"{where}: images must be floating point in [0, 1], not {_name(x.dtype)}, whose arithmetic wraps"

@@ -42,6 +42,9 @@ MAX_ID = 1 << 44
 
 Words = TypeVar("Words", Tensor, np.ndarray[Any, Any])
 
+MAX_ROWS = 1 << 24
+"""Most rows of one plan; as many small images take 200 GB."""
+
 _LOW = 0xFFFFFFFF
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _BLOCK_BITS = 20  # the first counter word holds the block of four values and the id's upper twelve bits
@@ -110,6 +113,7 @@ class NoisePlan:
         Source:
             Salmon et al. 2011, Philox4x32-10; Box & Muller 1958.
         """
+        _check_site(site)
         words = self._words(site, step, like, kind=0)
         if words is None:
             return self.shared[site].normal(site, step, like)
@@ -121,6 +125,7 @@ class NoisePlan:
     @uncompiled
     def uniform(self, site: str, step: int, like: Tensor) -> Tensor:
         """Draws uniforms on [0, 1), multiples of 2**-24; arguments and errors as `normal`."""
+        _check_site(site)
         words = self._words(site, step, like, kind=1)
         if words is None:
             return self.shared[site].uniform(site, step, like)
@@ -136,6 +141,8 @@ class NoisePlan:
             UserError: if there is no repetition, or one would be a draw of 2**32 or more.
         """
         draws = whole(draws, "count of draws", 1, LIMIT)
+        if len(self) * draws > MAX_ROWS:
+            raise UserError(f"{draws} draws of {len(self)} examples are more rows than fit one batch.")
         if len(self) and (int(self.draw.max()) + 1) * draws > LIMIT:
             raise UserError(
                 f"{draws} repetitions of draw {int(self.draw.max())} go beyond the last draw, 2**32 - 1."
@@ -198,6 +205,8 @@ class NoisePlan:
         """
         if not isinstance(source, NoisePlan) or not torch.equal(self.example_ids, source.example_ids):
             raise UserError("noise can be shared only between plans of the same examples in the same order.")
+        if isinstance(sites, str) or not isinstance(sites, Iterable):
+            raise UserError("the noise sites to share are given as a list of names.")
         sites = list(sites)
         for site in sites:
             _check_site(site)
@@ -214,7 +223,6 @@ class NoisePlan:
             )
         if site in self.shared:
             return None
-        _check_site(site)
         if not 0 <= whole(step, "noise step", low=-(1 << 62)) < 1 << 24:
             raise UserError(f"noise step {step} is outside [0, 2**24).")
         blocks = -(-math.prod(like.shape[1:]) // 4)

@@ -128,6 +128,8 @@ def checked_options(
     """
     if not callable(part):
         raise UserError(f"{what} must be a function or class, not {shown(part)}.")
+    if not isinstance(options, Mapping):
+        raise UserError(f"{what}: options must be a table of names and values, not {shown(options)}.")
     known = options_of(part, reserved)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in _parameters(part))
     found = {}

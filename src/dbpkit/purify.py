@@ -279,7 +279,8 @@ class PurifiedClassifier(Frozen):
         """Returns logits (B, R, K) of ``count`` = R independent purifications of each image."""
         whole(count, "count of draws", 1)
         _check(x, noise, "PurifiedClassifier.draws")
-        logits = self(x.repeat_interleave(count, dim=0), noise=noise.repeat(count))
+        plan = noise.repeat(count)
+        logits = self(x.repeat_interleave(count, dim=0), noise=plan)
         return logits.unflatten(0, (len(x), count))
 
     def bind(self, noise: NoisePlan) -> "BoundClassifier":

@@ -7,6 +7,7 @@ The thing people get wrong: the budget is on pixels in [0, 1]. A budget of 8/255
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from typing import Any, Protocol
 
 import torch
@@ -174,6 +175,8 @@ def make_threat(norm: str, eps: float, options: Mapping[str, Any] | None = None)
     Raises:
         UserError: if the name or an option is unknown, or the budget is negative or above the pixel range.
     """
+    if isinstance(eps, bool) or not isinstance(eps, Real):
+        real(eps, "threat.eps")
     if not 0 <= eps < float("inf"):
         raise UserError(
             f"threat.eps {eps:g} is {'negative' if eps < 0 else 'not finite'}. Give a budget in [0, 1] pixel"

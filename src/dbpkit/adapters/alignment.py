@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dbpkit.attacks.target import AttackOutcome, Target, cross_entropy
-from dbpkit.errors import UserError, unknown_name
+from dbpkit.errors import UserError, shown, unknown_name
 from dbpkit.frozen import Frozen
+from dbpkit.inputs import check_length, whole
 from dbpkit.noise import NoisePlan, seeded_generator
 from dbpkit.spec import amount
 from dbpkit.threat import L2, Linf, ThreatModel
@@ -90,10 +91,12 @@ class AlignedView(Frozen):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if eot < 1 or draws not in ("fresh", "fixed") or alignment not in ("single", "constant"):
+        check_length(noise, len(noise) if hasattr(noise, "example_ids") else 0, "AlignedView")
+        whole(eot, "eot", 1)
+        if draws not in ("fresh", "fixed") or alignment not in ("single", "constant"):
             raise UserError(
-                "an adapted attack has eot of at least 1, draws 'fresh' or 'fixed' and alignment 'single' or"
-                f" 'constant', not {eot}, '{draws}' and '{alignment}'."
+                "an adapted attack has draws 'fresh' or 'fixed' and alignment 'single' or 'constant', not"
+                f" {shown(draws)} and {shown(alignment)}."
             )
         if alignment == "single" and len(noise) != 1:
             raise UserError(f"a view with alignment 'single' is bound to one example, not to {len(noise)}.")

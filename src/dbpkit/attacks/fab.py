@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 from torch.nn import functional
 
-from dbpkit.attacks.target import AttackOutcome, Target, attacks, margin, mean_in_order
+from dbpkit.attacks.target import AttackOutcome, Target, attacks, check_classes, margin, mean_in_order
 from dbpkit.noise import NoisePlan
 from dbpkit.options import Count, Share
 from dbpkit.threat import ThreatModel
@@ -69,6 +69,7 @@ def fab(
     """
     target = Target.of(target)
     clean = _expected_logits(target, x, noise.at(0), eot)
+    check_classes(y, clean)
     targets = _likeliest_others(clean, y, n_targets)
     nearest, last = x.clone(), x.clone()
     distance = torch.where(margin(clean, y) > 0, 0.0, torch.inf).to(x)

@@ -236,8 +236,7 @@ class Target:
         """
         _check(x, noise)
         whole(eot, "eot", 1)
-        if len(y) != len(x):
-            raise UserError(f"{len(x)} images came with {len(y)} labels.")
+        _check_goal(y, len(x), loss)
         loss_function = losses.resolve(loss) if isinstance(loss, str) else loss
         plan = noise.repeat(eot)
         image = torch.arange(len(x)).repeat_interleave(eot)
@@ -250,7 +249,7 @@ class Target:
                 else:
                     logits, apart = self._logits(leaf, plan.rows(rows)), torch.zeros(())
                 if not grads:
-                    _check_classes(y, logits)
+                    check_classes(y, logits)
                 value = loss_function(logits, y[image[rows]])
                 value = value + deviation * apart if deviation else value
                 grads.append(_gradient(value, leaf))
@@ -307,7 +306,18 @@ def _check(x: Tensor, noise: NoisePlan) -> None:
     check_length(noise, len(x), "Target")
 
 
-def _check_classes(y: Tensor, logits: Tensor) -> None:
+def _check_goal(y: Any, count: int, loss: Any) -> None:
+    """Raises UserError unless these are a loss and labels (B,), or the more than labels that it takes."""
+    if not isinstance(loss, str) and not callable(loss):
+        raise UserError(f"a loss is a registered name or a function, not {shown(loss)}.")
+    if loss in ("ce", "margin") or not isinstance(y, Tensor) or y.ndim < 2:
+        if not isinstance(y, Tensor) or y.ndim != 1 or not (callable(loss) and y.is_floating_point()):
+            check_labels(y, count, "Target.gradient")
+    elif len(y) != count:
+        raise UserError(f"{count} images came with {len(y)} labels.")
+
+
+def check_classes(y: Tensor, logits: Tensor) -> None:
     """Raises UserError if a label (B,) or (B, n) has no logit (B, K)."""
     if not y.is_floating_point() and int(y.max()) >= logits.shape[1]:
         raise UserError(
@@ -346,6 +356,7 @@ def _takes_noise(model: Any) -> Any:
 @losses.register("ce")
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Cross-entropy of logits (B, K) with labels (B,); (B,)."""
+    check_classes(y, logits)
     return functional.cross_entropy(logits, y, reduction="none")
 
 
@@ -356,6 +367,7 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     Source:
         Carlini & Wagner 2017 (arXiv:1608.04644), f6 without the floor.
     """
+    check_classes(y, logits)
     label = functional.one_hot(y, logits.shape[1]).bool()
     return logits.masked_fill(label, -torch.inf).amax(dim=1) - logits[label]
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from dbpkit.errors import UserError
+from dbpkit.errors import UserError, shown
 from dbpkit.evaluation.build import Parts, accepted_options, attack_options, build, make_view, of_attacks
 from dbpkit.evaluation.checks import CHECKS, PROBE_EXAMPLES, Check, check_fit, check_logits, suspicious_level
 from dbpkit.evaluation.culprits import Plain
@@ -23,11 +23,12 @@ from dbpkit.evaluation.run import DEFAULT_EXECUTION, Execution, Progress, evalua
 from dbpkit.evaluation.sanity import SANITY, gradient_noise, more_iterations_help, shared_attacks
 from dbpkit.evaluation.spec import DrawsSpec, EvaluationSpec
 from dbpkit.evaluation.state import state_changes, state_of
+from dbpkit.inputs import check_images, check_labels, check_length, whole
 from dbpkit.noise import NoisePlan, seeded_generator
 from dbpkit.results.flags import Flag
 from dbpkit.results.run_directory import RunDirectory
 from dbpkit.spec import PartSpec
-from dbpkit.threat import L2, Linf, ThreatModel
+from dbpkit.threat import L2, Linf, ThreatModel, check_threat
 from dbpkit.types import RandomisedClassifier
 
 ITERATIONS = 5
@@ -102,18 +103,14 @@ def check(
         >>> dbpkit.check(classifier, data.x(), data.labels).verdict
         'Trustworthy on these examples. Nothing suspicious was found.'
     """
-    if x.ndim != 4 or not len(x) or not x.is_floating_point() or bool((x < 0).any() or (x > 1).any()):
-        raise UserError(
-            f"check needs images (B, C, H, W) in [0, 1], not {tuple(x.shape)} in [{float(x.min()):g},"
-            f" {float(x.max()):g}]."
-            if x.numel()
-            else f"check needs images (B, C, H, W) in [0, 1], not {tuple(x.shape)}."
-        )
-    if y.shape != x.shape[:1] or y.is_floating_point() or int(y.min()) < 0:
-        raise UserError(f"check needs {len(x)} labels as whole numbers from 0 on, not {tuple(y.shape)}.")
-    if eot < 1:
-        raise UserError(f"check needs eot of at least 1, not {eot}.")
+    check_images(x, "check")
+    check_labels(y, len(x), "check")
+    check_threat(threat, "check")
+    whole(eot, "eot", 1)
     noise = NoisePlan.of(0, range(len(x)), "select") if noise is None else noise
+    check_length(noise, len(x), "check")
+    if not callable(model) or isinstance(model, type):
+        raise UserError(f"check needs a model that can be called, not {shown(model)}.")
     asked: RandomisedClassifier = model if _takes_noise(model) else Plain(model)
     with torch.no_grad(), _left_as_it_was(model):
         check_logits(
@@ -275,7 +272,10 @@ def _named(checks: Sequence[Any]) -> dict[str, Check]:
 def _takes_noise(model: Any) -> bool:
     """Whether a model has the argument of a randomised classifier."""
     call = model.forward if isinstance(model, nn.Module) else model
-    return "noise" in inspect.signature(call).parameters
+    try:
+        return "noise" in inspect.signature(call).parameters
+    except (TypeError, ValueError):  # written in C, and silent about itself
+        return False
 
 
 @contextlib.contextmanager

@@ -114,7 +114,12 @@ def check_fit(parts: Parts, x: Tensor, y: Tensor) -> None:
 
 def check_logits(logits: object, x: Tensor, y: Tensor) -> None:
     """Raises UserError unless a classifier's output is (B, K) with a logit for every label."""
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
+    if (
+        not isinstance(logits, Tensor)
+        or logits.ndim != 2
+        or len(logits) != len(x)
+        or not logits.is_floating_point()
+    ):
         raise UserError(
             f"the classifier must return logits ({len(x)}, K) for {len(x)} images, got {_shape(logits)}."
         )

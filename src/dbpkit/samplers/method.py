@@ -95,6 +95,8 @@ def make_sampler(
     )
     given = list(inspect.signature(method.sample).parameters)[:3]  # denoiser, image, levels
     options = checked_options(method.sample, options or {}, f"sampler '{name}'", (*given, "noise", "step"))
+    if not isinstance(grid or {}, Mapping):
+        raise UserError(f"the grid of sampler '{name}' must be a table of names and values.")
     for reserved in ("t_star", "steps"):
         if reserved in (grid or {}):
             raise UserError(
