@@ -112,7 +112,9 @@ def test_view_single_of_several_examples_raises() -> None:
 
 @pytest.mark.parametrize("wrong", [{"eot": 0}, {"draws": "new"}, {"alignment": "nearest"}])
 def test_view_wrong_option_raises(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="eot of at least 1, draws 'fresh' or 'fixed' and alignment 'single'"):
+    with pytest.raises(
+        UserError, match=r"eot must be a whole number|draws 'fresh' or 'fixed' and alignment 'single'"
+    ):
         AlignedView(noisy(), NOISE.rows([0]), **wrong)
 
 
