@@ -15,12 +15,14 @@ from typing import Any, Literal, NamedTuple
 from torch import nn
 
 from dbpkit.errors import UserError, excerpt, shown
+from dbpkit.files import read_whole
 from dbpkit.noise import seeded_generator
 
 Prediction = Literal["noise", "v", "x0"]
 """What diffusers trains networks to predict, in our words."""
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
+_LARGEST_CONFIG = 2**26
 _SHARD = re.compile(r"diffusion_pytorch_model-[\w-]+\.safetensors")
 _WRAPPERS = ("module.", "_orig_mod.")
 _DOWNLOADED = (
@@ -267,7 +269,7 @@ def _prediction(folder: Path, is_inside: bool) -> Prediction:
 def _read_json(file: Path) -> dict[str, Any]:
     """A JSON object; UserError if the file holds anything else."""
     try:
-        content = json.loads(file.read_text("utf-8"))
+        content = json.loads(read_whole(file, _LARGEST_CONFIG).decode())
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"'{file}' is no readable JSON ({error}). It is damaged; fetch it again.") from error
     if not isinstance(content, dict):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +12,14 @@ import pytest
 from typer.testing import CliRunner
 
 import dbpkit.registry
-from dbpkit import RunDirectory, evaluate, replay, summarise
+from dbpkit import RunDirectory, evaluate, replay, summarise, trust
 from dbpkit.cli import REGISTRIES, app
 from dbpkit.errors import UserError
 from dbpkit.evaluation.spec import EvaluationSpec
 from dbpkit.report import write_report
 from dbpkit.results.compare import compare_runs
 from dbpkit.results.findings import findings
+from dbpkit.results.layout import canonical_hash
 from dbpkit.results.protocols import Protocol
 
 Tiny = Callable[..., EvaluationSpec]
@@ -53,29 +55,33 @@ def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return name
 
 
+OLD = Path(__file__).parents[1] / "golden" / "run-schema-1"
+"""A run whose files no hashes bind to each other, so that a stranger could change any of them."""
+
+TYPED = ("tests.parts:data", "tests.parts:ChannelMean", "tests.parts:gaussian_denoiser")
+"""What its spec names."""
+
+
 def run_with(tiny: Tiny, path: Path, **changes: Any) -> Path:
     """A small finished run."""
-    evaluate(tiny(examples={"count": 2}, knowledge=["white_box"], **changes), path)
+    evaluate(tiny(examples={"count": 2, "order": "file"}, knowledge=["white_box"], **changes), path)
     return path
 
 
-def change_spec(run: Path, **changes: Any) -> None:
-    """Rewrites a run's spec.json as a stranger could."""
-    from dbpkit.spec import spec_hash, validate
-
-    content = json.loads((run / "spec.json").read_text())
+def stranger(path: Path, **changes: Any) -> Path:
+    """The old run with other leaves in its spec."""
+    shutil.copytree(OLD, path)
+    content = json.loads((path / "spec.json").read_text())
     content["spec"] |= changes
-    content["hash"] = spec_hash(validate(content["spec"], EvaluationSpec, "changed"))
-    (run / "spec.json").write_text(json.dumps(content))
+    content["hash"] = canonical_hash(content["spec"])
+    (path / "spec.json").write_text(json.dumps(content))
+    return path
 
 
 def test_reading_a_run_whose_protocol_is_an_import_path_imports_nothing(
-    tiny: Tiny, tmp_path: Path, trap: str, forget: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, trap: str, forget: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as at_home:
-        at_home.chdir(Path(__file__).parents[2])
-        run = run_with(tiny, tmp_path / "run")
-    change_spec(run, protocol=f"{trap}:x")
+    run = stranger(tmp_path / "run", protocol=f"{trap}:x")
     forget()
     monkeypatch.chdir(run)
     (run / f"{trap}.py").write_text((tmp_path / f"{trap}.py").read_text())
@@ -117,8 +123,8 @@ PARTS = {
     "data": lambda path: {"name": path},
     "classifier": lambda path: {"name": path, "options": {"command": "touch EXECUTED"}},
     "denoiser": lambda path: {"name": path},
-    "purifier": lambda path: {"sampler": path},
-    "threat": lambda path: {"norm": path},
+    "purifier": lambda path: {"sampler": path, "t_star": 0.1, "steps": 100},
+    "threat": lambda path: {"norm": path, "eps": "8/255"},
     "attacks": lambda path: [{"name": path}],
     "knowledge": lambda path: [{"name": "white_box", "gradient": path}],
     "protocol": lambda path: path,
@@ -127,32 +133,20 @@ PARTS = {
 
 @pytest.mark.parametrize("leaf", PARTS)
 def test_replay_follows_no_import_path_of_the_run(
-    leaf: str,
-    tiny: Tiny,
-    tmp_path: Path,
-    trap: str,
-    forget: Callable[[], None],
-    monkeypatch: pytest.MonkeyPatch,
+    leaf: str, tmp_path: Path, trap: str, forget: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as at_home:
-        at_home.chdir(Path(__file__).parents[2])
-        embedded = {
-            "data": "embedded",
-            "classifier": "embedded",
-            "denoiser": "embedded",
-            "purifier": {"sampler": "one_step"},
-            "attacks": [{"name": "pgd", "options": {"iterations": 1, "eot": 1}}],
-            "draws": {"report": 1, "select": 1},
-        }
-        run = run_with(tiny, tmp_path / "run", **embedded)
-    change_spec(run, **{leaf: PARTS[leaf](f"{trap}:x")})
+    """All others are the user's own and typed, so that this leaf is what is met."""
+    run = stranger(tmp_path / "run", **{leaf: PARTS[leaf](f"{trap}:x")})
     forget()
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
+    for path in TYPED:
+        trust(path)
     with pytest.raises(
         UserError,
         match=rf"'{trap}:x' is an import path that '.*spec\.json' names.*Give the spec of the run "
         r"\(--spec FILE\), or --trust-run if you trust the directory\.$",
     ):
-        replay(run, 0)
+        replay(run, 100)
     assert trap not in sys.modules
     assert not (tmp_path / "EXECUTED").exists()
 
@@ -161,19 +155,28 @@ def test_replay_with_the_spec_or_with_trust(
     tiny: Tiny, tiny_toml: Path, tmp_path: Path, forget: Callable[[], None]
 ) -> None:
     run = run_with(tiny, tmp_path / "run")
-    spec = tiny(examples={"count": 2}, knowledge=["white_box"])
+    spec = tiny(examples={"count": 2, "order": "file"}, knowledge=["white_box"])
     assert replay(run, 100, attack=False, spec=spec).reproduced
     forget()
     assert replay(run, 100, attack=False, trust_run=True).reproduced
     with pytest.raises(
         UserError, match=r"was made with another spec: examples\.count 2 -> 3\. Give the run's own"
     ):
-        replay(run, 100, spec=tiny(examples={"count": 3}, knowledge=["white_box"]))
+        replay(run, 100, spec=tiny(examples={"count": 3, "order": "file"}, knowledge=["white_box"]))
     forget()
     arguments = ["replay", str(run), "--example", "100", "--no-attack"]
     refused = CliRunner().invoke(app, arguments)
     assert "is an import path that" in str(refused.exception)
-    changes = ["--set", "examples.count=2", "--set", 'knowledge=["white_box"]', "--set", "draws.select=2"]
+    changes = [
+        "--set",
+        "examples.count=2",
+        "--set",
+        "examples.order=file",
+        "--set",
+        'knowledge=["white_box"]',
+        "--set",
+        "draws.select=2",
+    ]
     given = CliRunner().invoke(app, [*arguments, "--spec", str(tiny_toml), *changes])
     assert given.exit_code == 0, given.exception
 

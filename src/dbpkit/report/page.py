@@ -31,6 +31,7 @@ from dbpkit.report.tables import (
 from dbpkit.results.analysis import AnalysisRecords, AnalysisResult, Chart, analysis_results
 from dbpkit.results.findings import Finding, evaluation_numbers, gather
 from dbpkit.results.flags import Flag
+from dbpkit.results.locking import refuse_link
 from dbpkit.results.protocols import DEFAULT
 from dbpkit.results.run_directory import Record, RunDirectory
 from dbpkit.results.summary import Summary, expected_rows, has_purifier, summarise
@@ -142,6 +143,8 @@ def write_report(runs: Sequence[str | Path], out: Path | None = None) -> Path:
     path = Path(out) if out is not None else directories[0].path / "report.html"
     folder = path.with_name("figures" if path.name == "report.html" else f"{path.stem}-figures")
     stem = f"evaluation-1{'-compared' if comparison else ''}"
+    if out is None:
+        refuse_link(folder)
     for name, content in _files(stem, chart, analyses).items():
         write_atomically(folder / name, content)
     write_atomically(path, page.encode())

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from pydantic_core import from_json
 
 from dbpkit.errors import UserError
+from dbpkit.files import bounded_lines, regular_size
 from dbpkit.weights import write_atomically
 
 _KEY = b', "digest": "'
@@ -84,8 +85,9 @@ class Journal:
         scan = _Scan(self)
         if os.path.lexists(self.path):
             try:
+                regular_size(self.path)
                 with self.path.open("rb") as file:
-                    for raw in file:
+                    for raw in bounded_lines(file):
                         yield from scan.take(raw)
             except OSError as error:
                 raise UserError(f"cannot read '{self.path}' ({error.strerror}). {self.remedy}") from error

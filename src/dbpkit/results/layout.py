@@ -16,6 +16,7 @@ from pydantic_core import from_json
 from torch import Tensor
 
 from dbpkit.errors import UserError
+from dbpkit.files import read_whole
 from dbpkit.weights import read_tensors
 
 RESTORE = "Restore it or delete the directory."
@@ -45,7 +46,7 @@ def parsed(text: str | bytes, where: str, remedy: str = RESTORE) -> Any:
 def read_json(path: Path, remedy: str = RESTORE) -> Any:
     """Returns the content of a JSON file, or None if it does not exist; UserError if it cannot be read."""
     try:
-        content = path.read_bytes()
+        content = read_whole(path)
     except FileNotFoundError:
         return None
     except OSError as error:

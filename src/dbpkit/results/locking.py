@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from pydantic_core import from_json
 
 from dbpkit.errors import UserError
+from dbpkit.files import read_whole
 
 LOCK = ".lock"
 """Name of the lock file, which is there while a command writes."""
@@ -37,9 +38,10 @@ def writing(path: str | Path, command: str) -> Iterator[None]:
         command: what is done, for the message of whoever is refused.
 
     Raises:
-        UserError: if another process writes to it, or it cannot be made.
+        UserError: if another process writes to it, it cannot be made, or a link in it leads elsewhere.
     """
     path = Path(path)
+    refuse_links(path)
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -63,6 +65,22 @@ def writing(path: str | Path, command: str) -> Iterator[None]:
         with contextlib.suppress(OSError):
             for folder in made:
                 folder.rmdir()
+
+
+def refuse_links(folder: Path) -> None:
+    """Raises UserError if anything in a folder is a link: its maker would choose what is overwritten."""
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            refuse_link(Path(place) / name)
+
+
+def refuse_link(path: Path) -> None:
+    """Raises UserError if a path in a run directory is a link."""
+    if path.is_symlink():
+        raise UserError(
+            f"'{path}' is a link, and a run is written in its own folder only. Put what it leads to in its"
+            " place, or use another --out."
+        )
 
 
 def remove_temporaries(folder: Path, names: Collection[str] | None = None) -> None:
@@ -97,7 +115,7 @@ def _sign(path: Path, command: str) -> None:
 def _holder(path: Path) -> str:
     """Who holds a lock, in words."""
     try:
-        note = from_json((path / LOCK).read_bytes())
+        note = from_json(read_whole(path / LOCK, 10_000))
         pid, host, since, command = (str(note[k])[:200] for k in ("pid", "host", "since", "command"))
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from dbpkit.errors import UserError
+from dbpkit.files import read_whole
 from dbpkit.results.journal import Journal
 from dbpkit.results.locking import is_trace
 from dbpkit.spec import differences
@@ -349,7 +350,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_bytes().decode()
+        return read_whole(path).decode()
     except OSError as error:
         raise UserError(f"cannot read '{path}' ({error.strerror}). Restore it.") from error
     except UnicodeDecodeError as error:
