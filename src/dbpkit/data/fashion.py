@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from dbpkit.data.dataset import Dataset, check_md5, data_root, datasets, existing
 from dbpkit.errors import UserError, unknown_name
+from dbpkit.files import read_whole
 
 _PREFIXES = {"train": "train", "test": "t10k"}
 _MD5 = {
@@ -101,7 +102,10 @@ def pad_to(images: Tensor, size: int | None, where: str) -> Tensor:
 
 def _read_idx(path: Path, ndim: int, verify: bool) -> Tensor:
     """The uint8 array of one compressed idx file, its MD5 sum checked first."""
-    content = existing(path, "Fashion-MNIST").read_bytes()
+    try:
+        content = read_whole(existing(path, "Fashion-MNIST"), _MOST)
+    except OSError as error:
+        raise UserError(f"cannot read '{path}' ({error.strerror}). Download it again.") from error
     if verify:
         check_md5(content, _MD5[path.name], path)
     try:
