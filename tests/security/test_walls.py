@@ -72,7 +72,7 @@ class Found(HTMLParser):
                 ("javascript:", "http:", "//")
             ):
                 self.wrong.append(f"{tag} {name}={value}")
-        if tag in ("iframe", "object", "embed", "base", "form", "link"):
+        if tag in ("iframe", "object", "embed", "base", "form"):
             self.wrong.append(tag)
 
 
