@@ -17,6 +17,7 @@ from dbpkit import Dataset, UserError, benchmark
 from dbpkit.analyses.run import analyse
 from dbpkit.data.order import ORDERS
 from dbpkit.evaluation.build import build, chosen_examples
+from dbpkit.evaluation.check import quick_check
 from dbpkit.evaluation.coverage import at_most, missing_classes
 from dbpkit.evaluation.run import Execution, evaluate
 from dbpkit.evaluation.spec import EvaluationSpec
@@ -270,3 +271,35 @@ def test_first_files_are_told_on_standard_error(tiny_toml: Path, tmp_path: Path)
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
     assert found.stderr.count("cat/1.png is class 0, 'cat'") == 1
+
+
+def test_count_of_a_folder_takes_all_classes_alike(tiny: Tiny, tmp_path: Path) -> None:
+    """72 of 10 class folders were 72 images of the first, in evaluate and check alike."""
+    for k in range(10):
+        (tmp_path / str(k)).mkdir()
+        for j in range(80):
+            Image.new("RGB", (2, 2), (k, j, 0)).save(tmp_path / str(k) / f"{j:03}.png")
+    data = {"name": "folder", "options": {"path": str(tmp_path)}}
+    chosen = chosen_examples(tiny(data=data, examples={"count": 72}))
+    assert sorted(chosen.labels.bincount(minlength=10).tolist()) == [7] * 8 + [8] * 2
+    assert chosen.labels.tolist() == chosen.images[:, 0, 0, 0].tolist()
+    eight = chosen_examples(tiny(data=data, examples={"count": 8}))  # what a check looks at
+    assert len(eight.labels.unique()) == 8
+    assert torch.equal(eight.ids, chosen.ids[:8])
+    first = tiny(data=data, examples={"count": 72, "order": "file"})
+    (flag,) = missing_classes(chosen_examples(first), "file")
+    assert "None of the 72 examples is of 9 of the 10 classes" in flag.message
+
+
+def test_check_flags_examples_of_one_class(tiny: Tiny) -> None:
+    lacking = {"name": "tests.integration.test_growth:of_one_class", "options": {}}
+    found = quick_check(tiny(data=lacking, examples={"order": "file"}), examples=6)
+    assert "missing_classes" in [f.name for f in found.flags]
+
+
+def of_one_class() -> Dataset:
+    """Twelve images of the first of three classes."""
+    made = parts.data(36)
+    chosen = made.select(torch.arange(0, 36, 3))
+    assert chosen.labels.tolist() == [0] * 12
+    return chosen
