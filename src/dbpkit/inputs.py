@@ -140,15 +140,16 @@ def whole(value: Any, name: str, low: int = 0, high: int | None = None) -> int:
     """Returns a whole number in [low, high); UserError for anything else, True and 2.0 included."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise UserError(f"{name} must be a whole number, not {_shown(value)}.")
-    if value < low or (high is not None and value >= high):
+    number = int(value)
+    if number < low or (high is not None and number >= high):
         limit = f"of at least {low}" if high is None else f"in [{low}, {_power(high)})"
         raise UserError(f"{name} must be a whole number {limit}, not {_shown(value)}.")
-    return int(value)
+    return number
 
 
 def check_seed(value: Any, name: str = "seed") -> int:
     """Returns a seed; UserError unless it is a whole number in [0, 2**32)."""
-    if not isinstance(value, bool) and isinstance(value, Integral) and not 0 <= value < LIMIT:
+    if not isinstance(value, bool) and isinstance(value, Integral) and not 0 <= int(value) < LIMIT:
         raise UserError(f"{name} {_shown(value)} is outside [0, 2**32). Choose a smaller non-negative one.")
     return whole(value, name, 0, LIMIT)
 

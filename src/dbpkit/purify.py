@@ -373,10 +373,11 @@ def blind(model: PurifiedClassifier) -> nn.Module:
 @gradients.register("unsquashed")
 def unsquashed(model: nn.Module) -> nn.Module:
     """The attacker differentiates the values before a squashing head; the real model judges."""
-    if not isinstance(getattr(model, "classifier", None), nn.Module):
+    classifier = getattr(model, "classifier", None)
+    if not isinstance(classifier, nn.Module):
         raise UserError("gradient 'unsquashed' needs a model with a classifier, an nn.Module.")
     view = copy.copy(model)
-    view._modules = {**model._modules, "classifier": Unsquashed(model.classifier).eval()}
+    view._modules = {**model._modules, "classifier": Unsquashed(classifier).eval()}
     return view
 
 

@@ -240,7 +240,8 @@ class Target:
         loss_function = losses.resolve(loss) if isinstance(loss, str) else loss
         plan = noise.repeat(eot)
         image = torch.arange(len(x)).repeat_interleave(eot)
-        grads, values, outputs = [], [], []
+        grads: list[Tensor] = []
+        values, outputs = [], []
         for rows in self._cut(len(plan)):
             with torch.enable_grad():
                 leaf = x[image[rows]].detach().requires_grad_()

@@ -57,4 +57,4 @@ def state_changes(before: State, after: State) -> list[Flag]:
 @torch.no_grad()
 def _digest(tensor: torch.Tensor) -> str:
     content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return hashlib.sha256(content).hexdigest()[:16]
+    return hashlib.sha256(content.tobytes()).hexdigest()[:16]
