@@ -3,10 +3,10 @@
 The thing people get wrong: a check that found nothing because it had nothing to look at is no good news.
 """
 
-from collections.abc import Sequence
+import numpy as np
 
 from dbpkit.results.flags import BASELINE_ROWS
-from dbpkit.results.run_directory import Record
+from dbpkit.results.records import ABSENT, Columns
 
 PREFLIGHT_CHECKS = {
     "probabilities": "the classifier returns logits, not probabilities",
@@ -34,18 +34,19 @@ RECORD_CHECKS = {
 """Checks of the records."""
 
 
-def record_checks(records: Sequence[Record]) -> dict[str, str]:
+def record_checks(columns: Columns) -> dict[str, str]:
     """Returns those of `RECORD_CHECKS` that these records let run."""
-    good = [r for r in records if "error" not in r]
-    rows = {r["row"] for r in good}
+    groups = list(columns.rows.values())
+    rows = set(columns.rows)
+    has_gradients = any(g.paths["grad_norm"].counts.any() for g in groups)
     ran = {
-        "failed_examples": bool(records),
-        "zero_gradient": any(r.get("grad_norm") for r in good),
-        "non_finite_gradient": any(r.get("grad_norm") for r in good),
-        "loss_not_rising": any(len(r.get("loss", [])) > 1 for r in good),
-        "budget_exceeded": any("excess" in r for r in good),
+        "failed_examples": bool(groups or columns.failed),
+        "zero_gradient": has_gradients,
+        "non_finite_gradient": has_gradients,
+        "loss_not_rising": any((g.paths["loss"].counts > 1).any() for g in groups),
+        "budget_exceeded": any(np.isfinite(g.measures["excess"]).any() for g in groups),
         "no_better_than_noise": "noise_control" in rows and bool(rows - set(BASELINE_ROWS)),
         "transfer_stronger": {"transfer", "white_box"} <= rows,
-        "claim_disagrees": any("claimed_success" in r for r in good),
+        "claim_disagrees": any((g.claimed_success != ABSENT).any() for g in groups),
     }
     return {name: what for name, what in RECORD_CHECKS.items() if ran[name]}

@@ -6,6 +6,7 @@ The thing people get wrong: names of runs, rows and classes come from users; the
 import base64
 import hashlib
 import string
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +34,8 @@ from dbpkit.results.findings import Finding, evaluation_numbers, gather
 from dbpkit.results.flags import Flag
 from dbpkit.results.locking import refuse_link
 from dbpkit.results.protocols import DEFAULT
-from dbpkit.results.run_directory import Record, RunDirectory
+from dbpkit.results.records import Columns
+from dbpkit.results.run_directory import RunDirectory
 from dbpkit.results.summary import Summary, expected_rows, has_purifier, summarise
 from dbpkit.spec import as_toml
 from dbpkit.weights import write_atomically
@@ -190,16 +192,17 @@ def _letter(number: int) -> str:
 
 def _view(run: RunDirectory, letter: str) -> RunView:
     """Reads one run."""
-    summary, records = summarise(run), run.records()
+    summary, columns = summarise(run), run.columns()
+    recorded = len(columns.failed) + sum(map(len, columns.rows.values()))
     preflight_ran = run.checks() is not None
     raised = {flag.name for flag in summary.flags}
-    checks = {**(PREFLIGHT_CHECKS if preflight_ran else {}), **record_checks(records)}
+    checks = {**(PREFLIGHT_CHECKS if preflight_ran else {}), **record_checks(columns)}
     if any(row.control for row in summary.rows):
         checks["control_as_low"] = "the attack, not the protocol, takes most of what is lost"
     asked = expected_rows(summary.spec)
     titles = {row.name: row.title for row in summary.rows}
     results = list(analysis_results(run))
-    only_analysed = bool(results) and not records and not run.sessions()
+    only_analysed = bool(results) and not recorded and not run.sessions()
     return RunView(
         letter=letter,
         path=str(run.path),
@@ -209,7 +212,7 @@ def _view(run: RunDirectory, letter: str) -> RunView:
         protocol=headline_title(summary),
         methods=interval_methods(summary),
         differences=difference_rows(summary),
-        incomplete=[] if only_analysed else _incomplete(asked, _examples_asked(run), records),
+        incomplete=[] if only_analysed else _incomplete(asked, _examples_asked(run), columns),
         row_count=len(asked),
         flags=[
             (flag, titles.get(flag.row) or row_title(flag.row) if flag.row else "")
@@ -217,11 +220,11 @@ def _view(run: RunDirectory, letter: str) -> RunView:
         ],
         silent={name: what for name, what in checks.items() if name not in raised},
         preflight_ran=preflight_ran,
-        strip=read_strip(run, summary.spec, records),
+        strip=read_strip(run, summary.spec, columns),
         settings=as_toml(summary.spec),
         provenance=_provenance(run.sessions() or _analysed(run, results)),
         hash=run.spec()["hash"],
-        records=len(records),
+        records=recorded,
         analyses=results,
         findings=gather(evaluation_numbers(run, summary), results),
         only_analysed=only_analysed,
@@ -259,15 +262,13 @@ def _examples_asked(run: RunDirectory) -> int | None:
     return max((s["examples"] for s in run.sessions() if s.get("examples")), default=None)
 
 
-def _incomplete(tapes: Mapping[str, int], asked: int | None, records: Sequence[Record]) -> list[Incomplete]:
+def _incomplete(tapes: Mapping[str, int], asked: int | None, columns: Columns) -> list[Incomplete]:
     """Rows in which an example that was asked for has no result on one of its tapes."""
-    done: dict[str, dict[int, int]] = {row: {} for row in tapes}
+    done = {row: Counter(columns.rows[row].example.tolist()) if row in columns.rows else {} for row in tapes}
     failed: dict[str, set[int]] = {row: set() for row in tapes}
-    for r in (r for r in records if r["row"] in tapes):
-        if "error" in r:
+    for r in columns.failed:
+        if r["row"] in tapes:
             failed[r["row"]].add(r["example"])
-        else:
-            done[r["row"]][r["example"]] = done[r["row"]].get(r["example"], 0) + 1
     groups: dict[tuple[int, int], list[str]] = {}
     for row, wanted in tapes.items():
         recorded = sum(count >= wanted for count in done[row].values())

@@ -4,14 +4,16 @@ The thing people get wrong: a picture shows one draw. The prediction under it is
 beside it says what the other draws gave.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from dbpkit.report.figures import amplified, image_uri
 from dbpkit.report.tables import row_title, short_title
-from dbpkit.results.run_directory import Record, RunDirectory
+from dbpkit.results.records import Columns, Record
+from dbpkit.results.run_directory import RunDirectory
 
 EXAMPLES = 8
 """Examples shown, at most."""
@@ -72,7 +74,7 @@ class _Stored(NamedTuple):
         return class_name(self.about, self.about["labels"][k])
 
 
-def read_strip(run: RunDirectory, spec: Mapping[str, Any], records: Sequence[Record]) -> Strip | None:
+def read_strip(run: RunDirectory, spec: Mapping[str, Any], columns: Columns) -> Strip | None:
     """Returns the pictures of a run, or None before it has any.
 
     Raises:
@@ -81,7 +83,13 @@ def read_strip(run: RunDirectory, spec: Mapping[str, Any], records: Sequence[Rec
     tensors, about = run.read_strip()
     if not tensors:
         return None
-    by_key = {(r["row"], r["example"], r["tape"]): r for r in records if "error" not in r}
+    by_key: dict[tuple[str, int, int], Record] = {}
+    for row, group in columns.rows.items():
+        shown = group.select(np.flatnonzero(np.isin(group.example, tensors["ids"])))
+        distances = shown.measures["distance"].tolist()
+        for r, distance in zip(shown.records(row), distances, strict=True):
+            size = {"distance": distance} if distance == distance else {}  # nan where none was recorded
+            by_key[row, r["example"], r["tape"]] = {**r, **size}
     stored = _Stored(tensors, about, by_key)
     attackers = [name for name in about["predicted"] if f"{name}.x_adv" in tensors]
     lines = []

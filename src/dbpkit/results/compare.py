@@ -7,10 +7,12 @@ the same seed, draw r of an example has the same noise in both runs, so examples
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from dbpkit.errors import UserError
 from dbpkit.results.estimates import Estimate, mcnemar, paired_difference
-from dbpkit.results.flags import example_scores
-from dbpkit.results.run_directory import Record, RunDirectory
+from dbpkit.results.records import RowColumns, network_calls
+from dbpkit.results.run_directory import RunDirectory
 from dbpkit.spec import differences
 
 HARD_TO_READ = {
@@ -61,18 +63,20 @@ def compare_runs(run_a: RunDirectory, run_b: RunDirectory) -> RunComparison:
     """
     changed, warnings = spec_changes(run_a, run_b), spec_warnings(run_a, run_b)
     refuse_other_data(run_a, run_b)
-    rows_a, rows_b = by_row(run_a), by_row(run_b)
+    rows_a, rows_b = run_a.columns().rows, run_b.columns().rows
     found, p_values, uneven = {}, {}, []
-    for row, records in rows_a.items():
-        a, b = example_scores(records), example_scores(rows_b.get(row, []))
+    for row, group in rows_a.items():
+        if row not in rows_b:
+            continue
+        a, b = group.by_example(), rows_b[row].by_example()
         shared = sorted(a.keys() & b.keys())
         if not shared:
             continue
         uneven += [row] if a.keys() != b.keys() else []
         pairs = [a[i] for i in shared], [b[i] for i in shared]
-        draws = min(_most_draws(records), _most_draws(rows_b[row]))
+        draws = min(_most_draws(group), _most_draws(rows_b[row]))
         found[row] = paired_difference(*pairs, draws)
-        if _most_draws(records) == _most_draws(rows_b[row]) == 1:
+        if _most_draws(group) == _most_draws(rows_b[row]) == 1:
             p_values[row] = mcnemar(*pairs)
     if not found:
         raise UserError(
@@ -83,7 +87,7 @@ def compare_runs(run_a: RunDirectory, run_b: RunDirectory) -> RunComparison:
         warnings.append(
             f"Only examples that both runs have are compared; {len(uneven)} of {len(found)} rows have others."
         )
-    costs = {row: (_network_calls(rows_a[row]), _network_calls(rows_b[row])) for row in found}
+    costs = {row: (network_calls(rows_a[row]), network_calls(rows_b[row])) for row in found}
     return RunComparison(found, p_values, changed, warnings, costs)
 
 
@@ -122,7 +126,7 @@ def refuse_other_data(run_a: RunDirectory, run_b: RunDirectory) -> None:
     hashes = [_session(run).get("data_sha256") for run in (run_a, run_b)]
     if hashes[0] == hashes[1] and hashes[0] is not None:
         return
-    a, b = ({r["example"]: r["label"] for r in run.records() if "error" not in r} for run in (run_a, run_b))
+    a, b = (_labels(run) for run in (run_a, run_b))
     if any(a[i] != b[i] for i in a.keys() & b.keys()):
         raise UserError(
             f"'{run_a.path}' and '{run_b.path}' are runs on different data. Compare runs on the"
@@ -130,13 +134,13 @@ def refuse_other_data(run_a: RunDirectory, run_b: RunDirectory) -> None:
         )
 
 
-def by_row(run: RunDirectory) -> dict[str, list[Record]]:
-    """Returns the records without error by row, in the order of their first appearance."""
-    rows: dict[str, list[Record]] = {}
-    for record in run.records():
-        if "error" not in record:
-            rows.setdefault(record["row"], []).append(record)
-    return rows
+def _labels(run: RunDirectory) -> dict[int, int]:
+    """Label of every example that has a result."""
+    return {
+        example: label
+        for group in run.columns().rows.values()
+        for example, label in zip(group.example.tolist(), group.label.tolist(), strict=True)
+    }
 
 
 def _alike(run_a: RunDirectory, run_b: RunDirectory) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -156,16 +160,7 @@ def _session(run: RunDirectory) -> Mapping[str, Any]:
     return max(run.sessions() or [{}], key=lambda session: session.get("examples") or 0)
 
 
-def _network_calls(records: list[Record]) -> float | None:
-    """Mean over examples of the network calls of their attacks, tapes added."""
-    if any("network_calls" not in r for r in records if r.get("forward_passes")):
-        return None
-    return sum(r.get("network_calls", 0.0) for r in records) / len({r["example"] for r in records})
-
-
-def _most_draws(records: list[Record]) -> int:
+def _most_draws(group: RowColumns) -> int:
     """Predictions of the example that has most, all its tapes together."""
-    draws: dict[int, int] = {}
-    for r in records:
-        draws[r["example"]] = draws.get(r["example"], 0) + len(r["predicted"])
-    return max(draws.values())
+    _, where = np.unique(group.example, return_inverse=True)
+    return int(np.bincount(where, group.draws).max())

@@ -11,9 +11,9 @@ from itertools import takewhile
 from typing import Any, NamedTuple
 
 from dbpkit.errors import UserError
-from dbpkit.results.compare import by_row, refuse_other_data, spec_changes, spec_warnings
+from dbpkit.results.compare import refuse_other_data, spec_changes, spec_warnings
 from dbpkit.results.estimates import Estimate, paired_difference, per_draw
-from dbpkit.results.flags import BASELINE_ROWS, example_scores
+from dbpkit.results.flags import BASELINE_ROWS
 from dbpkit.results.run_directory import RunDirectory
 from dbpkit.results.summary import by_example
 from dbpkit.spec import amount
@@ -155,14 +155,14 @@ def _model(run: RunDirectory) -> Any:
 def _curve(runs: dict[float, RunDirectory]) -> ModelCurve:
     """Reads the records of one model's runs."""
     specs = [run.spec()["spec"] for run in runs.values()]
-    records = {eps: by_row(run) for eps, run in runs.items()}
+    records = {eps: run.columns().rows for eps, run in runs.items()}
     order = [*BASELINE_ROWS, *(k["name"] for k in specs[0]["knowledge"])]
     found = {row: {eps: rows[row] for eps, rows in records.items() if row in rows} for row in order}
     rows, scores = {}, {}
     for row, at in found.items():
         if at:
-            scores[row] = {eps: example_scores(group) for eps, group in at.items()}
-            tables = {eps: by_example(group) for eps, group in at.items()}
+            scores[row] = {eps: group.by_example() for eps, group in at.items()}
+            tables = {eps: by_example(group.records(row)) for eps, group in at.items()}
             rows[row] = {eps: per_draw(predicted, labels) for eps, (labels, predicted) in tables.items()}
     return ModelCurve(_common_title([spec["name"] for spec in specs]), runs, rows, scores)
 

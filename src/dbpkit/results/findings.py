@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 
 from dbpkit.results.analysis import AnalysisResult, Claim, Number, analysis_results
 from dbpkit.results.estimates import Estimate
-from dbpkit.results.flags import example_scores
 from dbpkit.results.intervals import Interval, difference
 from dbpkit.results.run_directory import RunDirectory
 from dbpkit.results.summary import Summary, summarise
@@ -133,8 +132,8 @@ def _least_gap(run: RunDirectory, summary: Summary) -> tuple[str, Interval] | No
         for name, k in known.items()
         if k["gradient"] == "exact" and set(k["shared_sites"]) < set(known["dw_both"]["shared_sites"])
     ]
-    records = run.records()
-    scores = {name: example_scores([r for r in records if r["row"] == name]) for name in (*rivals, "dw_both")}
+    groups = run.columns().rows
+    scores = {name: groups[name].by_example() if name in groups else {} for name in (*rivals, "dw_both")}
     gaps = {}
     for name in rivals:
         shared = sorted(scores[name].keys() & scores["dw_both"].keys())

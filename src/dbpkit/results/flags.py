@@ -3,12 +3,14 @@
 The thing people get wrong: a weak attack and a strong defence look alike in the accuracy; they differ here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 from dbpkit.results.estimates import Estimate, paired_difference
 from dbpkit.results.intervals import VERDICT_EXAMPLES
-from dbpkit.results.run_directory import Record
+from dbpkit.results.records import ABSENT, Columns, Ragged, Record, RowColumns, gather
 
 BUDGET_TOLERANCE = 1e-5
 """Excess over the budget that float32 rounding of a projection explains."""
@@ -36,10 +38,11 @@ class Flag(NamedTuple):
     row: str = ""
 
 
-def record_flags(records: Sequence[Record], preflight: Sequence[Flag] = ()) -> list[Flag]:
+def record_flags(recorded: Columns | Sequence[Record], preflight: Sequence[Flag] = ()) -> list[Flag]:
     """Returns the preflight's flags and those that follow from the records."""
     flags = list(preflight)
-    failed = [r for r in records if "error" in r]
+    columns = recorded if isinstance(recorded, Columns) else gather([(list(enumerate(recorded)), {})])
+    failed = columns.failed
     if failed:
         flags.append(
             Flag(
@@ -50,53 +53,39 @@ def record_flags(records: Sequence[Record], preflight: Sequence[Flag] = ()) -> l
                 " again.",
             )
         )
-    by_row: dict[str, list[Record]] = {}
-    for record in records:
-        if "error" not in record:
-            by_row.setdefault(record["row"], []).append(record)
-    for row, rows in by_row.items():
+    for row, group in columns.rows.items():
         if row not in ("undefended_clean", "clean", "noise_control", "transfer"):
-            flags += _attack_flags(row, rows)
-    flags += _comparison_flags(by_row)
+            flags += _attack_flags(row, group)
+    flags += _comparison_flags({row: group.by_example() for row, group in columns.rows.items()})
     return flags
 
 
-def _attack_flags(row: str, records: Sequence[Record]) -> list[Flag]:
+def _attack_flags(row: str, group: RowColumns) -> list[Flag]:
     """Flags of one attacker's own diagnostics."""
     flags = []
-    norms = [r["grad_norm"] for r in records if r.get("grad_norm")]
-    zero = sum(n[0] == 0 for n in norms)
+    norms = group.paths["grad_norm"]
+    count, zero = int((norms.counts > 0).sum()), int((norms.first() == 0).sum())
     if zero:
         flags.append(
             Flag(
                 "zero_gradient",
-                "error" if zero > len(norms) // 20 else "warning",
-                f"The gradient is exactly zero at the start for {zero} of {len(norms)} examples.",
+                "error" if zero > count // 20 else "warning",
+                f"The gradient is exactly zero at the start for {zero} of {count} examples.",
                 row,
             )
         )
-    if any(v is None for n in norms for v in n):
+    broken = len(np.unique(norms.owner()[np.isnan(norms.values)]))
+    if broken:
         flags.append(
             Flag(
                 "non_finite_gradient",
                 "error",
-                f"{sum(any(v is None for v in n) for n in norms)} of {len(norms)} examples met a"
-                " gradient that is not finite.",
+                f"{broken} of {count} examples met a gradient that is not finite.",
                 row,
             )
         )
-    paths = [r["loss"] for r in records if r.get("loss") and None not in r["loss"] and len(r["loss"]) > 1]
-    if paths:
-        first = sum(p[0] for p in paths) / len(paths)
-        later = sum(sum(p[len(p) // 2 :]) / len(p[len(p) // 2 :]) for p in paths) / len(paths)
-        if later <= first:  # few examples and few draws can hide a rise, so they only warn
-            severity = "error" if len(paths) >= FEW_EXAMPLES else "warning"
-            message = (
-                f"The attack's mean loss began at {first:.3f} and was {later:.3f} in its second half: it"
-                " did not rise."
-            )
-            flags.append(Flag("loss_not_rising", severity, message, row))
-    excess = max((r.get("excess", 0.0) for r in records), default=0.0)
+    flags += _loss_flags(row, group.paths["loss"])
+    excess = max([0.0, *group.measures["excess"][np.isfinite(group.measures["excess"])].tolist()])
     if excess > BUDGET_TOLERANCE:
         flags.append(
             Flag(
@@ -106,16 +95,35 @@ def _attack_flags(row: str, records: Sequence[Record]) -> list[Flag]:
                 row,
             )
         )
-    return flags + _claim_flags(row, records)
+    return flags + _claim_flags(row, group)
 
 
-def _claim_flags(row: str, records: Sequence[Record]) -> list[Flag]:
+def _loss_flags(row: str, loss: Ragged) -> list[Flag]:
+    """A flag if the loss did not rise, over the paths that are whole."""
+    broken = np.bincount(loss.owner(), np.isnan(loss.values), len(loss.counts)) > 0
+    whole = loss.select(np.flatnonzero((loss.counts > 1) & ~broken))
+    if not len(whole.counts):
+        return []
+    starts = np.cumsum(whole.counts) - whole.counts
+    place = np.arange(len(whole.values)) - np.repeat(starts, whole.counts)
+    late = place >= np.repeat(whole.counts // 2, whole.counts)
+    halves = whole.counts - whole.counts // 2
+    later = float((np.bincount(whole.owner(), whole.values * late) / halves).mean())
+    first = float(whole.first().mean())
+    if later > first:  # few examples and few draws can hide a rise, so they only warn
+        return []
+    severity = "error" if len(whole.counts) >= FEW_EXAMPLES else "warning"
+    message = (
+        f"The attack's mean loss began at {first:.3f} and was {later:.3f} in its second half: it did"
+        " not rise."
+    )
+    return [Flag("loss_not_rising", severity, message, row)]
+
+
+def _claim_flags(row: str, group: RowColumns) -> list[Flag]:
     """A flag if another library's claims disagree with most report draws of the same image."""
-    judged = [
-        (bool(r["claimed_success"]), sum(p == r["label"] for p in r["predicted"]) / len(r["predicted"]))
-        for r in records
-        if "claimed_success" in r
-    ]
+    told = group.claimed_success != ABSENT
+    judged = list(zip((group.claimed_success[told] == 1).tolist(), group.right[told].tolist(), strict=True))
     stands = sum(claimed and right > 0.5 for claimed, right in judged)
     falls = sum(not claimed and right < 0.5 for claimed, right in judged)
     if not stands + falls:
@@ -130,10 +138,9 @@ def _claim_flags(row: str, records: Sequence[Record]) -> list[Flag]:
     return [Flag("claim_disagrees", "warning", message, row)]
 
 
-def _comparison_flags(by_row: dict[str, list[Record]]) -> list[Flag]:
+def _comparison_flags(scores: Mapping[str, dict[int, float]]) -> list[Flag]:
     """Flags that compare rows over the examples both have."""
     flags = []
-    scores = {row: example_scores(records) for row, records in by_row.items()}
     for row in scores.keys() - set(BASELINE_ROWS):
         gain, noise, attacked = _paired(scores.get("noise_control", {}), scores[row])
         if gain and noise > 0 and gain.value <= 0:

@@ -6,7 +6,7 @@ and the sentence says whether more draws were tried.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dbpkit.results.analysis import AnalysisResult
@@ -69,7 +69,7 @@ def headline_sentence(
     )
 
 
-def white_box_eot(spec: Mapping[str, Any], passes: Sequence[tuple[float, int]] = ()) -> int | None:
+def white_box_eot(spec: Mapping[str, Any], passes: Collection[tuple[float, int]] = ()) -> int | None:
     """Draws per gradient of the white box: what the spec's attacks say, or what was counted; None if neither.
 
     Args:

@@ -123,6 +123,15 @@ class Ragged(NamedTuple):
         """Returns them as (n, longest), filled up with nan."""
         return _matrix(self.values, self.counts, math.nan)
 
+    def owner(self) -> Integers:
+        """Returns for every value the position of its list."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
+
+    def first(self) -> Floats:
+        """Returns the first value of every list that has one."""
+        starts = np.cumsum(self.counts) - self.counts
+        return self.values[starts[self.counts > 0]]
+
     def select(self, index: Integers) -> "Ragged":
         """Returns the lists at positions ``index``."""
         starts = np.cumsum(self.counts) - self.counts
@@ -173,6 +182,32 @@ class RowColumns:
         """Share of the draws of each record that are right, (n,)."""
         hits: Floats = (self.predicted == self.label[:, None]).sum(axis=1) / self.draws
         return hits
+
+    def by_example(self) -> dict[int, float]:
+        """Returns the mean of `right` over the tapes of every example, by example id."""
+        ids, where = np.unique(self.example, return_inverse=True)
+        means = np.bincount(where, self.right) / np.bincount(where)
+        return dict(zip(ids.tolist(), means.tolist(), strict=True))
+
+    def records(self, row: str) -> list[Record]:
+        """Returns key, label, predictions and queries as records again; one row at a time fits the memory."""
+        columns: dict[str, list[Any]] = {
+            "tape": self.tape.tolist(),
+            "example": self.example.tolist(),
+            "label": self.label.tolist(),
+        }
+        found: list[Record] = [
+            {"row": row, **dict(zip(columns, values, strict=True)), "predicted": predicted[:draws]}
+            for *values, predicted, draws in zip(
+                *columns.values(), self.predicted.tolist(), self.draws.tolist(), strict=True
+            )
+        ]
+        for name, counts in self.queries.items():
+            if (counts != ABSENT).any():
+                for record, value in zip(found, counts.tolist(), strict=True):
+                    if value != ABSENT:
+                        record[name] = value if value or name == "queries" else None
+        return found
 
     def select(self, index: Integers) -> "RowColumns":
         """Returns the records at positions ``index``."""
@@ -301,6 +336,14 @@ def gather(appends: Iterable[tuple[list[tuple[int, Record]], Mapping[str, Any]]]
                 about = {"row": name, "tape": int(columns.tape[k]), "example": int(columns.example[k])}
                 failed.append((at, {**about, "error": row.errors[k]}))
     return Columns(good, [record for _, record in sorted(failed, key=lambda f: f[0])], seals)
+
+
+def network_calls(group: RowColumns) -> float | None:
+    """Mean over examples of the network calls of their attacks, tapes added; None if not all are known."""
+    calls, passes = group.measures["network_calls"], group.measures["forward_passes"]
+    if np.any(np.isnan(calls) & (np.nan_to_num(passes) != 0)):
+        return None
+    return float(np.nansum(calls)) / len(np.unique(group.example))
 
 
 def _newest(tape: Integers, example: Integers) -> tuple[Integers, Integers]:

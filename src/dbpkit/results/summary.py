@@ -4,8 +4,11 @@ The thing people get wrong: accuracy of a row with several tapes is a mean over 
 tapes; the tapes of one example are no independent examples.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from dbpkit.errors import UserError
 from dbpkit.results.analysis import analysis_results
@@ -18,19 +21,20 @@ from dbpkit.results.estimates import (
     paired_difference,
     per_draw,
 )
-from dbpkit.results.flags import BASELINE_ROWS, Flag, example_scores, record_flags
+from dbpkit.results.flags import BASELINE_ROWS, Flag, record_flags
 from dbpkit.results.headline import NOTHING, headline_sentence, measured_trend, white_box_eot
 from dbpkit.results.protocols import (
     DEFAULT,
     UNDEFENDED_ROWS,
-    Protocol,
+    Headline,
     headline,
     own_protocol,
     protocol_flags,
     protocols,
     recorded_protocol,
 )
-from dbpkit.results.run_directory import Record, RunDirectory
+from dbpkit.results.records import Record, RowColumns, network_calls
+from dbpkit.results.run_directory import RunDirectory
 
 NO_DENOISER = "none"
 """Name of the denoiser in the spec of a run on a classifier without a purifier."""
@@ -130,37 +134,34 @@ def summarise(run: RunDirectory) -> Summary:
     Raises:
         UserError: if it is no run directory or a record is damaged.
     """
-    spec = run.spec()["spec"]
-    records = run.records()
+    spec, columns = run.spec()["spec"], run.columns()
     chosen = spec.get("protocol", DEFAULT)
     protocol = recorded_protocol(chosen) or protocols.get(DEFAULT)
-    grouped = {name: [r for r in records if r["row"] == name] for name in expected_rows(spec)}
-    good = {name: [r for r in group if "error" not in r] for name, group in grouped.items()}
-    rows = []
-    for name, group in good.items():
-        if group:
-            failed = len(grouped[name]) - len(group)
-            rows.append(_row(name, group, protocol, _unattacked(good, name), failed, has_purifier(spec)))
+    failed = Counter(r["row"] for r in columns.failed)
+    scores = {name: columns.rows[name].by_example() for name in expected_rows(spec) if name in columns.rows}
+    rows, own_flags, unattacked = [], [], {}
+    for name in scores:  # the records of one row at a time: all of them fill the memory
+        group, clean = columns.rows[name].records(name), _unattacked(name)
+        if clean not in unattacked:
+            unattacked[clean] = columns.rows[clean].records(clean) if clean in columns.rows else []
+        found = _row(name, group, columns.rows[name], headline(protocol, name, group, unattacked[clean]))
+        rows.append(found._replace(failed=failed[name], title=_title(name, has_purifier(spec))))
+        own_flags += protocol_flags(protocol, name, group, unattacked[clean])
     preflight = [Flag(**f) for f in run.checks() or []]
-    scores = {name: example_scores(group) for name, group in grouped.items()}
     differences = {}
     for a, b in (("white_box", "dw_both"), ("white_box", "fixed"), ("clean", "white_box")):
         shared = sorted(scores.get(a, {}).keys() & scores.get(b, {}).keys())
         if shared:
             pairs = [scores[a][i] for i in shared], [scores[b][i] for i in shared]
             differences[f"{a} - {b}"] = paired_difference(*pairs)
-    flags = [*record_flags(records, preflight), *own_protocol(chosen)]
+    flags = [*record_flags(columns, preflight), *own_protocol(chosen)]
     flags += [Flag("unverified", severity, sentence) for severity, sentence in doubts(run)]
-    for name, group in good.items():
-        flags += protocol_flags(protocol, name, group, _unattacked(good, name))
-    return Summary(
-        spec["name"],
-        spec,
-        rows,
-        differences,
-        flags,
-        _sentence(run, good.get("white_box", []), scores, differences.get("white_box - dw_both"), flags),
+    flags += own_flags
+    gap, eot = (
+        differences.get("white_box - dw_both"),
+        white_box_eot(spec, _passes(columns.rows.get("white_box"))),
     )
+    return Summary(spec["name"], spec, rows, differences, flags, _sentence(run, eot, scores, gap, flags))
 
 
 def by_example(records: Sequence[Record]) -> tuple[list[int], list[list[int]]]:
@@ -184,19 +185,17 @@ def expected_rows(spec: Mapping[str, Any]) -> dict[str, int]:
     return {**dict.fromkeys(baseline, 1), **{k["name"]: k["tapes"] for k in spec["knowledge"]}}
 
 
-def _unattacked(rows: Mapping[str, list[Record]], name: str) -> list[Record]:
-    """The records of the same model on clean images."""
-    return rows.get(UNDEFENDED_ROWS[0] if name in UNDEFENDED_ROWS else "clean", [])
+def _unattacked(name: str) -> str:
+    """The row of the same model on clean images."""
+    return UNDEFENDED_ROWS[0] if name in UNDEFENDED_ROWS else "clean"
 
 
-def _row(
-    name: str,
-    good: Sequence[Record],
-    protocol: Protocol,
-    clean: Sequence[Record],
-    failed: int,
-    purified: bool,
-) -> Row:
+def _title(name: str, purified: bool) -> str:
+    title = TITLES.get(name, f"purified, {name}")
+    return title if purified else title.removeprefix("purified, ")
+
+
+def _row(name: str, good: Sequence[Record], columns: RowColumns, shown: Headline) -> Row:
     """The estimates of one row."""
     tapes = 1 + max(r["tape"] for r in good)
     labels, predicted = by_example(good)
@@ -208,30 +207,34 @@ def _row(
     if tapes > 1:
         every = all_draws(predicted, labels)
         estimates.append(every._replace(estimand=f"all_tapes@{tapes}"))
-    shown = headline(protocol, name, good, clean)
-    examples = len(labels)
     forward, gradient = (
-        sum(r.get(k, 0.0) for r in good) / examples for k in ("forward_passes", "gradient_passes")
+        float(np.nansum(columns.measures[k])) / len(labels) for k in ("forward_passes", "gradient_passes")
     )
-    counted = all("network_calls" in r for r in good if r.get("forward_passes"))
-    title = TITLES.get(name, f"purified, {name}")
     return Row(
         name,
-        title if purified else title.removeprefix("purified, "),
+        name,
         tapes,
         estimates,
         shown.estimate,
         shown.control,
         forward,
         gradient,
-        sum(r.get("network_calls", 0.0) for r in good) / examples if counted else None,
-        failed,
+        network_calls(columns),
+        0,
     )
+
+
+def _passes(group: RowColumns | None) -> set[tuple[float, int]]:
+    """Differentiated passes and iterations of a row's attacks."""
+    if group is None:
+        return set()
+    pairs = zip(group.measures["gradient_passes"].tolist(), group.paths["loss"].counts.tolist(), strict=True)
+    return {(passes, count) for passes, count in pairs if passes == passes and count}
 
 
 def _sentence(
     run: RunDirectory,
-    white: Sequence[Record],
+    eot: int | None,
     scores: Mapping[str, Mapping[int, float]],
     gap: Estimate | None,
     flags: Sequence[Flag],
@@ -240,15 +243,9 @@ def _sentence(
     shared = scores.get("white_box", {}).keys() & scores.get("dw_both", {}).keys()
     if not shared:
         return NOTHING
-    means = (sum(scores[row][i] for i in shared) / len(shared) for row in ("white_box", "dw_both"))
+    white, known = (sum(scores[row][i] for i in shared) / len(shared) for row in ("white_box", "dw_both"))
     try:
         trend = measured_trend(list(analysis_results(run)))
     except UserError:
         trend = None  # whoever shows the analyses says which file is damaged
-    passes = [
-        (r["gradient_passes"], len(r["loss"]))
-        for r in white
-        if r.get("gradient_passes") is not None and r.get("loss")
-    ]
-    eot = white_box_eot(run.spec()["spec"], passes)
-    return headline_sentence(*means, gap, eot, flags, trend)
+    return headline_sentence(white, known, gap, eot, flags, trend)

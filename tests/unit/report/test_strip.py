@@ -11,7 +11,7 @@ MakeRun = Callable[..., RunDirectory]
 
 
 def strip_of(run: RunDirectory) -> Strip:
-    strip = read_strip(run, run.spec()["spec"], run.records())
+    strip = read_strip(run, run.spec()["spec"], run.columns())
     assert strip is not None
     return strip
 
@@ -52,7 +52,7 @@ def test_strip_size_of_l2_perturbation_is_a_decimal(make_run: MakeRun) -> None:
     run = make_run()
     spec = run.spec()["spec"]
     spec["threat"] = {"norm": "l2", "eps": "0.5"}
-    strip = read_strip(run, spec, run.records())
+    strip = read_strip(run, spec, run.columns())
     assert strip is not None
     assert strip.lines[0].pictures[2] is not None
     assert strip.lines[0].pictures[2].text == "0.031"  # 8/255, as recorded
@@ -77,7 +77,7 @@ def test_strip_without_clean_purified_has_a_gap(make_run: MakeRun) -> None:
 
 def test_strip_of_run_without_pictures_is_none(make_run: MakeRun) -> None:
     run = make_run(strip=False)
-    assert read_strip(run, run.spec()["spec"], run.records()) is None
+    assert read_strip(run, run.spec()["spec"], run.columns()) is None
 
 
 @pytest.mark.parametrize(("index", "name"), [(0, "cat"), (7, "7")])
