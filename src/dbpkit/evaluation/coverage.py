@@ -52,7 +52,7 @@ def missing_classes(data: Dataset, order: str) -> list[Flag]:
         f"None of the {count} examples is of {len(missing)} of the {classes} classes ({named}{more}), so the"
         f" numbers say nothing of them. {remedy}"
     )
-    return [Flag(MISSING_CLASSES, "warning", message)]
+    return [Flag("missing_classes", "warning", message)]
 
 
 def tell_first(data: Dataset) -> None:
