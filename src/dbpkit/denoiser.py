@@ -5,9 +5,10 @@ The thing people get wrong: the scale of the network's input. Variance-preservin
 ``x0 + sigma * z`` with x0 in [-1, 1].
 """
 
+import copy
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,25 @@ from dbpkit.schedule import discrete_sigmas, vp_time
 denoisers: Registry[Callable[..., nn.Module]] = Registry("denoiser")
 
 Prediction = Literal["noise", "v", "x0", "score"]
+
+ALIASES: dict[str, Prediction] = {"epsilon": "noise", "sample": "x0", "v_prediction": "v"}
+"""What diffusers calls predictions."""
+
+
+def prediction_of(name: str) -> Prediction:
+    """Returns a prediction by our name or diffusers' (``epsilon``, ``sample``, ``v_prediction``).
+
+    Raises:
+        UserError: if it is neither.
+    """
+    found = ALIASES.get(name, name) if isinstance(name, str) else name
+    if found not in ("noise", "v", "x0", "score"):
+        aliases = ", ".join(f"{alias} for {ours}" for alias, ours in ALIASES.items())
+        raise UserError(
+            f"prediction {name!r} is unknown. Available: noise, score, v, x0; diffusers' names also do:"
+            f" {aliases}."
+        )
+    return cast(Prediction, found)
 
 
 class EDMDenoiser(nn.Module):
@@ -52,8 +72,9 @@ class VPDenoiser(nn.Module):
 
     Args:
         network: takes ``x / sqrt(1 + sigma**2)`` (B, C, H, W) and times (B,).
-        prediction: what it returns: ``noise`` z; ``v`` = sqrt(alpha_bar) z - sqrt(1 - alpha_bar) x0;
-            ``x0``; or the ``score`` of the variance-preserving state, -z / sqrt(1 - alpha_bar).
+        prediction: what it returns, in our words or diffusers': ``noise`` z; ``v`` = sqrt(alpha_bar) z -
+            sqrt(1 - alpha_bar) x0; ``x0``; or the ``score`` of the variance-preserving state,
+            -z / sqrt(1 - alpha_bar).
         time: ``"discrete"`` gives the nearest index t in 0..999 of the linear DDPM schedule;
             ``"continuous"`` gives ``time_scale`` times the VP time in (0, 1].
         time_scale: factor of continuous times; 999 for the published DDPM++ networks.
@@ -70,12 +91,10 @@ class VPDenoiser(nn.Module):
         time_scale: float = 999.0,
     ) -> None:
         super().__init__()
-        if prediction not in ("noise", "v", "x0", "score"):
-            raise UserError(f"prediction '{prediction}' is unknown. Available: noise, score, v, x0.")
         if time not in ("discrete", "continuous"):
             raise UserError(f"time '{time}' is unknown. Available: continuous, discrete.")
         self.network = network
-        self.prediction = prediction
+        self.prediction = prediction_of(prediction)
         self.time = time
         self.time_scale = time_scale
 
@@ -142,7 +161,14 @@ def from_pretrained(
     from dbpkit.pretrained import load_unet
 
     network, found = load_unet(path, subfolder)
-    return VPDenoiser(network, prediction or found)
+    return VPDenoiser(network, found if prediction is None else prediction)
+
+
+def reinterpreted(denoiser: VPDenoiser, prediction: Prediction) -> VPDenoiser:
+    """Returns a denoiser of the same network whose output is read as another prediction."""
+    other = copy.copy(denoiser)
+    other.prediction = prediction_of(prediction)
+    return other
 
 
 def _columns(sigma: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

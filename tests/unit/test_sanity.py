@@ -252,7 +252,6 @@ def reversed_slope() -> Plain:
         (sanity.no_better_than_noise, reversed_slope()),
         (sanity.black_box_stronger, reversed_slope()),
         (sanity.unbounded_attack_fails, reversed_slope()),
-        (sanity.wrong_without_attack, Line(lambda u: u + 1)),
         # PGD climbs the first wave of the sine and stays; one long step passes it and all its valleys.
         (
             sanity.single_step_stronger,

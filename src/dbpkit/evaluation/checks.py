@@ -14,6 +14,11 @@ from dbpkit.attacks.target import cross_entropy
 from dbpkit.errors import UserError
 from dbpkit.evaluation.build import Parts
 from dbpkit.evaluation.culprits import coupling_module, detaching_module, flat_module, random_module
+from dbpkit.evaluation.denoising import (
+    denoiser_mismatch,
+    denoiser_worse_than_nothing,
+    purifier_destroys,
+)
 from dbpkit.evaluation.levels import outside_trained_levels, suspicious_grid
 from dbpkit.evaluation.outputs import LOST_SHARE, softmax_error, squashed_outputs, undone
 from dbpkit.evaluation.spec import EvaluationSpec
@@ -388,6 +393,9 @@ CHECKS: tuple[Check, ...] = (
     piecewise_constant,
     saturated_loss,
     squashed_outputs,
+    denoiser_worse_than_nothing,
+    denoiser_mismatch,
+    purifier_destroys,
     derivative,
     jacobian,
     replay,

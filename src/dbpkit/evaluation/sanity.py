@@ -23,6 +23,7 @@ from dbpkit.evaluation.build import SINGLE_DRAW, accepted_options
 from dbpkit.evaluation.checks import Check
 from dbpkit.noise import NoisePlan
 from dbpkit.purify import PurifiedClassifier, Undefended, gradients
+from dbpkit.results.chance import Answer, labels_permuted, near_chance
 from dbpkit.results.estimates import paired_difference
 from dbpkit.results.flags import Flag
 from dbpkit.results.intervals import wilson
@@ -279,21 +280,18 @@ def worst_of_n_control(
     return [Flag("worst_of_n_control", "warning", message)]
 
 
-def wrong_without_attack(
+def better_than_chance(
     model: RandomisedClassifier, x: Tensor, y: Tensor, noise: NoisePlan, threat: ThreatModel
 ) -> list[Flag]:
-    """Flags a model that is no better than guessing on clean images: wrong labels, classes or range."""
+    """Flags a model that guesses on clean images, or is right under another order of the classes."""
     del threat
-    right = _right(model, x, y, noise)
-    chance = 1 / _classes(model, x, noise)
-    if float(right.float().mean()) > chance:
-        return []
-    message = f"The model is right on {int(right.sum())} of {len(x)} clean images, no better than guessing."
-    return [Flag("wrong_without_attack", "error", message)]
+    said = Target(model, ROWS)(x, noise=_tape(noise)).argmax(dim=1)
+    answers = [Answer(*pair) for pair in zip(y.tolist(), said.tolist(), strict=True)]
+    return labels_permuted(answers) or near_chance(answers)
 
 
 SANITY: tuple[Check, ...] = (
-    wrong_without_attack,
+    better_than_chance,
     loss_falls_along_gradient,
     no_better_than_noise,
     more_iterations_help,

@@ -12,6 +12,7 @@ import numpy as np
 
 from dbpkit.errors import UserError
 from dbpkit.results.analysis import analysis_results
+from dbpkit.results.chance import UNATTACKED, chance_flags
 from dbpkit.results.doubts import doubts
 from dbpkit.results.estimates import (
     Estimate,
@@ -155,6 +156,7 @@ def summarise(run: RunDirectory) -> Summary:
             pairs = [scores[a][i] for i in shared], [scores[b][i] for i in shared]
             differences[f"{a} - {b}"] = paired_difference(*pairs)
     flags = [*record_flags(columns, preflight), *own_protocol(chosen)]
+    flags += chance_flags({row: columns.rows[row].records(row) for row in UNATTACKED if row in columns.rows})
     flags += [Flag("unverified", severity, sentence) for severity, sentence in doubts(run)]
     flags += own_flags
     gap, eot = (
