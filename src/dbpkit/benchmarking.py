@@ -20,7 +20,6 @@ from dbpkit.data.given import as_dataset
 from dbpkit.data.order import Order
 from dbpkit.errors import UserError, shown
 from dbpkit.evaluation.build import Parts, attack_options, checked_device, single_draw
-from dbpkit.evaluation.checks import CHECKS, PROBE_EXAMPLES, check_logits, each_once
 from dbpkit.evaluation.replay import GIVEN
 from dbpkit.evaluation.rows import Execution
 from dbpkit.evaluation.run import Progress, evaluate
@@ -159,8 +158,7 @@ def benchmark(
         if function is not None:  # it has no weights to be told by
             parts.hashes["classifier_sha256"] = function_sha256(function)
         run = Path("runs") / f"benchmark-{_digest(spec, parts)}" if out is None else Path(out)
-        checks = None if purified else _checks
-        summary = evaluate(spec, run, execution, progress, parts=parts, checks=checks)
+        summary = evaluate(spec, run, execution, progress, parts=parts)
         model.to(own)
     row: Row = summary.row(spec.knowledge[0].name)
     clean = summary.row("clean").headline
@@ -225,17 +223,6 @@ def _parts(spec: EvaluationSpec, model: nn.Module, data: Dataset, purified: bool
     full = [(a.name, make_attack(a.name, attack_options(a))) for a in spec.attacks]
     single = [(a.name, make_attack(a.name, single_draw(a))) for a in spec.attacks]
     return Parts(data, denoiser, wrapped, undefended, threat, full, single, hashes)
-
-
-def _checks(parts: Parts, spec: EvaluationSpec) -> list[Flag]:
-    """The checks before a run that need no purifier."""
-    data = parts.data.select(slice(0, PROBE_EXAMPLES))
-    device = next((p.device for p in parts.model.parameters()), torch.device("cpu"))
-    x, y = data.x().to(device), data.labels.to(device)
-    noise = NoisePlan.of(spec.seed, data.ids, "select")
-    with torch.no_grad():
-        check_logits(parts.model(x, noise=noise), x, y)
-    return each_once([flag for check in CHECKS for flag in check(parts.model, x, y, noise, parts.threat)])
 
 
 def _takes_noise(call: Callable[..., Any]) -> bool:

@@ -6,6 +6,7 @@ The thing people get wrong: the scale of the network's input. Variance-preservin
 """
 
 import copy
+import logging
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Literal, cast
@@ -20,7 +21,12 @@ from dbpkit.schedule import discrete_sigmas, vp_time
 
 denoisers: Registry[Callable[..., nn.Module]] = Registry("denoiser")
 
+log = logging.getLogger(__name__)
+
 Prediction = Literal["noise", "v", "x0", "score"]
+
+AnyPrediction = Literal["noise", "v", "x0", "score", "epsilon", "sample", "v_prediction"]
+"""Predictions in our words and in diffusers'."""
 
 ALIASES: dict[str, Prediction] = {"epsilon": "noise", "sample": "x0", "v_prediction": "v"}
 """What diffusers calls predictions."""
@@ -86,7 +92,7 @@ class VPDenoiser(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        prediction: Prediction = "noise",
+        prediction: AnyPrediction = "noise",
         time: Literal["discrete", "continuous"] = "discrete",
         time_scale: float = 999.0,
     ) -> None:
@@ -136,7 +142,7 @@ def edm(network: nn.Module, sigma_data: float = 0.5) -> EDMDenoiser:
 @denoisers.register("vp")
 def vp(
     network: nn.Module,
-    prediction: Prediction = "noise",
+    prediction: AnyPrediction = "noise",
     time: Literal["discrete", "continuous"] = "discrete",
     time_scale: float = 999.0,
 ) -> VPDenoiser:
@@ -145,7 +151,7 @@ def vp(
 
 
 def from_pretrained(
-    path: str, subfolder: str | None = None, prediction: Prediction | None = None
+    path: str, subfolder: str | None = None, prediction: AnyPrediction | None = None
 ) -> VPDenoiser:
     """Loads any diffusers ``UNet2DModel`` directory or Hub id (safetensors only).
 
@@ -153,15 +159,24 @@ def from_pretrained(
         path: a local directory or a Hub id.
         subfolder: where the network lies inside it; ``"unet"`` is tried too if not given.
         prediction: what the network predicts; read from the scheduler's configuration beside it when
-            it has one, else ``noise``.
+            it has one, else ``noise``; our words or diffusers'.
 
     Raises:
         UserError: if nothing loadable is there, or the schedule is not the linear DDPM one.
     """
     from dbpkit.pretrained import load_unet
 
-    network, found = load_unet(path, subfolder)
-    return VPDenoiser(network, found if prediction is None else prediction)
+    network, found, has_scheduler, size = load_unet(path, subfolder)
+    denoiser: Any = VPDenoiser(network, found if prediction is None else prediction)
+    denoiser.sample_size = size
+    if not has_scheduler:
+        type_ = "" if prediction is not None else " and the prediction 'noise'"
+        denoiser.assumed = (
+            f"No scheduler_config.json lies beside the network '{path}', so the linear DDPM schedule{type_}"
+            " is taken for granted. Give the pipeline's directory, which has one."
+        )
+        log.warning("%s", denoiser.assumed)
+    return cast(VPDenoiser, denoiser)
 
 
 def reinterpreted(denoiser: VPDenoiser, prediction: Prediction) -> VPDenoiser:

@@ -44,10 +44,14 @@ class Pretrained(NamedTuple):
     Attributes:
         network: takes variance-preserving states (B, C, H, W) and times (B,), frozen, float32, in eval mode.
         prediction: what it returns.
+        has_scheduler: whether a scheduler's configuration said so; else both it and the schedule are assumed.
+        sample_size: height and width of the images it was made for, or None if it does not say.
     """
 
     network: nn.Module
     prediction: Prediction
+    has_scheduler: bool
+    sample_size: tuple[int, int] | None
 
 
 def load_unet(path: str, subfolder: str | None = None) -> Pretrained:
@@ -74,6 +78,8 @@ def load_unet(path: str, subfolder: str | None = None) -> Pretrained:
         directory = _download(path, subfolder)
     folder = _network_folder(directory, subfolder)
     prediction = _prediction(folder, is_inside=folder != directory)
+    size = _read_json(folder / "config.json").get("sample_size")
+    pair = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list) else None
     try:
         with seeded_generator(0):  # the first weights are drawn from torch's global generator, then replaced
             network, info = unet_class.from_pretrained(
@@ -101,7 +107,8 @@ def load_unet(path: str, subfolder: str | None = None) -> Pretrained:
             f"{len(info['unexpected_keys'])} are unknown (first '{wrong[0]}'). "
             "Its config.json belongs to other weights."
         )
-    return Pretrained(network.float().requires_grad_(False).eval(), prediction)
+    network = network.float().requires_grad_(False).eval()
+    return Pretrained(network, prediction or "noise", prediction is not None, pair)  # type: ignore[arg-type]
 
 
 def build_unet(config: Mapping[str, Any]) -> nn.Module:
@@ -236,8 +243,8 @@ def _check_index(file: Path) -> None:
             )
 
 
-def _prediction(folder: Path, is_inside: bool) -> Prediction:
-    """What the network predicts, from the scheduler beside it; an error unless that is linear."""
+def _prediction(folder: Path, is_inside: bool) -> Prediction | None:
+    """What the network predicts, from the scheduler beside it, or None; an error unless that is linear."""
     places = [folder]
     if is_inside or (folder.parent / "model_index.json").is_file():
         places.append(folder.parent)  # a pipeline's directory, with the network in a sub-folder
@@ -248,12 +255,12 @@ def _prediction(folder: Path, is_inside: bool) -> Prediction:
     ]
     file = next((candidate for candidate in files if candidate.is_file()), None)
     if file is None:
-        return "noise"
+        return None
     config = _read_json(file)
     found = {key: config.get(key) for key in _SCHEDULE}
     altered = {key: config[key] for key in _ALTERED_BY if config.get(key)}
     if found != _SCHEDULE or altered:
-        came = ", ".join(f"{key} {value}" for key, value in {**found, **altered}.items())
+        came = ", ".join(f"{key} {_short(value)}" for key, value in {**found, **altered}.items())
         raise UserError(
             f"'{file}' describes another noise schedule ({config.get('_class_name')}: {came}). "
             "Only the linear one with 1000 steps from 0.0001 to 0.02 is supported."
@@ -264,6 +271,13 @@ def _prediction(folder: Path, is_inside: bool) -> Prediction:
             f"'{file}' has prediction_type '{kind}'. Available: {', '.join(sorted(_PREDICTIONS))}."
         )
     return _PREDICTIONS[kind]
+
+
+def _short(value: Any) -> str:
+    """A setting as text; of a long list its length and ends."""
+    if isinstance(value, list) and len(value) > 4:
+        return f"of {len(value)} values from {value[0]} to {value[-1]}"
+    return str(value)[:80]
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -11,6 +11,12 @@ from dbpkit.errors import UserError
 
 _TINY = 1e-12
 
+REMEDIES = {
+    "dlr": 'Give the attack loss = "ce" or "margin"; in autoattack, parts = ["apgd", "fab", "square"].',
+    "dlr_targeted": 'Use apgd with loss = "margin"; in autoattack, parts = ["apgd", "fab", "square"].',
+}
+"""What to do with fewer classes; options that the attacks have."""
+
 
 @losses.register("dlr")
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
@@ -54,6 +60,6 @@ def _largest(logits: Tensor, count: int, loss: str) -> Tensor:
     """The largest logits in falling order, (B, count)."""
     if logits.shape[1] < count:
         raise UserError(
-            f"loss '{loss}' needs at least {count} classes, not {logits.shape[1]}. Use 'ce' or 'margin'."
+            f"loss '{loss}' needs at least {count} classes, not {logits.shape[1]}. {REMEDIES[loss]}"
         )
     return logits.topk(count, dim=1).values

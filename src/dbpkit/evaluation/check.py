@@ -16,8 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from dbpkit.errors import UserError, shown
-from dbpkit.evaluation.build import Parts, accepted_options, attack_options, build, make_view, of_attacks
-from dbpkit.evaluation.checks import CHECKS, PROBE_EXAMPLES, Check, check_fit, check_logits, suspicious_level
+from dbpkit.evaluation.build import Parts, accepted_options, attack_options, build, of_attacks
+from dbpkit.evaluation.checks import (
+    CHECKS,
+    PROBE_EXAMPLES,
+    Check,
+    check_fit,
+    check_logits,
+    planned_draws,
+    purifier_flags,
+    sees_noise,
+)
 from dbpkit.evaluation.culprits import Plain
 from dbpkit.evaluation.run import DEFAULT_EXECUTION, Execution, Progress, evaluate
 from dbpkit.evaluation.sanity import SANITY, gradient_noise, more_iterations_help, shared_attacks
@@ -155,7 +164,7 @@ def quick_check(
         _planned(spec, parts),
         lambda done, what: progress(done / 2, what),
     )
-    flags = [*found.flags, *suspicious_level(parts, spec)]
+    flags = [*found.flags, *purifier_flags(parts, spec)]
     if not found.trustworthy:
         return Checked(flags, found.checks)
     with tempfile.TemporaryDirectory() as folder:
@@ -228,13 +237,12 @@ def _staged(
 def _planned(spec: EvaluationSpec, parts: Parts) -> dict[str, Check]:
     """The sanity checks with a spec's attack and draws; of random models only where one is seen."""
     checks = _named(SANITY)
-    settings = [k.resolve() for k in spec.knowledge]
-    views = [make_view(parts.model, k.gradient, k.gradient_options) for k in settings]
-    if all(k.leaves_nothing_random(v.sites) for k, v in zip(settings, views, strict=True)):
+    eot = planned_draws(parts, spec)
+    if eot:
+        checks["gradient_noise"] = partial(gradient_noise, eot=eot)
+    elif not sees_noise(parts, spec):
         del checks["gradient_noise"], checks["worst_of_n_control"]
     options = {a.name: {**accepted_options(a.name), **attack_options(a)} for a in spec.attacks}
-    if "gradient_noise" in checks and (draws := [o["eot"] for o in options.values() if "eot" in o]):
-        checks["gradient_noise"] = partial(gradient_noise, eot=max(draws))
     iterated = next((a for a in spec.attacks if "iterations" in options[a.name]), None)
     if iterated is not None:
         checks["more_iterations_help"] = partial(

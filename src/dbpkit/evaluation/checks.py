@@ -12,14 +12,21 @@ from torch.nn.functional import normalize
 
 from dbpkit.attacks.target import cross_entropy
 from dbpkit.errors import UserError
-from dbpkit.evaluation.build import Parts
+from dbpkit.evaluation.build import Parts, accepted_options, attack_options, make_view
 from dbpkit.evaluation.culprits import coupling_module, detaching_module, flat_module, random_module
 from dbpkit.evaluation.denoising import (
     denoiser_mismatch,
     denoiser_worse_than_nothing,
     purifier_destroys,
 )
-from dbpkit.evaluation.levels import outside_trained_levels, suspicious_grid
+from dbpkit.evaluation.draws import EOT_DRAWS, gradient_noise
+from dbpkit.evaluation.levels import (
+    assumptions,
+    outside_trained_levels,
+    reach_of,
+    suspicious_grid,
+    suspicious_level,
+)
 from dbpkit.evaluation.outputs import LOST_SHARE, softmax_error, squashed_outputs, undone
 from dbpkit.evaluation.spec import EvaluationSpec
 from dbpkit.gradients import directional_derivatives
@@ -33,6 +40,9 @@ Check = Callable[[RandomisedClassifier, Tensor, Tensor, NoisePlan, ThreatModel],
 """``check(model, x, y, noise, threat)`` looks at images (B, C, H, W) in [0, 1] with labels (B,)."""
 
 PROBE_EXAMPLES = 4
+NOISE_EXAMPLES = 2
+"""Images whose gradients are drawn again and again before a run."""
+
 DIFFERENCE_STEPS = (0.1, 0.03, 0.01, 0.003)
 """Lengths of the numeric difference, in Euclidean pixel units; the best agreement counts."""
 
@@ -66,21 +76,51 @@ USEFUL_STEP = 0.5
 """Least share of the steepest rise that a step along the float32 gradient must reach."""
 
 
-def preflight(parts: Parts, spec: EvaluationSpec) -> list[Flag]:
-    """Runs every check on the first few examples.
+def preflight(
+    parts: Parts, spec: EvaluationSpec, progress: Callable[[float, str], None] = lambda *_: None
+) -> list[Flag]:
+    """Runs every check on the first few examples, of a purified classifier or of any other model.
+
+    Args:
+        parts: models and data.
+        spec: what will be evaluated with them.
+        progress: called before every check with the share that is done, 0, and its name.
 
     Raises:
         UserError: if the parts do not fit each other at all.
     """
     data = parts.data.select(slice(0, PROBE_EXAMPLES))
-    device = next((p.device for p in parts.model.classifier.parameters()), torch.device("cpu"))
+    device = next((p.device for p in parts.model.parameters()), torch.device("cpu"))
     x, y = data.x().to(device), data.labels.to(device)
     noise = NoisePlan.of(spec.seed, data.ids, "select")
     check_fit(parts, x, y)
-    found = [flag for check in CHECKS for flag in check(parts.model, x, y, noise, parts.threat)]
+    found: list[Flag] = []
+    for check in CHECKS:
+        progress(0.0, f"checks: {check.__name__.replace('_', ' ')}")
+        found += check(parts.model, x, y, noise, parts.threat)
     if all(k.gradient == "unsquashed" for k in spec.knowledge):
         found = undone(found)
-    return [*each_once(found), *suspicious_level(parts, spec)]
+    if not any(f.severity == "error" for f in found) and (eot := planned_draws(parts, spec)):
+        progress(0.0, "checks: gradient noise")
+        few = slice(0, NOISE_EXAMPLES)
+        found += gradient_noise(
+            parts.model, x[few], y[few], noise.rows(few), parts.threat, eot=eot, draws=EOT_DRAWS // 2
+        )
+    return [*each_once(found), *purifier_flags(parts, spec)]
+
+
+def planned_draws(parts: Parts, spec: EvaluationSpec) -> int:
+    """The most draws per gradient of a spec's attacks; 0 if no attacker meets noise, or none averages."""
+    options = [{**accepted_options(a.name), **attack_options(a)} for a in spec.attacks]
+    most = max((int(o["eot"]) for o in options if "eot" in o), default=0)
+    return most if sees_noise(parts, spec) else 0
+
+
+def sees_noise(parts: Parts, spec: EvaluationSpec) -> bool:
+    """Whether anything is random for one of a spec's attackers."""
+    settings = [k.resolve() for k in spec.knowledge]
+    views = [make_view(parts.model, k.gradient, k.gradient_options) for k in settings]
+    return not all(k.leaves_nothing_random(v.sites) for k, v in zip(settings, views, strict=True))
 
 
 def each_once(flags: list[Flag]) -> list[Flag]:
@@ -92,6 +132,10 @@ def each_once(flags: list[Flag]) -> list[Flag]:
 def check_fit(parts: Parts, x: Tensor, y: Tensor) -> None:
     """Raises UserError unless classifier, denoiser and data agree in channels, size and classes."""
     shape = tuple(x.shape[1:])
+    if parts.denoiser is None:
+        noise = NoisePlan.of(0, range(len(x)), "select")
+        check_logits(parts.model(x, noise=noise), x, y)
+        return
     try:
         logits = parts.model.classifier(x)
     except (RuntimeError, ValueError) as error:  # a UserError is a ValueError
@@ -403,37 +447,20 @@ CHECKS: tuple[Check, ...] = (
 """What is looked at before every run, and first by ``dbpkit check``."""
 
 
-def suspicious_level(parts: Parts, spec: EvaluationSpec) -> list[Flag]:
-    """Flags a start of purification that is hardly noisier than the attack, or a grid of very few steps."""
-    sampler = parts.model.purifier.sampler
-    sigma, calls = float(sampler.levels[0]), len(sampler.levels) - 1
-    reach = (
-        2 * parts.threat.eps
-        if spec.threat.norm == "linf"
-        else 2 * parts.threat.eps / parts.data.images[0].numel() ** 0.5
-    )
-    flags = []
-    if sigma < max(2 * reach, 0.1):
-        flags.append(
-            Flag(
-                "suspicious_level",
-                "warning",
-                f"Purification starts at noise level {sigma:.3f} (in [-1, 1] units; t* ="
-                f" {spec.purifier.t_star}); the papers use 0.34 (t* = 0.1, t = 100 of 1000). t = 10"
-                " where 100 was meant gives 0.047.",
-            )
-        )
-    if sigma > 1.5:
-        flags.append(
-            Flag(
-                "suspicious_level",
-                "warning",
-                f"Purification starts at noise level {sigma:.2f}: more noise than image. t* is a"
-                " fraction of 1, not a percentage.",
-            )
-        )
-    flags += outside_trained_levels(parts.denoiser, sampler.levels)
-    return flags + suspicious_grid(spec.purifier.sampler, calls)
+def purifier_flags(parts: Parts, spec: EvaluationSpec) -> list[Flag]:
+    """Flags of where purification starts, in how many steps, and of what is assumed of its network."""
+    if parts.denoiser is None:
+        return []
+    levels, norm = parts.model.purifier.sampler.levels, spec.threat.norm
+    reach = reach_of(norm, parts.threat.eps, parts.data.images[0].numel())
+    settings = spec.purifier
+    start = f"t* = {settings.t_star:g}" if settings.sampler != "heun" else f"grid of {settings.sampler}"
+    return [
+        *suspicious_level(float(levels[0]), norm, str(spec.threat.eps), reach, start),
+        *outside_trained_levels(parts.denoiser, levels),
+        *suspicious_grid(settings.sampler, len(levels) - 1),
+        *assumptions(parts.denoiser, tuple(parts.data.images.shape[-2:])),
+    ]
 
 
 def _first_line(error: Exception) -> str:

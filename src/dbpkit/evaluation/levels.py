@@ -12,6 +12,9 @@ from dbpkit.results.flags import Flag
 TRAINED_TOLERANCE = 1.02
 """How far beyond the largest trained level one may be: training draws levels up to it, and seldom just it."""
 
+LEAST_LEVEL, MOST_LEVEL = 0.1, 1.5
+"""Noise levels, in [-1, 1] units, below which little is removed and above which little is left."""
+
 FEW_STEPS = 5
 """Below so many steps from t* an ancestral chain purifies badly."""
 
@@ -31,6 +34,69 @@ def outside_trained_levels(denoiser: Any, levels: Tensor) -> list[Flag]:
         f" up to {trained[1]:.3g} (in [-1, 1] units): what it returns from there is no image. Lower t_star."
     )
     return [Flag("outside_trained_levels", "warning", message)]
+
+
+def assumptions(denoiser: Any, size: tuple[int, ...]) -> list[Flag]:
+    """Flags what a denoiser's files do not say (``assumed``), and images of another size than its network's.
+
+    Args:
+        denoiser: may have ``assumed``, a sentence, and ``sample_size``, height and width.
+        size: height and width of the images.
+    """
+    flags = []
+    if assumed := getattr(denoiser, "assumed", None):
+        flags.append(Flag("schedule_assumed", "warning", assumed))
+    made_for = getattr(denoiser, "sample_size", None)
+    if made_for is not None and tuple(made_for) != size:
+        message = (
+            f"The denoising network was made for images of {made_for[0]} x {made_for[1]}, the data have"
+            f" {size[0]} x {size[1]}. It runs, but it has learned no images of this size."
+        )
+        flags.append(Flag("other_image_size", "warning", message))
+    return flags
+
+
+def suspicious_level(sigma: float, norm: str, eps: str, reach: float, start: str) -> list[Flag]:
+    """Flags a start of purification that is hardly noisier than the attack, or noisier than the image.
+
+    Args:
+        sigma: noise level of the start, in [-1, 1] units.
+        norm: registered name of the threat model.
+        eps: the budget as the user wrote it.
+        reach: how far the budget moves a value, in [-1, 1] units; 0 if unknown.
+        start: what chose the level, such as ``t* = 0.1``.
+    """
+    where = f"Purification starts at noise level {sigma:.3g} in [-1, 1] units ({start})"
+    meant = " t = 10 of 1000 where t = 100 (t* = 0.1) was meant gives 0.047." if sigma < LEAST_LEVEL else ""
+    if sigma < 2 * reach:
+        how = "up to" if norm == "linf" else "by a root mean square of"
+        message = (
+            f"{where}, below {2 * reach:.3g}, which is twice what the attack can do: {norm} with eps = {eps}"
+            f" moves values {how} {reach:.3g} in these units, so the noise hardly covers it.{meant}"
+        )
+    elif sigma < LEAST_LEVEL:
+        message = (
+            f"{where}, below {LEAST_LEVEL:g}: so little noise removes little, whatever the attack. The papers"
+            f" use 0.34 (t* = 0.1, t = 100 of 1000).{meant}"
+        )
+    elif sigma > MOST_LEVEL:
+        message = (
+            f"{where}, above {MOST_LEVEL:g}: more noise than image. t* is a fraction of 1, not a percentage."
+        )
+    else:
+        return []
+    return [Flag("suspicious_level", "warning", message)]
+
+
+def reach_of(norm: str, eps: float, values: int) -> float:
+    """How far a budget in [0, 1] units moves a value in [-1, 1] units; 0 for norms that are not of pixels.
+
+    Args:
+        norm: registered name of the threat model.
+        eps: the budget.
+        values: number of values of an image.
+    """
+    return {"linf": 2 * eps, "l2": 2 * eps / values**0.5}.get(norm, 0.0)
 
 
 def suspicious_grid(sampler: str, calls: int) -> list[Flag]:

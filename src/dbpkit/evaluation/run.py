@@ -40,7 +40,7 @@ STRIP_EXAMPLES = 8
 Progress = Callable[[float, str], None]
 """Called with the share of the work that is done, in [0, 1], and what is being done."""
 
-Checks = Callable[[Parts, EvaluationSpec], list[Flag]]
+Checks = Callable[[Parts, EvaluationSpec, Progress], list[Flag]]
 """Looks at the parts before a run and returns what it finds."""
 
 
@@ -78,7 +78,7 @@ def evaluate(
         runner, flags = _Runner(spec, parts, execution, run, progress), None
         if run.checks() is None:
             progress(0.0, "checks")
-            flags = [f._asdict() for f in (checks or preflight)(parts, spec)]
+            flags = [f._asdict() for f in (checks or preflight)(parts, spec, progress)]
             try_attacks(spec, parts, runner.rows)
         # Claimed only now: a spec whose parts cannot be built or do not fit leaves no directory behind.
         run.claim(spec.model_dump(mode="json"))

@@ -21,6 +21,7 @@ from dbpkit.attacks import Target, attacks, make_attack
 from dbpkit.attacks.target import margin
 from dbpkit.evaluation.build import SINGLE_DRAW, accepted_options
 from dbpkit.evaluation.checks import Check
+from dbpkit.evaluation.draws import gradient_noise, is_random
 from dbpkit.noise import NoisePlan
 from dbpkit.purify import PurifiedClassifier, Undefended, gradients
 from dbpkit.results.chance import Answer, labels_permuted, near_chance
@@ -49,14 +50,6 @@ UNBOUNDED_STEP = 0.05
 
 SMALL_STEP = 1 / 16
 """Share of the budget in which a loss must follow its gradient."""
-
-EOT_DRAWS = 16
-"""Gradients per image for the signal-to-noise ratio."""
-
-ENOUGH_COSINE = 0.5
-FAR_BELOW = 4
-"""An averaged gradient should reach this cosine with the mean of endless draws; a spec with a fourth of the
-draws that it takes, or fewer, is warned."""
 
 ROWS = 8
 """Rows in one call of the model."""
@@ -203,55 +196,6 @@ def unbounded_attack_fails(
     return [Flag("unbounded_attack_fails", "error" if severe else "warning", message)]
 
 
-def gradient_noise(
-    model: RandomisedClassifier,
-    x: Tensor,
-    y: Tensor,
-    noise: NoisePlan,
-    threat: ThreatModel,
-    *,
-    eot: int = 10,
-) -> list[Flag]:
-    """Flags an attack that averages its gradient over far too few draws.
-
-    Means of n draws each have cosine q = s / (s + 1 / n) with each other if single draws have signal-to-noise
-    ratio s, and cosine sqrt(q) with the mean of endless draws.
-
-    Args:
-        model: the classifier.
-        x: images (B, C, H, W) in [0, 1].
-        y: labels (B,).
-        noise: their plan.
-        threat: the budget.
-        eot: draws per gradient of the planned attack.
-
-    Source:
-        Athalye et al. 2018 (arXiv:1707.07397), EoT; Kassis et al. 2025 (arXiv:2411.16598), too few samples.
-    """
-    del threat
-    if not is_random(model, x, noise):
-        return []
-    target, plan = Target(model, ROWS), noise.on("attack")
-    draws = [target.gradient(x, y, noise=plan.at(r)).grad.flatten(1).double() for r in range(EOT_DRAWS)]
-    cosines, count = {}, 1
-    while 2 * count <= EOT_DRAWS:
-        a, b = (torch.stack(draws[i : i + count]).mean(dim=0) for i in (0, count))
-        cosines[count] = float(torch.cosine_similarity(a, b, dim=1).mean())
-        count *= 2
-    last = max(cosines)
-    ratio = max(cosines[last], 0.0) / (last * (1 - min(cosines[last], 1 - 1e-9)))
-    needed = ENOUGH_COSINE**2 / (1 - ENOUGH_COSINE**2) / ratio if ratio > 0 else torch.inf
-    if needed < FAR_BELOW * eot:
-        return []
-    measured = ", ".join(f"{c:.2f} of {n}" for n, c in cosines.items())
-    message = (
-        f"One draw's gradient has a signal-to-noise ratio of {ratio:.2g} (cosines between two means:"
-        f" {measured} draws). About {needed:.0f} draws reach a cosine of {ENOUGH_COSINE:g} with the expected"
-        f" gradient; the attack averages over {eot}."
-    )
-    return [Flag("gradient_noise", "warning", message)]
-
-
 def worst_of_n_control(
     model: RandomisedClassifier, x: Tensor, y: Tensor, noise: NoisePlan, threat: ThreatModel
 ) -> list[Flag]:
@@ -304,12 +248,6 @@ SANITY: tuple[Check, ...] = (
     worst_of_n_control,
 )
 """What ``dbpkit check`` does after the checks of `dbpkit.evaluation.checks`."""
-
-
-@torch.no_grad()
-def is_random(model: RandomisedClassifier, x: Tensor, noise: NoisePlan) -> bool:
-    """Whether the logits depend on the draw."""
-    return not torch.equal(model(x[:1], noise=noise.rows([0])), model(x[:1], noise=noise.rows([0]).at(1)))
 
 
 def _against_white_box(
