@@ -108,7 +108,7 @@ def load_unet(path: str, subfolder: str | None = None) -> Pretrained:
             "Its config.json belongs to other weights."
         )
     network = network.float().requires_grad_(False).eval()
-    return Pretrained(network, prediction or "noise", prediction is not None, pair)  # type: ignore[arg-type]
+    return Pretrained(network, prediction or "noise", prediction is not None, pair)
 
 
 def build_unet(config: Mapping[str, Any]) -> nn.Module:

@@ -69,7 +69,9 @@ def denoiser_mismatch(
         return []
     sigma, clean, noisy = _noised(purifier, x, noise)
     own = _distance(_denoised(purifier.denoiser, noisy, sigma), clean)
-    read = {p: _distance(d(noisy, noisy.new_tensor(sigma)), clean) for p, d in _readings(purifier.denoiser)}
+    read: dict[str, float] = {
+        p: _distance(d(noisy, noisy.new_tensor(sigma)), clean) for p, d in _readings(purifier.denoiser)
+    }
     told = {}
     for factor in OTHER_LEVELS:
         estimate = _denoised(purifier.denoiser, noisy, factor * sigma)
@@ -123,7 +125,7 @@ def _noised(purifier: Purifier, x: Tensor, noise: NoisePlan) -> tuple[float, Ten
 
 
 def _denoised(denoiser: Denoiser, noisy: Tensor, sigma: float) -> Tensor:
-    return cast(Tensor, denoiser(noisy, noisy.new_tensor(sigma)))
+    return denoiser(noisy, noisy.new_tensor(sigma))
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
