@@ -38,7 +38,7 @@ class Estimate(NamedTuple):
 
 def per_draw(predicted: Sequence[Sequence[int]], labels: Sequence[int]) -> Estimate:
     """Accuracy of one deployed query: the mean over examples of the mean over draws."""
-    right = [sum(p == y for p in ps) / len(ps) for ps, y in zip(predicted, labels, strict=True)]
+    right = [ps.count(y) / len(ps) for ps, y in zip(predicted, labels, strict=True)]
     return mean_accuracy("per_draw", right, _draws(predicted))
 
 
@@ -50,14 +50,15 @@ def majority(predicted: Sequence[Sequence[int]], labels: Sequence[int]) -> Estim
 
 def vote(predicted: Sequence[int], label: int) -> bool:
     """Whether the label got strictly more of the draws than any other class."""
-    votes = np.bincount([*predicted, label])  # one vote too many for the label, taken back below
-    votes[label] -= 1
-    return bool(votes[label] > max((v for k, v in enumerate(votes) if k != label), default=0))
+    own = predicted.count(label)
+    return 2 * own > len(predicted) or own > max(
+        (predicted.count(k) for k in {*predicted} - {label}), default=0
+    )
 
 
 def all_draws(predicted: Sequence[Sequence[int]], labels: Sequence[int]) -> Estimate:
     """Share of examples right on every draw: the adversary may resubmit as often as there are draws."""
-    right = [float(all(p == y for p in ps)) for ps, y in zip(predicted, labels, strict=True)]
+    right = [float(ps.count(y) == len(ps)) for ps, y in zip(predicted, labels, strict=True)]
     return mean_accuracy(f"all_draws@{_draws(predicted)}", right, _draws(predicted))
 
 

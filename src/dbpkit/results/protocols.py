@@ -64,7 +64,7 @@ protocols: Registry[Protocol] = Registry("protocol")
 
 def one_shot(record: Record) -> float:
     """One query of the final image, averaged over the report draws (per_draw)."""
-    return sum(p == record["label"] for p in record["predicted"]) / len(record["predicted"])
+    return float(record["predicted"].count(record["label"]) / len(record["predicted"]))
 
 
 def worst_of_n(record: Record) -> float:
@@ -73,7 +73,7 @@ def worst_of_n(record: Record) -> float:
     Source:
         Wang et al. 2024, DiffHammer (N-evaluation, N = 10).
     """
-    return float(all(p == record["label"] for p in record["predicted"]))
+    return float(record["predicted"].count(record["label"]) == len(record["predicted"]))
 
 
 def majority_vote(record: Record) -> float:
