@@ -14,30 +14,27 @@ from typing import Annotated, Any
 
 import typer
 
-from dbpkit import console
-from dbpkit.analyses.analysis import analyses
+from dbpkit import __version__, console
 from dbpkit.analyses.law import combine
 from dbpkit.analyses.run import analyse
-from dbpkit.attacks import attacks, losses
 from dbpkit.crash import INTERRUPTED, MISTAKE, OK, guarded
-from dbpkit.data import datasets, load_dataset
+from dbpkit.data import load_dataset
 from dbpkit.errors import unknown_name
 from dbpkit.evaluation.build import checked_device
 from dbpkit.evaluation.check import quick_check
 from dbpkit.evaluation.coverage import EXAMPLES_LOG
-from dbpkit.evaluation.knowledge import known
 from dbpkit.evaluation.replay import replay
 from dbpkit.evaluation.run import Execution, evaluate
 from dbpkit.evaluation.spec import EvaluationSpec, PurifySpec
 from dbpkit.images import purify_files
+from dbpkit.listing import KINDS, as_data, default, described, options, part_defaults
 from dbpkit.machine import settle
-from dbpkit.models import asset, classifier_sources, denoiser_sources, load_denoiser, source
-from dbpkit.networks import networks
+from dbpkit.models import asset, load_denoiser, source
 from dbpkit.options import MOST
 from dbpkit.overrides import override
+from dbpkit.packaged import find_spec, pages, specs, title, write_template
 from dbpkit.program import started
 from dbpkit.progress import Report, progress
-from dbpkit.purify import gradients
 from dbpkit.registry import import_module, trust
 from dbpkit.report import (
     console_analysis,
@@ -54,46 +51,52 @@ from dbpkit.results.compare import compare_runs
 from dbpkit.results.completeness import unfinished
 from dbpkit.results.findings import findings
 from dbpkit.results.intervals import CROSSED_EXAMPLES
-from dbpkit.results.protocols import protocols
 from dbpkit.results.run_directory import RunDirectory
 from dbpkit.results.summary import Summary, summarise
-from dbpkit.samplers import samplers
 from dbpkit.spec import as_toml, read_spec, validate
-from dbpkit.threat import threats
+from dbpkit.toml import read_table
 from dbpkit.training import loop as training
 from dbpkit.training.fid import Chain, make_features, quality
-from dbpkit.training.levels import noise_levels
 from dbpkit.training.loop import train as train_network
-from dbpkit.training.objectives import objectives
-from dbpkit.training.perturb import perturbations
 from dbpkit.training.spec import TrainingSpec
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help=__doc__.split("\n")[0],
 )
 
 COMPLETION = "_DBPKIT_COMPLETE"
 """Set by the shell when it asks for completions."""
 
-REGISTRIES: dict[str, Any] = {
-    "analyses": analyses,
-    "attacks": attacks,
-    "classifiers": classifier_sources,
-    "data": datasets,
-    "denoisers": denoiser_sources,
-    "gradients": gradients,
-    "losses": losses,
-    "networks": networks,
-    "noise-levels": noise_levels,
-    "objectives": objectives,
-    "perturbations": perturbations,
-    "protocols": protocols,
-    "samplers": samplers,
-    "threats": threats,
-}
+
+def complete_spec(incomplete: str) -> list[str]:
+    """Names of published specs, and files, for the shell."""
+    files = (str(p) for p in Path().glob("*.toml"))
+    return [name for name in (*specs(), *files) if name.startswith(incomplete)]
+
+
+def complete_part(incomplete: str) -> list[str]:
+    """Kinds and names of parts, for the shell."""
+    listed = described()
+    names = {*listed, *(name for parts in listed.values() for name in parts)}
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
+def _version(asked: bool) -> None:
+    """Prints the version and leaves."""
+    if asked:
+        console.say(f"dbpkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """How robust a diffusion-purified classifier really is, why, and how to make it more robust."""
 
 
 def _gibibytes(value: float) -> float:
@@ -159,7 +162,10 @@ Deterministic = Annotated[
 Reverse = Annotated[
     bool, typer.Option("--reverse", help="Take the last example first; results do not change.")
 ]
-SpecFile = Annotated[Path, typer.Argument(help="TOML spec.")]
+SpecFile = Annotated[
+    Path,
+    typer.Argument(help="TOML file, or the name of a published spec.", autocompletion=complete_spec),
+]
 
 
 @app.command()
@@ -534,7 +540,7 @@ def replay_command(
 
 @app.command()
 def show(
-    path: Annotated[Path, typer.Argument(help="TOML spec or run directory.")],
+    path: Annotated[Path, typer.Argument(help="Spec or run directory.", autocompletion=complete_spec)],
     overrides: Set = [],
     plugin: Plugin = [],
     as_json: AsJson = False,
@@ -546,38 +552,83 @@ def show(
         if not as_json and (said := unfinished(RunDirectory(path))):
             console.say(said)
         return
-    spec = read_spec(path, EvaluationSpec, overrides).model_dump(mode="json")
+    kind = TrainingSpec if "optimiser" in read_table(find_spec(path)) else EvaluationSpec
+    spec = read_spec(path, kind, overrides)
+    table = spec.model_dump(mode="json")
     if as_json:
-        console.as_json(spec)
-    else:
-        console.say(as_toml(spec), whole=True)
+        console.as_json(table)
+        return
+    console.say(as_toml(table), whole=True)
+    if left := list(part_defaults(spec)):
+        console.say("# What the parts themselves take where the spec says nothing:")
+        for line in left:
+            console.say(f"# {line}", whole=True)
 
 
 @app.command("list")
 def list_command(
     what: Annotated[
         str,
-        typer.Argument(help=f"One of {', '.join([*REGISTRIES, 'knowledge'])}; all if not given."),
+        typer.Argument(
+            help=f"One of {', '.join(KINDS)}, or a part's name; all if not given.",
+            autocompletion=complete_part,
+        ),
     ] = "",
+    with_options: Annotated[
+        bool, typer.Option("--options", help="Also what each option takes, its default and its meaning.")
+    ] = False,
     plugin: Plugin = [],
     as_json: AsJson = False,
 ) -> None:
-    """List the parts a spec can name."""
+    """List the parts a spec can name, and what they take."""
     _plugins(plugin)
-    listed = {kind: registry.describe() for kind, registry in REGISTRIES.items()}
-    listed["knowledge"] = {
-        name: ", ".join(sorted(k.shared_sites)) or f"gradient {k.gradient}" for name, k in known.items()
-    }
-    if what and what not in listed:
-        raise unknown_name("kind of part", what, listed)
-    chosen = {what: listed[what]} if what else listed
+    chosen = described(what)
     if as_json:
-        console.as_json(chosen)
+        found = (
+            {k: {n: as_data(k, n) for n in parts} for k, parts in chosen.items()} if with_options else chosen
+        )
+        console.as_json(found)
         return
     for kind, parts in chosen.items():
         console.say(kind, "bold")
         for name, text in parts.items():
-            console.say(f"  {name:16} {text}", whole=True)
+            console.entry(name, text, indent=2)
+            for key, option in options(kind, name).items() if with_options else ():
+                said = f"{option.meaning} Takes {option.words}.".strip()
+                console.entry(f"{key} = {default(option)}", said, indent=4, column=26)
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="File to write.")] = Path("my-model.toml"),
+    as_json: AsJson = False,
+) -> None:
+    """Write a commented spec for your own models; nothing is overwritten."""
+    write_template(path)
+    if as_json:
+        console.as_json({"spec": str(path)})
+        return
+    console.say(f"Written: {path}", whole=True)
+    console.say("Name your parts in it, then: dbpkit check, and dbpkit evaluate.")
+
+
+@app.command()
+def docs(
+    page: Annotated[str, typer.Argument(help="Print the path of this page alone, such as guide.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Say where the documentation lies."""
+    found = pages()
+    if page and page not in found:
+        raise unknown_name("page", page, found)
+    if as_json:
+        console.as_json({name: str(path) for name, path in found.items()})
+    elif page:
+        console.say(str(found[page]), whole=True)
+    else:
+        for name, path in found.items():
+            console.entry(name, title(path), indent=2)
+        console.say(f"They lie in {found['guide'].parent}", whole=True)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
@@ -67,6 +68,19 @@ def _printer(stream: TextIO) -> _Printer:
 def say(text: str = "", style: str = "", *, whole: bool = False) -> None:
     """Prints a text on standard output, broken between words unless ``whole``, as a path must stay."""
     _printer(sys.stdout).print(Text(text, style=style), soft_wrap=whole)
+
+
+def entry(head: str, text: str, indent: int = 0, column: int = 18) -> None:
+    """Prints a name and what it is beside it, or below it where the terminal is narrow."""
+    width = _printer(sys.stdout).width if _width(sys.stdout) is None else 10**6
+    margin, head = " " * indent, f"{head:{column - 1}} "
+    if width >= indent + len(head) + 30:
+        hanging = " " * (indent + column)
+        say(textwrap.fill(head + text, width, initial_indent=margin, subsequent_indent=hanging), whole=True)
+    else:
+        say(margin + head.rstrip(), whole=True)
+        below = margin + " " * 4
+        say(textwrap.fill(text, max(width, 20), initial_indent=below, subsequent_indent=below), whole=True)
 
 
 def show(renderable: RenderableType) -> None:

@@ -22,6 +22,7 @@ from pydantic import (
 from dbpkit.amounts import amount
 from dbpkit.errors import UserError, shown
 from dbpkit.overrides import override
+from dbpkit.packaged import find_spec
 from dbpkit.toml import as_toml as as_toml
 from dbpkit.toml import check_values, read_table
 
@@ -71,18 +72,14 @@ def read_spec(path: str | Path, model: type[S], overrides: tuple[str, ...] | lis
     """Reads a TOML file into a validated spec.
 
     Args:
-        path: the file.
+        path: the file, or the name of a published spec such as ``cifar10-ddpm``.
         model: what it describes.
         overrides: ``"purifier.steps=20"`` each; the value is read as TOML, or as text if it is none.
 
     Raises:
         UserError: if the file is missing or no TOML, or a key or value is wrong.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(
-            f"spec '{path}' does not exist. Give the path of a TOML file, such as specs/cifar10-ddpm.toml."
-        )
+    path = find_spec(path)
     table = read_table(path)
     for text in overrides:
         override(table, text, model)

@@ -51,6 +51,8 @@ WORDS: dict[str, list[str]] = {
     "replay": ["no-run", "--example", "0"],
     "show": ["evaluation.toml"],
     "list": [],
+    "init": ["evaluation.toml"],
+    "docs": ["no-page"],
 }
 """What each command is given beside the odd value; it ends before it works."""
 

@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 
 import dbpkit.registry
 from dbpkit import RunDirectory, evaluate, replay, summarise, trust
-from dbpkit.cli import REGISTRIES, app
+from dbpkit.cli import app
 from dbpkit.errors import UserError
 from dbpkit.evaluation.spec import EvaluationSpec
+from dbpkit.listing import REGISTRIES
 from dbpkit.report import write_report
 from dbpkit.results.compare import compare_runs
 from dbpkit.results.findings import findings

@@ -13,9 +13,9 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from dbpkit.attacks import attacks, losses, make_attack
 from dbpkit.attacks.target import RESERVED
-from dbpkit.cli import REGISTRIES
 from dbpkit.errors import UserError, shown
 from dbpkit.evaluation import build, check
+from dbpkit.listing import REGISTRIES
 from dbpkit.options import (
     Checked,
     Count,

@@ -1,0 +1,131 @@
+"""What a spec can name, and what each part takes: the text of ``dbpkit list`` and ``dbpkit show``."""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from dbpkit.analyses.analysis import analyses
+from dbpkit.attacks import attacks, losses
+from dbpkit.attacks.target import RESERVED
+from dbpkit.data import datasets
+from dbpkit.errors import shown, unknown_name
+from dbpkit.evaluation.knowledge import known
+from dbpkit.evaluation.spec import EvaluationSpec
+from dbpkit.models import classifier_sources, denoiser_sources
+from dbpkit.networks import networks
+from dbpkit.options import Option, options_of
+from dbpkit.packaged import specs, title
+from dbpkit.purify import gradients
+from dbpkit.results.protocols import protocols
+from dbpkit.samplers import samplers
+from dbpkit.samplers.method import Method
+from dbpkit.spec import Strict
+from dbpkit.threat import threats
+from dbpkit.training.levels import noise_levels
+from dbpkit.training.objectives import objectives
+from dbpkit.training.perturb import perturbations
+from dbpkit.training.spec import TrainingSpec
+
+REGISTRIES: dict[str, Any] = {
+    "analyses": analyses,
+    "attacks": attacks,
+    "classifiers": classifier_sources,
+    "data": datasets,
+    "denoisers": denoiser_sources,
+    "gradients": gradients,
+    "losses": losses,
+    "networks": networks,
+    "noise-levels": noise_levels,
+    "objectives": objectives,
+    "perturbations": perturbations,
+    "protocols": protocols,
+    "samplers": samplers,
+    "threats": threats,
+}
+
+KINDS = (*REGISTRIES, "knowledge", "specs")
+
+_GIVEN = {"attacks": RESERVED, "gradients": ("model",), "losses": ("logits", "y"), "threats": ("eps",)}
+"""Parameters of parts that are no options, by kind."""
+
+
+def described(what: str = "") -> dict[str, dict[str, str]]:
+    """Returns kind to name to description: of one kind, of the parts of one name, or of all.
+
+    Raises:
+        UserError: if there is no such kind and no such part; the nearest is suggested.
+    """
+    listed: dict[str, dict[str, str]] = {kind: registry.describe() for kind, registry in REGISTRIES.items()}
+    listed["knowledge"] = {
+        name: ", ".join(sorted(k.shared_sites)) or f"gradient {k.gradient}" for name, k in known.items()
+    }
+    listed["specs"] = {name: title(path) for name, path in specs().items()}
+    if not what:
+        return listed
+    if what in listed:
+        return {what: listed[what]}
+    found = {kind: {what: parts[what]} for kind, parts in listed.items() if what in parts}
+    if not found:
+        raise unknown_name("kind of part", what, listed)
+    return found
+
+
+def options(kind: str, name: str) -> dict[str, Option]:
+    """Returns the options of a registered part; those of a sampler's grid are called ``grid.NAME``."""
+    if kind not in REGISTRIES:
+        return {}
+    part = REGISTRIES[kind].get(name)
+    if isinstance(part, Method):
+        given = list(inspect.signature(part.sample).parameters)[:3]
+        grid = options_of(part.levels, ("t_star", "steps"))
+        return options_of(part.sample, (*given, "noise", "step")) | {f"grid.{n}": o for n, o in grid.items()}
+    return options_of(part, _GIVEN.get(kind, ())) if callable(part) and kind != "protocols" else {}
+
+
+def default(option: Option) -> str:
+    """Returns an option's default as a spec has it; ``needed`` if there is none, ``unset`` for None."""
+    if option.needed:
+        return "needed"
+    value = list(option.default) if isinstance(option.default, tuple) else option.default
+    return "unset" if value is None else shown(value, 40).replace("'", '"')
+
+
+def as_data(kind: str, name: str) -> dict[str, dict[str, str]]:
+    """Returns a part's options for programs."""
+    return {
+        n: {"takes": o.words, "default": default(o), "meaning": o.meaning}
+        for n, o in options(kind, name).items()
+    }
+
+
+def part_defaults(spec: Strict) -> Iterator[str]:
+    """Yields the options that a spec leaves at their defaults, by registered part; nothing is imported."""
+    for where, kind, name, given in _parts(spec):
+        if name not in REGISTRIES[kind]:
+            continue
+        left = {n: o for n, o in options(kind, name).items() if n not in given and not o.needed}
+        if left:
+            yield f"{where} '{name}': " + ", ".join(f"{n} = {default(o)}" for n, o in left.items())
+
+
+def _parts(spec: Strict) -> Iterator[tuple[str, str, str, Mapping[str, Any]]]:
+    """Where, kind, name and options of the parts of a spec."""
+    if isinstance(spec, EvaluationSpec):
+        yield "data", "data", spec.data.name, spec.data.options
+        yield "classifier", "classifiers", spec.classifier.name, spec.classifier.options
+        yield "denoiser", "denoisers", spec.denoiser.name, spec.denoiser.options
+        grid = {f"grid.{n}": v for n, v in spec.purifier.grid.items()}
+        yield "purifier", "samplers", spec.purifier.sampler, {**spec.purifier.options, **grid}
+        yield "threat", "threats", spec.threat.norm, spec.threat.options
+        for number, attack in enumerate(spec.attacks):
+            yield f"attacks.{number}", "attacks", attack.name, attack.options
+        for setting in spec.knowledge:
+            yield f"knowledge '{setting.name}'", "gradients", setting.gradient, setting.gradient_options
+        for name, given in spec.analyses.items():
+            yield "analyses", "analyses", name, given
+    elif isinstance(spec, TrainingSpec):
+        yield "objective", "objectives", spec.objective, spec.objective_options
+        yield "data", "data", spec.data.name, spec.data.options
+        yield "test_data", "data", spec.test_data.name, spec.test_data.options
+        if spec.network is not None:
+            yield "network", "networks", spec.network.name, spec.network.options

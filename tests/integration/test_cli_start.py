@@ -1,0 +1,200 @@
+"""What a new user types first: published specs by name, a spec of their own, where the documentation is."""
+
+import importlib.metadata
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+import typer
+from setuptools import find_packages
+
+from dbpkit import EvaluationSpec, TrainingSpec, __version__, packaged, read_spec
+from dbpkit.cli import COMPLETION, app
+from dbpkit.errors import UserError
+from dbpkit.spec import spec_hash
+from tests.integration.test_cli import run
+
+__all__ = ["run"]
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_published_specs_are_found_by_name_from_anywhere(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("cifar10-ddpm", "cifar10-ddpm.toml"):
+        code, out, _ = run("show", name, "--json")
+        assert code == 0
+        assert json.loads(out) == read_spec(ROOT / "specs/cifar10-ddpm.toml", EvaluationSpec).model_dump(
+            mode="json"
+        )
+    assert packaged.specs().keys() >= {"addt-ddim", "cifar10-ddpm", "train/cifar10-addt"}
+
+
+def test_file_comes_before_a_published_spec_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("cifar10-ddpm").write_text('name = "mine"')
+    assert read_spec("cifar10-ddpm", EvaluationSpec).name == "mine"
+
+
+def test_name_that_no_spec_has_is_told_the_nearest(run) -> None:
+    code, _, err = run("evaluate", "cifar10-dpm", "--out", "x")
+    assert code == 2
+    assert "spec 'cifar10-dpm' does not exist. Did you mean 'cifar10-ddpm'?" in err
+
+
+def test_installed_package_has_specs_and_docs_beside_its_modules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the wheel lays them out; without them the message says what is missing."""
+    monkeypatch.setattr(packaged, "HERE", tmp_path / "site-packages" / "dbpkit")
+    with pytest.raises(UserError, match="this installation of dbpkit has no specs"):
+        packaged.specs()
+    (packaged.HERE / "specs" / "train").mkdir(parents=True)
+    (packaged.HERE / "specs" / "train" / "a.toml").write_text("# A title.\n")
+    assert packaged.specs() == {"train/a": packaged.HERE / "specs" / "train" / "a.toml"}
+    assert packaged.title(packaged.specs()["train/a"]) == "A title."
+
+
+def test_wheel_takes_every_package_and_every_spec_and_page() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert set(settings["packages"]) == {*find_packages(ROOT / "src"), "dbpkit.docs", "dbpkit.specs"}
+    for kind in ("specs", "docs"):
+        assert settings["package-dir"][f"dbpkit.{kind}"] == kind
+        taken = {
+            p for pattern in settings["package-data"][f"dbpkit.{kind}"] for p in (ROOT / kind).glob(pattern)
+        }
+        assert taken == {p for p in (ROOT / kind).rglob("*") if p.is_file()}
+
+
+def test_init_writes_a_spec_that_is_read_and_never_overwrites(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run("init")
+    assert code == 0
+    assert out.startswith("Written: my-model.toml\n")
+    spec = read_spec("my-model.toml", EvaluationSpec)
+    assert spec.classifier.name == "my_module:make_classifier"
+    Path("my-model.toml").write_text("mine")
+    code, _, err = run("init", "my-model.toml")
+    assert code == 2
+    assert "'my-model.toml' exists already and is left as it is" in err
+    assert Path("my-model.toml").read_text() == "mine"
+
+
+def test_init_names_every_key_and_its_comments_are_the_defaults() -> None:
+    """Every key of a spec is there; with the # of its settings taken away, the spec stays the same."""
+    text = packaged.TEMPLATE.read_text()
+    written = read_spec(packaged.TEMPLATE, EvaluationSpec)
+    lines = [
+        line[2:] if line.startswith("# ") and " = " in line.split("#")[1][:12] else line
+        for line in text.split("\n")
+    ]
+    full = tomllib.loads("\n".join(line for line in lines if not line.startswith("clamp")))
+    assert spec_hash(EvaluationSpec.model_validate(full)) == spec_hash(written)
+    assert full.keys() | {"protocol"} >= EvaluationSpec.model_fields.keys() - {"analyses"}
+    assert "# [analyses." in text
+    assert "clamp" in text
+    for part in ("purifier", "threat", "examples", "draws"):
+        fields = EvaluationSpec.model_fields[part].annotation.model_fields.keys()  # type: ignore[union-attr]
+        assert full[part].keys() | {"clamp", "options"} >= fields
+
+
+def test_docs_says_where_every_page_is(run) -> None:
+    code, out, _ = run("docs", "--json")
+    assert code == 0
+    pages = json.loads(out)
+    assert pages.keys() >= {"guide", "flags", "run-directory"}
+    assert all(Path(path).is_file() for path in pages.values())
+    assert run("docs", "guide")[1].strip() == pages["guide"]
+    assert "They lie in" in run("docs")[1]
+    assert "Did you mean 'flags'?" in run("docs", "flag")[2]
+
+
+def test_version_and_help(run) -> None:
+    assert run("--version") == (0, f"dbpkit {__version__}\n", "")
+    assert __version__ == importlib.metadata.version("dbpkit")
+    for words in (["-h"], ["evaluate", "-h"], ["--help"]):
+        code, out, err = run(*words)
+        assert (code, err) == (0, "")
+        assert "Usage: dbpkit" in out
+
+
+def test_main_module_is_the_command_line() -> None:
+    from dbpkit import __main__, cli
+
+    assert __main__.main is cli.main
+
+
+@pytest.mark.parametrize(
+    ("words", "found"), [("dbpkit show cifar10-ddpm-", "cifar10-ddpm-l2"), ("dbpkit list samp", "samplers")]
+)
+def test_shell_completes_specs_and_parts(
+    words: str, found: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(COMPLETION, "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    with pytest.raises(SystemExit):
+        typer.main.get_command(app)(prog_name="dbpkit")
+    assert found in capsys.readouterr().out
+
+
+def test_list_of_a_part_with_options_says_type_default_and_meaning(run) -> None:
+    code, out, _ = run("list", "pgd", "--options")
+    assert code == 0
+    assert "iterations = 20           number of steps. Takes a whole number of at least 1." in out
+    assert "step_size = unset" in out
+    assert "Takes 'zero' or 'random'." in out
+    found = json.loads(run("list", "samplers", "--options", "--json")[1])["samplers"]
+    assert found["heun"]["grid.rho"]["default"] == "7.0"
+    assert found["vpsde"]["corrector_steps"]["takes"] == "a whole number of at least 0"
+
+
+def test_list_of_every_kind_gives_a_meaning_for_every_option(run) -> None:
+    """A part without a docstring for its option is a gap in the documentation."""
+    found = json.loads(run("list", "--options", "--json")[1])
+    every = [
+        (f"{kind} {name}: {key}", said)
+        for kind, parts in found.items()
+        for name, own in parts.items()
+        for key, said in own.items()
+    ]
+    missing = [where for where, said in every if not said["takes"]]
+    assert missing == []
+
+
+@pytest.mark.parametrize("columns", [50, 80])
+@pytest.mark.parametrize("words", [["list"], ["list", "attacks", "--options"], ["docs"]])
+def test_lists_fit_a_narrow_terminal(
+    words: list[str], columns: int, run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    code, out, _ = run(*words)
+    assert code == 0
+    heads = [line for line in out.splitlines() if len(line) > columns]
+    assert all(" " not in line.strip() or "/" in line for line in heads), heads
+
+
+def test_show_fills_in_defaults_of_parts_and_reads_training_specs(run, tmp_path: Path) -> None:
+    code, out, _ = run("show", "train/cifar10-addt")
+    assert code == 0
+    assert "# objective 'denoising': flip = true" in out
+    (tmp_path / "again.toml").write_text(out)
+    assert read_spec(tmp_path / "again.toml", TrainingSpec) == read_spec("train/cifar10-addt", TrainingSpec)
+    out = run("show", "cifar10-ddpm")[1]
+    assert '# attacks.0 \'pgd\': start = "zero", keep = "last", keep_draws = 10, loss = "ce"' in out
+
+
+def test_show_imports_nothing_that_a_spec_names(run, tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text(
+        'classifier = "no_such_module_anywhere:make"\n[purifier]\nsampler = "no_such:x"'
+    )
+    code, out, _ = run("show", tmp_path / "s.toml")
+    assert code == 0
+    assert 'name = "no_such_module_anywhere:make"' in out
