@@ -142,6 +142,7 @@ def test_quiet_and_verbose_decide_what_standard_error_says(run, tiny_toml: Path,
     code, _, err = run("evaluate", tiny_toml, "--out", tmp_path / "b", "--verbose")
     assert code == 0
     assert "white_box: " in err
+    assert err.count("checks: ") > 3  # the bar says which check runs
     assert "% done after" in err
 
 
