@@ -26,11 +26,12 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import dbpkit.registry
-from dbpkit.cli import REGISTRIES, app
+from dbpkit.cli import app
 from dbpkit.data import load_dataset
 from dbpkit.denoiser import denoisers, from_pretrained
 from dbpkit.evaluation.run import evaluate
 from dbpkit.evaluation.spec import EvaluationSpec
+from dbpkit.listing import REGISTRIES
 from dbpkit.results.layout import canonical_hash
 from dbpkit.spec import validate
 from dbpkit.weights import load_weights
