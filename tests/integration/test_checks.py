@@ -1,3 +1,4 @@
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,3 +180,36 @@ def test_every_flag_has_a_section_in_the_docs() -> None:
         used |= set(re.findall(rf'^{constant} = "([a-z_]+)"$', source, flags=re.M))
     documented = set(re.findall(r"^## ([a-z_]+)$", (root / "docs/flags.md").read_text(), flags=re.M))
     assert used == documented
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"classifier": "tests.parts:Squashed"},
+        {"classifier": "tests.parts:Softmaxed"},
+        {"classifier": "tests.parts:Detached"},
+        {"purifier": {"sampler": "tests.parts:captures"}},
+        {"denoiser": "tests.parts:RandomDenoiser"},
+    ],
+)
+def test_evaluate_says_every_error_of_a_check_before_a_run(changes: dict, tiny: Tiny, tmp_path: Path) -> None:
+    """What check finds with its first checks, the summary of the same spec has too."""
+    spec = tiny(**changes, knowledge=["dw_both"], examples={"count": 4})
+    doubted = {f.name for f in quick_check(spec, examples=4).flags if f.severity == "error"}
+    assert doubted
+    said = {f.name for f in evaluate(spec, tmp_path / "run").flags if f.severity == "error"}
+    assert doubted <= said
+
+
+def test_evaluate_shifted_labels_are_named_in_the_summary(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shifted() -> Any:
+        data = parts.data(36)
+        return dataclasses.replace(data, labels=(data.labels + 1) % 3)
+
+    monkeypatch.setattr(parts, "shifted", shifted, raising=False)
+    spec = tiny(data="tests.parts:shifted", knowledge=["dw_both"])
+    (flag,) = [f for f in evaluate(spec, tmp_path / "run").flags if f.name == "labels_permuted"]
+    assert (flag.severity, flag.row) == ("error", "undefended_clean")
+    assert "on 100.0% of the unattacked images" in flag.message
