@@ -171,8 +171,8 @@ def test_check_leaves_model_and_generator_as_they_were(classifier: nn.Module) ->
     [
         (torch.full((2, 3, 32, 32), 1.5), torch.zeros(2, dtype=torch.long), "in \\[0, 1\\]"),
         (torch.zeros(3, 32, 32), torch.zeros(3, dtype=torch.long), "\\(B, C, H, W\\)"),
-        (torch.zeros(0, 3, 32, 32), torch.zeros(0, dtype=torch.long), "\\(B, C, H, W\\)"),
-        (torch.zeros(2, 3, 32, 32), torch.zeros(3, dtype=torch.long), "needs 2 labels"),
+        (torch.zeros(0, 3, 32, 32), torch.zeros(0, dtype=torch.long), "there are no pixels"),
+        (torch.zeros(2, 3, 32, 32), torch.zeros(3, dtype=torch.long), "2 images came with 3 labels"),
         (torch.zeros(2, 3, 32, 32), torch.full((2,), 10), "labels go up to 10"),
     ],
 )
