@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from dbpkit import cli
+from dbpkit import listing
 from dbpkit.evaluation.knowledge import known
 from dbpkit.noise import NoisePlan
 from tests.docs.pages import ROOT, blocks
@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def _forgotten(folder: Path) -> Iterator[None]:
     """What a user's modules register is forgotten after every test, and so are the modules."""
-    registries = {registry: dict(registry._parts) for registry in cli.REGISTRIES.values()}
+    registries = {registry: dict(registry._parts) for registry in listing.REGISTRIES.values()}
     settings = dict(known)
     yield
     for registry, parts in registries.items():
