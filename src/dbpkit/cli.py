@@ -1,7 +1,8 @@
 """The command line: parse, make a spec, call one function, print.
 
 Every user's mistake is one sentence on standard error and exit code 2; ``--json`` prints the result alone,
-for programs, on standard output.
+for programs, on standard output. Every command imports what it needs when it is called: what reads results
+needs no torch, which takes a second and 200 MB.
 """
 
 import contextlib
@@ -10,55 +11,26 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dbpkit import __version__, console
-from dbpkit.analyses.law import combine
-from dbpkit.analyses.run import analyse
 from dbpkit.crash import INTERRUPTED, MISTAKE, OK, guarded
-from dbpkit.data import load_dataset
 from dbpkit.errors import unknown_name
-from dbpkit.evaluation.build import checked_device
-from dbpkit.evaluation.check import quick_check
-from dbpkit.evaluation.coverage import EXAMPLES_LOG
-from dbpkit.evaluation.replay import replay
-from dbpkit.evaluation.run import Execution, evaluate
-from dbpkit.evaluation.spec import EvaluationSpec, PurifySpec
-from dbpkit.images import purify_files
-from dbpkit.listing import KINDS, as_data, default, described, options, part_defaults
-from dbpkit.machine import settle
-from dbpkit.models import asset, load_denoiser, source
 from dbpkit.options import MOST
 from dbpkit.overrides import override
-from dbpkit.packaged import find_spec, pages, specs, title, write_template
+from dbpkit.packaged import asset, find_spec, pages, specs, title, write_template
 from dbpkit.program import started
 from dbpkit.progress import Report, progress
-from dbpkit.registry import import_module, trust
-from dbpkit.report import (
-    console_analysis,
-    console_findings,
-    console_flags,
-    console_table,
-    replay_table,
-    write_charts,
-    write_replay_png,
-    write_report,
-)
-from dbpkit.report.tables import cost_text, p_text
-from dbpkit.results.compare import compare_runs
-from dbpkit.results.completeness import unfinished
-from dbpkit.results.findings import findings
-from dbpkit.results.intervals import CROSSED_EXAMPLES
-from dbpkit.results.run_directory import RunDirectory
-from dbpkit.results.summary import Summary, summarise
+from dbpkit.registry import KINDS, import_module, trust
 from dbpkit.spec import as_toml, read_spec, validate
 from dbpkit.toml import read_table
-from dbpkit.training import loop as training
-from dbpkit.training.fid import Chain, make_features, quality
-from dbpkit.training.loop import train as train_network
-from dbpkit.training.spec import TrainingSpec
+
+if TYPE_CHECKING:
+    from dbpkit.evaluation.run import Execution
+    from dbpkit.evaluation.spec import EvaluationSpec
+    from dbpkit.results.summary import Summary
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -78,6 +50,8 @@ def complete_spec(incomplete: str) -> list[str]:
 
 def complete_part(incomplete: str) -> list[str]:
     """Kinds and names of parts, for the shell."""
+    from dbpkit.listing import described
+
     listed = described()
     names = {*listed, *(name for parts in listed.values() for name in parts)}
     return sorted(name for name in names if name.startswith(incomplete))
@@ -179,6 +153,16 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate the embedded CIFAR-10 models and write a report page."""
+    from dbpkit.analyses.run import analyse
+    from dbpkit.evaluation.run import Execution, evaluate
+    from dbpkit.evaluation.spec import EvaluationSpec
+    from dbpkit.report import console_findings, write_report
+    from dbpkit.results.findings import findings
+    from dbpkit.results.intervals import CROSSED_EXAMPLES
+    from dbpkit.results.run_directory import RunDirectory
+
+    _settle()
+
     spec = read_spec(asset("demo.toml"), EvaluationSpec)
     if not full:
         _evaluate(spec, out, Execution(device), as_json, talk)
@@ -215,6 +199,11 @@ def evaluate_command(
     as_json: AsJson = False,
 ) -> None:
     """Measure how robust a purified classifier is; run the same command again to continue."""
+    from dbpkit.evaluation.run import Execution
+    from dbpkit.evaluation.spec import EvaluationSpec
+
+    _settle()
+
     _plugins(plugin)
     execution = Execution(device, batch_size, micro_batch, deterministic, int(memory * 2**30), reverse)
     _evaluate(read_spec(spec, EvaluationSpec, overrides), out, execution, as_json, talk)
@@ -234,6 +223,13 @@ def analyse_command(
     as_json: AsJson = False,
 ) -> None:
     """Show why: run the papers' analyses on a spec's models; the same command continues."""
+    from dbpkit.analyses.run import analyse
+    from dbpkit.evaluation.run import Execution
+    from dbpkit.evaluation.spec import EvaluationSpec
+    from dbpkit.report import write_report
+
+    _settle()
+
     _plugins(plugin)
     read = read_spec(spec, EvaluationSpec, overrides)
     chosen = {name: read.analyses.get(name, {}) for name in names} or None
@@ -263,6 +259,13 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Check your own models and settings before a long run; exit code 1 if something must be mended."""
+    from dbpkit.evaluation.check import quick_check
+    from dbpkit.evaluation.run import Execution
+    from dbpkit.evaluation.spec import EvaluationSpec
+    from dbpkit.report import console_flags
+
+    _settle()
+
     _plugins(plugin)
     execution = Execution(device, micro_batch=micro_batch)
     with _progress(as_json, talk, continues=False) as report:
@@ -298,6 +301,11 @@ def purify(
     as_json: AsJson = False,
 ) -> None:
     """Purify image files; files that this command did not write are left alone."""
+    from dbpkit.evaluation.spec import PurifySpec
+    from dbpkit.images import purify_files
+
+    _settle()
+
     _plugins(plugin)
     table: dict[str, Any] = {
         "denoiser": denoiser,
@@ -341,11 +349,16 @@ def train(
 
     On several processes or devices: accelerate launch --num_processes N -m dbpkit.cli train ...
     """
+    from dbpkit.training import loop as training
+    from dbpkit.training.spec import TrainingSpec
+
+    _settle()
+
     _plugins(plugin)
     read = read_spec(spec, TrainingSpec, overrides)
     is_first = os.environ.get("RANK", "0") == "0"  # set by accelerate launch and torchrun
     with _progress(as_json or not is_first, talk) as report:
-        trained = train_network(
+        trained = training.train(
             read,
             out,
             lambda done, of, loss: report(done / of, f"loss {loss:.4f}"),
@@ -387,6 +400,13 @@ def quality_command(
     as_json: AsJson = False,
 ) -> None:
     """Measure a denoiser as a generative model: FID, or the distance of a classifier's features."""
+    from dbpkit.data import load_dataset
+    from dbpkit.evaluation.build import checked_device
+    from dbpkit.models import load_denoiser, source
+    from dbpkit.training.fid import Chain, make_features, quality
+
+    _settle()
+
     _plugins(plugin)
     checked_device(device)
     if inception:
@@ -426,6 +446,8 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write one self-contained HTML page about one or more runs."""
+    from dbpkit.report import write_report
+
     _plugins(plugin)
     path = write_report(runs, out)
     if as_json:
@@ -442,6 +464,10 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Print the paired differences A - B of two runs over the same examples."""
+    from dbpkit.report.tables import cost_text, p_text
+    from dbpkit.results.compare import compare_runs
+    from dbpkit.results.run_directory import RunDirectory
+
     _plugins(plugin)
     found = compare_runs(RunDirectory(run_a), RunDirectory(run_b))
     for sentence in found.warnings:
@@ -474,6 +500,10 @@ def findings_command(
     as_json: AsJson = False,
 ) -> None:
     """Print which of the papers' claims hold in a run: measured, published, and the verdict."""
+    from dbpkit.report import console_findings
+    from dbpkit.results.findings import findings
+    from dbpkit.results.run_directory import RunDirectory
+
     _plugins(plugin)
     found = {str(run): findings(RunDirectory(run)) for run in runs}
     if as_json:
@@ -492,6 +522,9 @@ def law_command(
     as_json: AsJson = False,
 ) -> None:
     """Join the compression law of several runs, such as two data sets, into one."""
+    from dbpkit.analyses.law import combine
+    from dbpkit.report import console_analysis, write_charts
+
     joint = combine(runs)
     files = write_charts(joint, out) if out else []
     if as_json:
@@ -522,6 +555,12 @@ def replay_command(
     as_json: AsJson = False,
 ) -> None:
     """Compute one example of a run again and compare it with the record; exit code 1 if it differs."""
+    from dbpkit.evaluation.replay import replay
+    from dbpkit.evaluation.spec import EvaluationSpec
+    from dbpkit.report import replay_table, write_replay_png
+
+    _settle()
+
     _plugins(plugin)
     typed = read_spec(spec, EvaluationSpec, overrides) if spec else None
     found = replay(run, example, row, tape, attack=attack, device=device, spec=typed, trust_run=trust_run)
@@ -547,11 +586,27 @@ def show(
 ) -> None:
     """Print a spec with every default filled in, or the table of a run."""
     _plugins(plugin)
-    if path.is_dir():
-        _print_summary(summarise(RunDirectory(path)), as_json)
-        if not as_json and (said := unfinished(RunDirectory(path))):
-            console.say(said)
-        return
+    _show_run(path, as_json) if path.is_dir() else _show_spec(path, overrides, as_json)
+
+
+def _show_run(path: Path, as_json: bool) -> None:
+    """Prints the table of a run."""
+    from dbpkit.results.completeness import unfinished
+    from dbpkit.results.run_directory import RunDirectory
+    from dbpkit.results.summary import summarise
+
+    run = RunDirectory(path)
+    _print_summary(summarise(run), as_json)
+    if not as_json and (said := unfinished(run)):
+        console.say(said)
+
+
+def _show_spec(path: Path, overrides: list[str], as_json: bool) -> None:
+    """Prints a spec with every default, and what its parts take beside it."""
+    from dbpkit.evaluation.spec import EvaluationSpec
+    from dbpkit.listing import part_defaults
+    from dbpkit.training.spec import TrainingSpec
+
     kind = TrainingSpec if "optimiser" in read_table(find_spec(path)) else EvaluationSpec
     spec = read_spec(path, kind, overrides)
     table = spec.model_dump(mode="json")
@@ -581,6 +636,8 @@ def list_command(
     as_json: AsJson = False,
 ) -> None:
     """List the parts a spec can name, and what they take."""
+    from dbpkit.listing import as_data, default, described, options
+
     _plugins(plugin)
     chosen = described(what)
     if as_json:
@@ -635,8 +692,7 @@ def main() -> None:
     """Runs the command line; the exit status is that of `dbpkit.crash`."""
     started()
     console.prepare()
-    EXAMPLES_LOG.setLevel(logging.INFO)  # which file has which label is for everyone to see
-    settle()
+    logging.getLogger(console.EXAMPLES).setLevel(logging.INFO)
     sys.exit(guarded(_command))
 
 
@@ -671,10 +727,20 @@ def _misuse(error: Any) -> int:
     return MISTAKE
 
 
+def _settle() -> None:
+    """What commands that compute do first; it imports torch."""
+    from dbpkit.machine import settle
+
+    settle()
+
+
 def _evaluate(
-    spec: EvaluationSpec, out: Path, execution: Execution, as_json: bool, talk: bool | None
+    spec: "EvaluationSpec", out: Path, execution: "Execution", as_json: bool, talk: bool | None
 ) -> None:
     """Runs an evaluation, writes its report, prints its summary."""
+    from dbpkit.evaluation.run import evaluate
+    from dbpkit.report import write_report
+
     with _progress(as_json, talk) as report:
         summary = evaluate(spec, out, execution, report)
     path = write_report([out])
@@ -683,7 +749,10 @@ def _evaluate(
         console.say(f"\nReport: {path.resolve()}", whole=True)
 
 
-def _print_summary(summary: Summary, as_json: bool) -> None:
+def _print_summary(summary: "Summary", as_json: bool) -> None:
+    """Prints the table of a run with its flags and its sentence."""
+    from dbpkit.report import console_flags, console_table
+
     if as_json:
         console.as_json(summary.as_json())
         return

@@ -26,6 +26,9 @@ from dbpkit.errors import one_line
 UNKNOWN_WIDTH = 160
 """Columns of a pipe or a log, which have no width of their own."""
 
+EXAMPLES = "dbpkit.examples"
+"""Name of the log that says which file has which label, which is for everyone to see."""
+
 _SUBSTITUTES = {
     "–": "-", "—": "-", "−": "-", "‑": "-", "‘": "'", "’": "'", "“": '"', "”": '"', "…": "...", "→": "->",
     "←": "<-", "≥": ">=", "≤": "<=", "≈": "~", "±": "+-", "×": "x", "·": ".", "∞": "inf", "ε": "eps",

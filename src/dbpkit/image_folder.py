@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dbpkit.errors import UserError
+from dbpkit.files import sha256_of, write_atomically
 from dbpkit.results.locking import remove_temporaries
-from dbpkit.weights import sha256_of, write_atomically
 
 LIST = ".dbpkit-purified.json"
 """In the folder: hashes of the files written there, by name."""

@@ -43,8 +43,6 @@ REGISTRIES: dict[str, Any] = {
     "threats": threats,
 }
 
-KINDS = (*REGISTRIES, "knowledge", "specs")
-
 _GIVEN = {"attacks": RESERVED, "gradients": ("model",), "losses": ("logits", "y"), "threats": ("eps",)}
 """Parameters of parts that are no options, by kind."""
 

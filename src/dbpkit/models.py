@@ -6,8 +6,6 @@ The thing people get wrong: a classifier takes pixels in [0, 1] and normalises i
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from torch import nn
 
 from dbpkit.denoiser import from_pretrained
 from dbpkit.errors import UserError, shown, unknown_name
+from dbpkit.packaged import asset as asset
 from dbpkit.registry import Registry, call_with_options
 from dbpkit.schedule import discrete_sigmas
 from dbpkit.types import Denoiser
@@ -28,11 +27,6 @@ EMBEDDED_DENOISERS = {"vanilla": "cifar10-unet.safetensors", "addt": "cifar10-un
 
 EMBEDDED_LAST = {"vanilla": 300, "addt": 120}
 """Largest of 1,000 times that they were trained on, see ``specs/train``; their files do not say."""
-
-
-def asset(name: str) -> Path:
-    """Returns the path of a file that the package carries."""
-    return Path(str(resources.files("dbpkit") / "assets" / name))
 
 
 def load_embedded() -> tuple[nn.Module, nn.Module]:

@@ -8,9 +8,9 @@ The thing people get wrong: a plan is bound to its examples. Slice it (`rows`) t
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,37 +19,15 @@ from torch import Tensor
 from dbpkit.errors import UserError, unknown_name
 from dbpkit.frozen import uncompiled
 from dbpkit.inputs import LIMIT, check_seed, whole
-
-STREAMS = {"attack": 0, "select": 1, "report": 2, "train": 3, "control": 4}
-"""Who draws: the attack, the selection among its candidates, the published score, training, controls."""
-
-SITES = {
-    "forward": 0,
-    "reverse": 1,
-    "churn": 2,
-    "corrector": 3,
-    "start": 4,
-    "order": 5,
-    "augment": 6,
-    "level": 7,
-    "probe": 8,
-}
-"""Where a draw is used: forward noising, reverse steps, EDM churn, Langevin corrector, an attack's
-random start, shuffling, augmentation, a training noise level, a random direction."""
+from dbpkit.philox import BLOCK_BITS, LOW, SITES, STREAMS, UNIFORM, philox4x32, place, stream_key
 
 MAX_ID = 1 << 44
 """Example ids lie below this."""
 
-Words = TypeVar("Words", Tensor, np.ndarray[Any, Any])
-
 MAX_ROWS = 1 << 24
 """Most rows of one plan; as many small images take 200 GB."""
 
-_LOW = 0xFFFFFFFF
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-_BLOCK_BITS = 20  # the first counter word holds the block of four values and the id's upper twelve bits
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +104,7 @@ class NoisePlan:
     def uniform(self, site: str, step: int, like: Tensor) -> Tensor:
         """Draws uniforms on [0, 1), multiples of 2**-24; arguments and errors as `normal`."""
         _check_site(site)
-        words = self._words(site, step, like, kind=1)
+        words = self._words(site, step, like, kind=UNIFORM)
         if words is None:
             return self.shared[site].uniform(site, step, like)
         return _shaped(words.mul_(2.0**-8).floor_().mul_(2.0**-24), like)
@@ -226,48 +204,21 @@ class NoisePlan:
         if not 0 <= whole(step, "noise step", low=-(1 << 62)) < 1 << 24:
             raise UserError(f"noise step {step} is outside [0, 2**24).")
         blocks = -(-math.prod(like.shape[1:]) // 4)
-        if blocks > 1 << _BLOCK_BITS:
+        if blocks > 1 << BLOCK_BITS:
             raise UserError(
                 f"an example of {tuple(like.shape[1:])} values exceeds 2**22, the most a noise plan draws."
             )
         ids, draws = self.example_ids[:, None], self.draw[:, None]
         block = torch.arange(blocks)[None]
-        high = ids >> 32 << _BLOCK_BITS
-        place = torch.tensor([[kind << 31 | SITES[site] << 24 | step]])
-        counter = (block | high if bool(high.any()) else block, ids & _LOW, draws, place)
-        key = self.seed, self.lane << 8 | STREAMS[self.stream]
+        high = ids >> 32 << BLOCK_BITS
+        last = torch.tensor([[place(kind, site, step)]])
+        counter = (block | high if bool(high.any()) else block, ids & LOW, draws, last)
+        key = stream_key(self.seed, self.stream, self.lane)
         inside = torch._C._functorch.is_functorch_wrapped_tensor(block)  # of a transform of torch.func
         if like.device.type == "cpu" and not inside:  # NumPy's integers are three times as fast as torch's
             words = philox4x32([c.numpy().view(np.uint64) for c in counter], key)
             return torch.from_numpy(np.stack(words).astype(np.float64))
         return torch.stack(philox4x32([c.to(like.device) for c in counter], key)).double()
-
-
-def philox4x32(counter: Sequence[Words], key: tuple[int, int]) -> tuple[Words, ...]:
-    """Philox4x32-10: ten rounds of a keyed bijection of 128-bit counters.
-
-    Args:
-        counter: four arrays of 32-bit words that broadcast together: int64 tensors, or uint64 NumPy arrays.
-        key: two 32-bit words.
-
-    Returns:
-        Four arrays of 32-bit random words of the same kind, of the broadcast shape.
-
-    Source:
-        Salmon, Moraes, Dror & Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.3.
-    """
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(10):
-        product0 = c0 * _MULTIPLIERS[0]  # wraps modulo 2**64; the mask makes a signed shift a logical one
-        product1 = c2 * _MULTIPLIERS[1]
-        c0 = ((product1 >> 32) & _LOW) ^ c1 ^ k0
-        c2 = ((product0 >> 32) & _LOW) ^ c3 ^ k1
-        c1 = product1 & _LOW
-        c3 = product0 & _LOW
-        k0 = (k0 + _WEYL[0]) & _LOW
-        k1 = (k1 + _WEYL[1]) & _LOW
-    return c0, c1, c2, c3  # after four rounds every word depends on every other, so all have the full shape
 
 
 def permutation(seed: int, count: int, epoch: int) -> Tensor:
@@ -296,7 +247,7 @@ def seeded_generator(seed: int, device: torch.device | None = None) -> Iterator[
 
 
 def _checked_draw(draw: int) -> int:
-    if not 0 <= whole(draw, "noise draw", low=-(1 << 200)) <= _LOW:
+    if not 0 <= whole(draw, "noise draw", low=-(1 << 200)) <= LOW:
         raise UserError(f"noise draw {draw} is outside [0, 2**32).")
     return int(draw)
 

@@ -13,6 +13,11 @@ TEMPLATE = HERE / "assets" / "init.toml"
 """What `dbpkit init` writes."""
 
 
+def asset(name: str) -> Path:
+    """Returns the path of a file that the package carries."""
+    return HERE / "assets" / name
+
+
 def folder(kind: str) -> Path:
     """Returns the folder of ``"specs"`` or ``"docs"``; UserError if this installation has none."""
     checkout = HERE.parents[1]

@@ -22,6 +22,26 @@ from dbpkit.options import call_with_options as call_with_options
 
 T = TypeVar("T")
 
+KINDS = (
+    "analyses",
+    "attacks",
+    "classifiers",
+    "data",
+    "denoisers",
+    "gradients",
+    "losses",
+    "networks",
+    "noise-levels",
+    "objectives",
+    "perturbations",
+    "protocols",
+    "samplers",
+    "threats",
+    "knowledge",
+    "specs",
+)
+"""What a spec can name; `dbpkit.listing` has the parts of each kind."""
+
 _trusted: set[str] = set()
 """Import paths that the user typed to vouch for them; see `trust`."""
 
@@ -37,10 +57,12 @@ class Registry(Generic[T]):
 
     Args:
         kind: what the parts are, used in error messages (``"sampler"``).
+        others: modules beside the kind's own that register parts; they are imported at the first look.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, others: Iterable[str] = ()) -> None:
         self.kind = kind
+        self._others = list(others)
         self._parts: dict[str, T] = {}
         self._typed: set[str] = set()
 
@@ -77,7 +99,7 @@ class Registry(Generic[T]):
             return import_path(name, self.kind)
         if ":" in name:
             raise UserError(self._refusal(name))
-        if name not in self._parts:
+        if name not in self:
             raise unknown_name(self.kind, excerpt(name, 100), self._parts)
         return self._parts[name]
 
@@ -104,10 +126,17 @@ class Registry(Generic[T]):
             f" are followed only where you type them. {remedy}".rstrip()
         )
 
+    def _complete(self) -> None:
+        """Imports the other modules that register parts."""
+        while self._others:
+            importlib.import_module(self._others.pop())
+
     def __contains__(self, name: str) -> bool:
+        self._complete()
         return name in self._parts
 
     def __iter__(self) -> Iterator[str]:
+        self._complete()
         return iter(sorted(self._parts))
 
     def describe(self) -> dict[str, str]:

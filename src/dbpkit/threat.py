@@ -18,7 +18,7 @@ from dbpkit.inputs import real
 from dbpkit.noise import NoisePlan
 from dbpkit.registry import Registry, call_with_options
 
-threats: Registry[Callable[..., "ThreatModel"]] = Registry("threat model")
+threats: Registry[Callable[..., "ThreatModel"]] = Registry("threat model", ["dbpkit.perceptual"])
 """Called with ``eps`` and options."""
 
 _TINY = 1e-10

@@ -4,8 +4,6 @@ The thing people get wrong: weights that load are not weights that fit. Every te
 with its shape, none may be left over, and the recorded checksum must match.
 """
 
-import contextlib
-import hashlib
 import json
 import os
 import threading
@@ -16,13 +14,15 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from dbpkit.arrays import read_safetensors
 from dbpkit.denoiser import denoisers
 from dbpkit.errors import UserError, excerpt, shown
+from dbpkit.files import sha256_of as sha256_of
+from dbpkit.files import write_atomically
 from dbpkit.networks import networks
 from dbpkit.registry import call_with_options, names_of
 
@@ -305,49 +305,9 @@ def _same_kind(own: Tensor, other: Tensor) -> bool:
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Returns the tensors and the metadata of a safetensors file; UserError if it is unreadable."""
-    try:
-        if not path.is_file():  # opening a pipe would wait for its writer
-            raise OSError("it is no file")
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in list(file.keys())}, dict(file.metadata() or {})
-    except Exception as error:  # the library passes on what torch and Python raise at a header's words
-        raise UserError(
-            f"'{path}' is not a readable safetensors file ({excerpt(error)}). It is truncated or of"
-            " another kind."
-        ) from error
+    return read_safetensors(path, "pt")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     """Writes a safetensors file atomically and returns its sha256; UserError if it cannot be written."""
     return write_atomically(path, save(dict(tensors), dict(metadata)))
-
-
-def write_atomically(path: Path, content: bytes) -> str:
-    """Writes a file so that a reader sees the old one or the new one, never a part; returns the sha256.
-
-    Raises:
-        UserError: if the disk is full or the folder cannot be written; the old file is untouched.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)  # a link that lies there is not written through
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"cannot write '{path}' ({error.strerror}). Free space or choose another place; earlier"
-            " files are intact."
-        ) from error
-    return hashlib.sha256(content).hexdigest()
-
-
-def sha256_of(path: Path) -> str:
-    """Returns the hexadecimal sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

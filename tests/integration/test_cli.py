@@ -188,12 +188,10 @@ def test_folder_that_cannot_be_written_is_named(run, tiny_toml: Path, tmp_path: 
 def test_interrupt_says_how_to_continue(
     run, tiny_toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dbpkit import cli
-
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "evaluate", interrupted)
+    monkeypatch.setattr("dbpkit.evaluation.run.evaluate", interrupted)
     code, _, err = run("evaluate", tiny_toml, "--out", tmp_path / "run")
     assert code == 130
     assert "run the same command again" in err

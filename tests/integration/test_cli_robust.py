@@ -96,7 +96,7 @@ def test_unforeseen_fault_is_a_sentence_and_a_report(
     def broken(*_: object, **__: object) -> None:
         raise ValueError("too many values to unpack (expected 2)")
 
-    monkeypatch.setattr(cli, "evaluate", broken)
+    monkeypatch.setattr("dbpkit.evaluation.run.evaluate", broken)
     monkeypatch.setenv(crash.FOLDER, str(tmp_path / "crashes"))
     code, out, err = run("evaluate", tiny_toml, "--out", tmp_path / "run")
     (report,) = (tmp_path / "crashes").iterdir()
@@ -113,7 +113,7 @@ def test_interrupt_of_a_command_that_does_not_continue_does_not_say_so(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "quick_check", interrupted)
+    monkeypatch.setattr("dbpkit.evaluation.check.quick_check", interrupted)
     code, out, err = run("check", tiny_toml)
     assert (code, out, err) == (130, "", "stopped.\n")
 

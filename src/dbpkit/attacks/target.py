@@ -81,7 +81,7 @@ class Attacks(Registry[Attack]):
         return guarded(super().resolve(name), name)
 
 
-attacks = Attacks("attack")
+attacks = Attacks("attack", ["dbpkit.adapters"])
 
 
 def guarded(attack: Attack, name: str) -> Attack:

@@ -8,10 +8,11 @@ from functools import lru_cache
 
 import numpy as np
 
+from dbpkit import console
 from dbpkit.data import Dataset
 from dbpkit.results.flags import Flag
 
-EXAMPLES_LOG = logging.getLogger("dbpkit.examples")
+EXAMPLES_LOG = logging.getLogger(console.EXAMPLES)
 """Says once in a process, at level INFO, what the first examples of a data set are."""
 
 MISSING_CLASSES = "missing_classes"

@@ -8,16 +8,18 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Group
 from rich.text import Text
 
-from dbpkit.report.charts import Drawn, draw
+from dbpkit.files import write_atomically
 from dbpkit.report.tables import NOTHING
 from dbpkit.results.analysis import AnalysisResult, Chart, Number
 from dbpkit.results.findings import EVALUATION, Finding, Verdict, verdict
-from dbpkit.weights import write_atomically
+
+if TYPE_CHECKING:
+    from dbpkit.report.charts import Drawn
 
 ORDER: dict[Verdict | None, str] = {"holds": "3", "undecided": "2", "does not hold": "1", None: ""}
 """Places of the verdicts when a table is sorted; empty stands last."""
@@ -62,7 +64,7 @@ class ShownChart(NamedTuple):
     """A chart of one run: the run's letter, the picture, and the stem of its files."""
 
     letter: str
-    drawn: Drawn
+    drawn: "Drawn"
     stem: str
 
 
@@ -164,6 +166,8 @@ def console_analysis(result: AnalysisResult) -> Group:
 
 def write_charts(result: AnalysisResult, folder: Path) -> list[Path]:
     """Writes every chart of an analysis as PNG and its data as CSV; returns the files."""
+    from dbpkit.report.charts import draw  # a table needs no library that draws
+
     written = []
     for number, chart in enumerate(result.charts, start=1):
         drawn, stem = draw(chart), folder / f"{file_stem(result.name)}-{number}"
@@ -244,6 +248,8 @@ def _line(
     name: str, number: int, key: tuple[str, int], charts: Mapping[str, Mapping[tuple[str, int], Chart]]
 ) -> Iterator[ShownChart]:
     """One chart of every run that has it, on the same axes."""
+    from dbpkit.report.charts import draw
+
     beside = [titled[key] for titled in charts.values() if key in titled]
     for letter, titled in charts.items():
         if key in titled:

@@ -9,16 +9,23 @@ import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
-from torch import Tensor
 
 from dbpkit.report.tables import ATTACKED, TableRow, short_title
 from dbpkit.results.analysis import Chart, Series
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dbpkit.arrays import Array
+
+    Pixels = Array | Tensor
 
 GAIN = 8
 """Factor by which perturbations are amplified to be seen."""
@@ -153,7 +160,7 @@ def responsive(figures: Sequence[Figure], width: int, alt: str, data: Chart) -> 
     return ResponsiveChart(light, dark, narrow_light, narrow_dark, width, alt, png_bytes(figures[0]), data)
 
 
-def image_uri(image: Tensor) -> str:
+def image_uri(image: "Pixels") -> str:
     """Returns an image (C, H, W) in [0, 1] as a PNG data URI."""
     picture = as_picture(image)
     if max(picture.size) > LARGEST_SIDE:
@@ -181,17 +188,18 @@ def png_bytes(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def as_picture(image: Tensor) -> Image.Image:
+def as_picture(image: "Pixels") -> Image.Image:
     """Returns an image (C, H, W) in [0, 1] as grey or RGB; of other numbers of channels, their mean."""
-    if image.shape[0] not in (1, 3):
-        image = image.mean(dim=0, keepdim=True)
-    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    values = np.asarray(image)
+    if len(values) not in (1, 3):
+        values = values.mean(axis=0, keepdims=True)
+    pixels = np.rint(values.clip(0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
     return Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
 
 
-def amplified(x: Tensor, x_adv: Tensor) -> Tensor:
+def amplified(x: "Array", x_adv: "Array") -> "Array":
     """Returns the perturbation around grey, `GAIN` times its size."""
-    return (0.5 + GAIN * (x_adv - x)).clamp(0, 1)
+    return np.asarray((0.5 + GAIN * (x_adv - x)).clip(0, 1))
 
 
 def _lines(runs: Sequence[tuple[str, Sequence[TableRow]]]) -> list[Line]:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dbpkit.errors import UserError
+from dbpkit.files import write_atomically
 from dbpkit.report.analyses import AnalysisView, analysis_views, found_view
 from dbpkit.report.charts import chart_csv
 from dbpkit.report.checks import PREFLIGHT_CHECKS, record_checks
@@ -38,7 +39,6 @@ from dbpkit.results.records import Columns
 from dbpkit.results.run_directory import RunDirectory
 from dbpkit.results.summary import Summary, expected_rows, has_purifier, summarise
 from dbpkit.spec import as_toml
-from dbpkit.weights import write_atomically
 
 
 class Incomplete(NamedTuple):

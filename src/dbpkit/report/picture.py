@@ -3,17 +3,20 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib as mpl
-import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
 from dbpkit.errors import UserError, unknown_name
+from dbpkit.files import write_atomically
 from dbpkit.report.figures import as_picture
 from dbpkit.report.strip import EXAMPLES, class_name
 from dbpkit.results.run_directory import RunDirectory
-from dbpkit.weights import write_atomically
+
+if TYPE_CHECKING:
+    from dbpkit.arrays import Array
+    from dbpkit.report.figures import Pixels
 
 SIDE = 112
 GAP = 10
@@ -65,9 +68,9 @@ def write_strip_png(run: str | Path, path: str | Path, row: str = "white_box") -
 
 def write_replay_png(
     path: str | Path,
-    x: Tensor,
-    x_adv: Tensor,
-    x_pure: Tensor | None,
+    x: "Pixels",
+    x_adv: "Pixels",
+    x_pure: "Pixels | None",
     label: str,
     predicted: Sequence[str],
 ) -> Path:
@@ -90,7 +93,7 @@ def write_replay_png(
         images += list(x_pure[:EXAMPLES])
         texts += judged[:EXAMPLES]
     buffer = io.BytesIO()
-    _strip([("", torch.stack(images), texts)], len(images)).save(buffer, format="PNG", optimize=True)
+    _strip([("", images, texts)], len(images)).save(buffer, format="PNG", optimize=True)
     write_atomically(Path(path), buffer.getvalue())
     return Path(path)
 
@@ -100,7 +103,9 @@ def _judged(predicted: str, label: str) -> tuple[str, str]:
     return (f"✓ {predicted}", GOOD) if predicted == label else (f"✗ {predicted}", BAD)
 
 
-def _strip(lines: list[tuple[str, Tensor, list[tuple[str, str]]]], count: int) -> Image.Image:
+def _strip(
+    lines: Sequence[tuple[str, "Sequence[Pixels] | Array", Sequence[tuple[str, str]]]], count: int
+) -> Image.Image:
     """Puts pictures and texts on white."""
     height = sum(SIDE + (LABEL if texts else GAP) for _, _, texts in lines) + 2 * GAP
     canvas = Image.new("RGB", (MARGIN + count * (SIDE + GAP) + GAP, height), "white")

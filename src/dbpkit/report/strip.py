@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch import Tensor
 
+from dbpkit.arrays import Array
 from dbpkit.report.figures import amplified, image_uri
 from dbpkit.report.tables import row_title, short_title
 from dbpkit.results.records import Columns, Record
@@ -66,7 +66,7 @@ class Strip(NamedTuple):
 class _Stored(NamedTuple):
     """What the run directory has of its pictures."""
 
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Array]
     about: dict[str, Any]
     records: dict[tuple[str, int, int], Record]
 

@@ -9,8 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from dbpkit.results.estimates import Estimate, paired_difference
+from dbpkit.results.gathering import gather
 from dbpkit.results.intervals import VERDICT_EXAMPLES
-from dbpkit.results.records import ABSENT, Columns, Ragged, Record, RowColumns, gather
+from dbpkit.results.journal import Line
+from dbpkit.results.records import ABSENT, Columns, Ragged, Record, RowColumns
 
 BUDGET_TOLERANCE = 1e-5
 """Excess over the budget that float32 rounding of a projection explains."""
@@ -41,7 +43,7 @@ class Flag(NamedTuple):
 def record_flags(recorded: Columns | Sequence[Record], preflight: Sequence[Flag] = ()) -> list[Flag]:
     """Returns the preflight's flags and those that follow from the records."""
     flags = list(preflight)
-    columns = recorded if isinstance(recorded, Columns) else gather([(list(enumerate(recorded)), {})])
+    columns = recorded if isinstance(recorded, Columns) else _columns(recorded)
     failed = columns.failed
     if failed:
         flags.append(
@@ -58,6 +60,12 @@ def record_flags(recorded: Columns | Sequence[Record], preflight: Sequence[Flag]
             flags += _attack_flags(row, group)
     flags += _comparison_flags({row: group.by_example() for row, group in columns.rows.items()})
     return flags
+
+
+def _columns(records: Sequence[Record]) -> Columns:
+    """Good and failed records as columns."""
+    lines = [Line(k, k, record) for k, record in enumerate(records)]
+    return gather([(lines, {})] if lines else [], lambda line: line.entry)
 
 
 def _attack_flags(row: str, group: RowColumns) -> list[Flag]:

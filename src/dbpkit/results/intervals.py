@@ -11,10 +11,9 @@ from functools import cache, lru_cache
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from scipy import stats
+from scipy import special
 
-from dbpkit.noise import NoisePlan
+from dbpkit.philox import uniforms
 
 VERDICT_EXAMPLES = 16
 """Fewest images of a verdict: from here on at most 5 % of verdicts are wrong in the simulations."""
@@ -67,7 +66,7 @@ def quantile(examples: int, comparisons: int = 1) -> float:
         examples: n.
         comparisons: by which the 2.5 % beyond it are divided.
     """
-    return float(stats.t.ppf(1 - 0.025 / comparisons, max(1, examples - 1)))
+    return float(special.stdtrit(max(1, examples - 1), 1 - 0.025 / comparisons))
 
 
 def wilson(mean: float, examples: int) -> tuple[float, float]:
@@ -240,9 +239,17 @@ def spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _ranks(values: np.ndarray) -> np.ndarray:
     """Mean ranks along the last axis; few are compared each with each, which is faster than sorting rows."""
     if values.shape[-1] > 32:
-        return np.asarray(stats.rankdata(values, axis=-1))
+        rows = values.reshape(-1, values.shape[-1])
+        return np.array([_sorted_ranks(row) for row in rows]).reshape(values.shape)
     one, other = values[..., :, None], values[..., None, :]
     return np.asarray((one > other).sum(axis=-1) + ((one == other).sum(axis=-1) + 1) / 2)
+
+
+def _sorted_ranks(row: np.ndarray) -> np.ndarray:
+    """Mean ranks of one row, by sorting; all nan if one value is."""
+    arranged = np.sort(row)
+    below, upto = (np.searchsorted(arranged, row, side) for side in ("left", "right"))
+    return np.where(np.isnan(row).any(), np.nan, (below + upto + 1) / 2)
 
 
 def pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -255,9 +262,7 @@ def pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def resampled(count: int, resamples: int = RESAMPLES, which: int = 1) -> np.ndarray:
     """Positions drawn with replacement, (resamples, count), always the same; ``which`` names the draw."""
-    plan = NoisePlan.of(0, range(resamples), "report")
-    uniform = plan.uniform("probe", which, torch.zeros(resamples, count, dtype=torch.float64)).numpy()
-    return (uniform * count).astype(int)
+    return (uniforms(resamples, count, "probe", which) * count).astype(int)
 
 
 def counted(rows: np.ndarray, count: int) -> np.ndarray:
@@ -270,7 +275,7 @@ def counted(rows: np.ndarray, count: int) -> np.ndarray:
 @lru_cache(maxsize=256)
 def _first_order(count: int) -> int:
     """Rank of the order statistic below which the median lies at most 2.5 % of the time; 0 for none."""
-    return int(stats.binom.ppf(0.025, count, 0.5))
+    return int(np.argmax(special.bdtr(np.arange(count + 1), count, 0.5) >= 0.025))
 
 
 @lru_cache(maxsize=32)

@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 from pydantic_core import from_json
 
 from dbpkit.errors import UserError
-from dbpkit.files import bounded_lines, regular_size
-from dbpkit.weights import write_atomically
+from dbpkit.files import bounded_lines, regular_size, write_atomically
 
 _KEY = b', "digest": "'
 _HEX = 32
@@ -88,11 +87,11 @@ class Journal:
                 regular_size(self.path)
                 with self.path.open("rb") as file:
                     for raw in bounded_lines(file):
-                        yield from scan.take(raw)
+                        if whole := scan.take(raw):
+                            yield whole
             except OSError as error:
                 raise UserError(f"cannot read '{self.path}' ({error.strerror}). {self.remedy}") from error
-        yield from scan.close()
-        self._end = scan.end
+        self._end = scan.close()
 
     def entries(self) -> list[Entry]:
         """Returns what every line says, in the order of the file; errors as `appends`."""
@@ -180,12 +179,12 @@ class _Scan:
         self.damaged: tuple[int, str] | None = None
         self.end = _End(0, 0, self.lines.copy(), has_digest=False)
 
-    def take(self, raw: bytes) -> Iterator[list[Line]]:
-        """Takes the next line of the file and yields an append that it completes."""
+    def take(self, raw: bytes) -> list[Line]:
+        """Takes the next line of the file and returns the append that it completes, or nothing."""
         self.number, offset, self.offset = self.number + 1, self.offset, self.offset + len(raw)
         text = raw.strip(b" \t\r\n\0")
         if not text:
-            return
+            return []
         if self.damaged is not None:
             self._refuse(*self.damaged)
         digest = text[-_HEX - 2 : -2] if text[-_TAIL : -_HEX - 2] == _KEY and text.endswith(b'"}') else None
@@ -196,9 +195,9 @@ class _Scan:
                 raise ValueError("it is no JSON object")
         except ValueError as error:
             self.damaged = self.number, str(error)  # forgiven at the end of the file, where it is torn
-            return
+            return []
         if not raw.endswith(b"\n"):
-            return
+            return []
         self.lines.update(body + b"\n")
         self.held.append(Line(self.number, offset, entry))
         if digest is not None:
@@ -206,14 +205,15 @@ class _Scan:
                 self._refuse(self.held[0].number, "it or a line before it was changed after it was written")
             self.end = self.end._replace(has_digest=True)
         if digest is not None or not (self.journal.digests or self.end.has_digest):
-            yield self._whole()
+            return self._whole()
+        return []
 
-    def close(self) -> Iterator[list[Line]]:
-        """Yields nothing more; raises if there are lines, none has a digest, and there must be one."""
+    def close(self) -> _End:
+        """Returns where the journal ends; raises if there are lines, none has a digest, and one must be."""
         if self.journal.digests and not self.end.has_digest and (self.held or self.damaged):
             self._refuse(self.held[0].number if self.held else 1, "the digests of the lines are missing")
         self.end = self.end._replace(size=self.offset)
-        yield from ()
+        return self.end
 
     def _whole(self) -> list[Line]:
         held, self.held = self.held, []

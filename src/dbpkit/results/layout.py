@@ -10,14 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
-from torch import Tensor
 
+from dbpkit.arrays import Array, read_arrays
 from dbpkit.errors import UserError
 from dbpkit.files import read_whole
-from dbpkit.weights import read_tensors
 
 RESTORE = "Restore it or delete the directory."
 
@@ -65,8 +64,8 @@ def canonical_hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def read_shard(path: Path, name: str, dimensions: int, remedy: str) -> tuple[Tensor, Tensor, dict[str, str]]:
-    """Returns the ids (B,), the tensor called ``name`` (B, ...) as float32, and the metadata of a file.
+def read_shard(path: Path, name: str, dimensions: int, remedy: str) -> tuple[Array, Array, dict[str, str]]:
+    """Returns the ids (B,), the array called ``name`` (B, ...) as float32, and the metadata of a file.
 
     Args:
         path: a safetensors file.
@@ -77,40 +76,40 @@ def read_shard(path: Path, name: str, dimensions: int, remedy: str) -> tuple[Ten
     Raises:
         UserError: if it cannot be read, or ids and tensor are not of the right type and shape.
     """
-    tensors, metadata = tensors_of(path, remedy)
-    ids, values = tensors.get("ids"), tensors.get(name)
-    if ids is None or values is None or ids.dtype != torch.int64 or ids.ndim != 1 or not len(ids):
+    arrays, metadata = arrays_of(path, remedy)
+    ids, values = arrays.get("ids"), arrays.get(name)
+    if ids is None or values is None or ids.dtype != np.int64 or ids.ndim != 1 or not len(ids):
         raise damaged(f"'{path}'", f"it has no ids or no {name}", remedy)
-    if values.dtype != torch.float32 or values.ndim != dimensions or len(values) != len(ids):
+    if values.dtype != np.float32 or values.ndim != dimensions or len(values) != len(ids):
         raise damaged(f"'{path}'", f"{name} is {values.dtype} {tuple(values.shape)}", remedy)
-    if len(ids.unique()) != len(ids) or values.numel() == 0 or not bool(torch.isfinite(values).all()):
+    if len(np.unique(ids)) != len(ids) or values.size == 0 or not np.isfinite(values).all():
         raise damaged(f"'{path}'", f"ids are not unique or {name} is not finite", remedy)
     return ids, values, metadata
 
 
-def tensors_of(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Returns the tensors and metadata of a file that is no link; UserError with the remedy."""
+def arrays_of(path: Path, remedy: str) -> tuple[dict[str, Array], dict[str, str]]:
+    """Returns the arrays and metadata of a file that is no link; UserError with the remedy."""
     if path.is_symlink() or not path.is_file():
         raise UserError(f"'{path}' is missing or no plain file. {remedy}")
     try:
-        return read_tensors(path)
+        return read_arrays(path)
     except (UserError, RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise damaged(f"'{path}'", str(error), remedy) from error
 
 
-def strip_fault(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
+def strip_fault(arrays: Mapping[str, Array], about: Mapping[str, Any]) -> str:
     """Returns what is wrong with the pictures of a run, or nothing."""
-    ids, clean = tensors.get("ids"), tensors.get("clean")
-    if ids is None or clean is None or ids.dtype != torch.int64 or ids.ndim != 1 or clean.ndim != 4:
+    ids, clean = arrays.get("ids"), arrays.get("clean")
+    if ids is None or clean is None or ids.dtype != np.int64 or ids.ndim != 1 or clean.ndim != 4:
         return "it has no ids or no clean images"
-    images = {k: v for k, v in tensors.items() if k != "ids"}
-    if any(v.dtype != torch.float32 or v.shape != clean.shape or not v.numel() for v in images.values()):
+    images = {k: v for k, v in arrays.items() if k != "ids"}
+    if any(v.dtype != np.float32 or v.shape != clean.shape or not v.size for v in images.values()):
         return "its images are not of one type and shape"
-    if not all(bool(torch.isfinite(v).all()) for v in images.values()):
+    if not all(np.isfinite(v).all() for v in images.values()):
         return "its images are none"
     if not len(ids) == len(clean) == len(about["labels"]):
         return "its labels are not those of its images"
     for row, predicted in about["predicted"].items():
-        if len(predicted) != len(ids) or (row != "clean" and f"{row}.x_adv" not in tensors):
+        if len(predicted) != len(ids) or (row != "clean" and f"{row}.x_adv" not in arrays):
             return f"its predictions or images of row '{row}' are missing"
     return ""

@@ -7,10 +7,8 @@ run. It counts as failed, is said to be so, and is made again.
 
 import math
 import re
-from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +27,9 @@ PATHS = ("loss", "grad_norm")
 QUERIES = ("queries", "failed_at", "control_failed_at")
 
 _FILE = re.compile(r"[\w.-]{1,250}\.safetensors")
-_MOST = 2**31
+MOST = 2**31
+"""Classes, tapes and counts lie below this."""
+
 _NUMBERS = {int, float}
 
 
@@ -46,7 +46,7 @@ def key_of(record: Mapping[str, Any]) -> Key | None:
     row, tape, example = record.get("row"), record.get("tape"), record.get("example")
     if type(row) is not str or type(tape) is not int or type(example) is not int:
         return None
-    if not (0 <= tape < _MOST and 0 <= example < 2**63 and 0 < len(row) <= 200 and row.isprintable()):
+    if not (0 <= tape < MOST and 0 <= example < 2**63 and 0 < len(row) <= 200 and row.isprintable()):
         return None
     return Key(row, tape, example)
 
@@ -56,11 +56,11 @@ def fault(record: Mapping[str, Any]) -> str:
     if "error" in record:
         return "" if type(record["error"]) is str else "'error' is no text"
     label, predicted = record.get("label"), record.get("predicted")
-    if type(label) is not int or not 0 <= label < _MOST:
+    if type(label) is not int or not 0 <= label < MOST:
         return "'label' is no class"
     if type(predicted) is not list or not predicted or set(map(type, predicted)) != {int}:
         return "'predicted' is no list of classes"
-    if min(predicted) < 0 or max(predicted) >= _MOST:
+    if min(predicted) < 0 or max(predicted) >= MOST:
         return "'predicted' is no list of classes"
     return _attack_fault(record) if len(record) > 5 else ""
 
@@ -73,7 +73,7 @@ def _attack_fault(record: Mapping[str, Any]) -> str:
     for name in PATHS:
         if name in record and not _are_numbers(record[name]):
             return f"'{name}' is no list of numbers"
-    if "queries" in record and not _are_queries(*(record.get(name, "") for name in QUERIES)):
+    if "queries" in record and not are_queries(*(record.get(name, "") for name in QUERIES)):
         return "'queries', 'failed_at' and 'control_failed_at' do not fit each other"
     if "claimed_success" in record and type(record["claimed_success"]) is not bool:
         return "'claimed_success' is neither true nor false"
@@ -97,8 +97,9 @@ def _are_numbers(values: Any) -> bool:
     return all(v is None or _is_number(v) for v in values)
 
 
-def _are_queries(asked: Any, failed: Any, control: Any) -> bool:
-    if type(asked) is not int or not 0 <= asked < _MOST:
+def are_queries(asked: Any, failed: Any, control: Any) -> bool:
+    """Whether a count of queries and the first failed ones, from 1 on or None, fit each other."""
+    if type(asked) is not int or not 0 <= asked < MOST:
         return False
     return all(at is None or (type(at) is int and 1 <= at <= asked) for at in (failed, control))
 
@@ -121,7 +122,7 @@ class Ragged(NamedTuple):
 
     def padded(self) -> Floats:
         """Returns them as (n, longest), filled up with nan."""
-        return _matrix(self.values, self.counts, math.nan)
+        return filled_up(self.values, self.counts, math.nan)
 
     def owner(self) -> Integers:
         """Returns for every value the position of its list."""
@@ -210,7 +211,9 @@ class RowColumns:
         return found
 
     def select(self, index: Integers) -> "RowColumns":
-        """Returns the records at positions ``index``."""
+        """Returns the records at positions ``index``; these columns themselves if that is all of them."""
+        if len(index) == len(self) and bool((index == np.arange(len(self))).all()):
+            return self
         cut: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -246,98 +249,6 @@ class Columns:
         }
 
 
-class _Row:
-    """Gathers the records of one row."""
-
-    def __init__(self) -> None:
-        self.whole = {name: array("q") for name in _WHOLE}
-        self.measures = {name: array("d") for name in MEASURES}
-        self.paths = {name: array("d") for name in PATHS}
-        self.counts = {name: array("q") for name in PATHS}
-        self.predicted = array("q")
-        self.errors: dict[int, str] = {}
-
-    def take(self, records: list[tuple[int, Record]], order: int, append: int) -> None:
-        """Takes records of the row, each with the place of its line, from one append."""
-        count, whole, group = len(records), self.whole, [record for _, record in records]
-        for k, record in enumerate(group):
-            if "error" in record:
-                self.errors[len(whole["tape"]) + k] = record["error"]
-        good = [record if "error" not in record else _FAILED for record in group]
-        whole["tape"].extend([record["tape"] for record in group])
-        whole["example"].extend([record["example"] for record in group])
-        whole["line"].extend([line for line, _ in records])
-        whole["append"].extend([append] * count)
-        whole["order"].extend(range(order, order + count))
-        whole["label"].extend([record["label"] for record in good])
-        whole["draws"].extend([len(record["predicted"]) for record in good])
-        for record in good:
-            self.predicted.extend(record["predicted"])
-        whole["claimed_success"].extend([int(record.get("claimed_success", ABSENT)) for record in good])
-        for name in QUERIES:
-            whole[name].extend([record[name] or 0 if "queries" in record else ABSENT for record in good])
-        for name, numbers in self.measures.items():
-            numbers.extend([record.get(name, math.nan) for record in good])
-        for name, numbers in self.paths.items():
-            paths = [record.get(name, ()) for record in good]
-            self.counts[name].extend([len(path) for path in paths])
-            for path in paths:
-                numbers.extend([math.nan if v is None else v for v in path] if None in path else path)
-
-    def columns(self) -> tuple[RowColumns, Integers]:
-        """The records, the failed ones too, and the order of their lines."""
-        whole = {name: np.frombuffer(column, dtype=np.int64) for name, column in self.whole.items()}
-        order = whole.pop("order")
-        predicted = np.frombuffer(self.predicted, dtype=np.int64) if self.predicted else np.zeros(0, np.int64)
-        paths = {
-            name: Ragged(_floats(values), np.frombuffer(self.counts[name], dtype=np.int64))
-            for name, values in self.paths.items()
-        }
-        return RowColumns(
-            predicted=_matrix(predicted, whole["draws"], ABSENT),
-            measures={name: _floats(values) for name, values in self.measures.items()},
-            paths=paths,
-            queries={name: whole.pop(name) for name in QUERIES},
-            **whole,
-        ), order
-
-
-_FAILED: Record = {"label": ABSENT, "predicted": ()}
-"""Stands in the columns for a record without a result."""
-
-_WHOLE = ("tape", "example", "label", "draws", "claimed_success", "line", "append", "order", *QUERIES)
-
-
-def gather(appends: Iterable[tuple[list[tuple[int, Record]], Mapping[str, Any]]]) -> Columns:
-    """Returns records as columns, the newest of every key.
-
-    Args:
-        appends: of every append its checked records, each with the place of its line, and its seal.
-    """
-    rows: dict[str, _Row] = {}
-    seals, order = [], 0
-    for number, (records, seal) in enumerate(appends):
-        seals.append(seal)
-        for name, group in groupby(records, key=lambda placed: placed[1]["row"]):
-            together = list(group)
-            rows.setdefault(name, _Row()).take(together, order, number)
-            order += len(together)
-    good: dict[str, RowColumns] = {}
-    failed: list[tuple[int, Record]] = []
-    for name, row in rows.items():
-        columns, orders = row.columns()
-        newest, first = _newest(columns.tape, columns.example)
-        whole = np.ones(len(columns), dtype=bool)
-        whole[list(row.errors)] = False
-        if whole[newest].any():
-            good[name] = columns.select(newest[whole[newest]])
-        for k, at in zip(newest.tolist(), orders[first].tolist(), strict=True):
-            if not whole[k]:
-                about = {"row": name, "tape": int(columns.tape[k]), "example": int(columns.example[k])}
-                failed.append((at, {**about, "error": row.errors[k]}))
-    return Columns(good, [record for _, record in sorted(failed, key=lambda f: f[0])], seals)
-
-
 def network_calls(group: RowColumns) -> float | None:
     """Mean over examples of the network calls of their attacks, tapes added; None if not all are known."""
     calls, passes = group.measures["network_calls"], group.measures["forward_passes"]
@@ -346,21 +257,7 @@ def network_calls(group: RowColumns) -> float | None:
     return float(np.nansum(calls)) / len(np.unique(group.example))
 
 
-def _newest(tape: Integers, example: Integers) -> tuple[Integers, Integers]:
-    """Position of the last record of every key and of the first, in the order of the first."""
-    order = np.lexsort((example, tape))  # stable: the records of a key stay in the order of their lines
-    begins = np.ones(len(order), dtype=bool)
-    begins[1:] = (np.diff(tape[order]) != 0) | (np.diff(example[order]) != 0)
-    first, last = order[begins], order[np.append(begins[1:], True)]
-    appeared = np.argsort(first)
-    return last[appeared], first[appeared]
-
-
-def _floats(values: array) -> Floats:
-    return np.frombuffer(values, dtype=np.float64) if values else np.zeros(0)
-
-
-def _matrix(values: np.ndarray[Any, Any], counts: Integers, fill: float) -> np.ndarray[Any, Any]:
+def filled_up(values: np.ndarray[Any, Any], counts: Integers, fill: float) -> np.ndarray[Any, Any]:
     """Lists of several lengths as a matrix that is filled up."""
     width = int(counts.max()) if len(counts) else 0
     if len(values) == width * len(counts):

@@ -14,15 +14,18 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
+from dbpkit.arrays import Array
 from dbpkit.errors import UserError
+from dbpkit.files import write_atomically
+from dbpkit.results.gathering import gather
 from dbpkit.results.journal import Journal, Line
 from dbpkit.results.layout import (
     RESTORE,
+    arrays_of,
     canonical_hash,
     checked,
     damaged,
@@ -30,14 +33,15 @@ from dbpkit.results.layout import (
     read_json,
     read_shard,
     strip_fault,
-    tensors_of,
 )
 from dbpkit.results.locking import is_trace
-from dbpkit.results.records import Columns, Key, Record, fault, gather, is_shard, key_of
+from dbpkit.results.records import Columns, Key, Record, fault, is_shard, key_of
 from dbpkit.results.schemas import ABOUT, CHECKS, HOW, SESSIONS, SPEC
-from dbpkit.results.shards import Stored, fault_of_file, is_seal, write_shard
+from dbpkit.results.shards import Stored, as_tensor, fault_of_file, is_seal, write_shard
 from dbpkit.spec import differences
-from dbpkit.weights import write_atomically, write_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Key", "Record", "RunDirectory", "Stored"]
 
@@ -170,14 +174,14 @@ class RunDirectory:
         """
         stamp = self._stamp()
         if self._columns is None or self._columns[0] != stamp:
-            self._columns = stamp, gather(self._checked())
+            self._columns = stamp, gather(self._appends(), self._record)
         return self._columns[1]
 
     def records(self) -> list[Record]:
         """Returns the newest record of every key, in the order they first appear; errors as `columns`."""
         newest: dict[Key, Record] = {}
-        for records, _ in self._checked():
-            for _, record in records:
+        for lines, _ in self._appends():
+            for record in map(self._record, lines):
                 newest[Key(record["row"], record["tape"], record["example"])] = record
         return list(newest.values())
 
@@ -229,25 +233,27 @@ class RunDirectory:
             lines[-1]["seal"] = {**self.made_with(), "files": {f.path: f.sha256 for f in files}}
             self.journal.append(lines)
 
-    def write_images(self, name: str, ids: Tensor, x_adv: Tensor) -> Stored:
+    def write_images(self, name: str, ids: "Tensor", x_adv: "Tensor") -> Stored:
         """Stores attacked images (B, C, H, W) with their ids under ``x_adv/``."""
         tensors = {"ids": ids, "x_adv": x_adv.detach().cpu().contiguous()}
         return write_shard(self.path, f"x_adv/{name}.safetensors", tensors, {})
 
-    def read_images(self, file: str) -> dict[int, Tensor]:
+    def read_images(self, file: str) -> dict[int, "Tensor"]:
         """Returns the attacked images (C, H, W) of one shard by example id; UserError if it was changed."""
         if not is_shard(file):
             raise damaged(f"'{self.path / 'records.jsonl'}'", f"{file!r} is no name of a file", RESTORE)
         path = self._kept(f"x_adv/{file}")
         ids, x_adv, _ = read_shard(path, "x_adv", 4, REPAIR)
-        return dict(zip(ids.tolist(), x_adv, strict=True))
+        return dict(zip(ids.tolist(), as_tensor(x_adv), strict=True))
 
-    def write_logits(self, name: str, ids: Tensor, logits: Tensor, how: dict[str, Any]) -> Stored:
+    def write_logits(self, name: str, ids: "Tensor", logits: "Tensor", how: dict[str, Any]) -> Stored:
         """Stores the report logits (B, R, K) of a batch under ``logits/``, and how they were computed."""
         tensors = {"ids": ids.contiguous(), "logits": logits.detach().cpu().contiguous()}
         return write_shard(self.path, f"logits/{name}.safetensors", tensors, {"how": json.dumps(how)})
 
-    def read_logits(self, row: str, tape: int, example: int) -> list[tuple[Tensor, Tensor, dict[str, Any]]]:
+    def read_logits(
+        self, row: str, tape: int, example: int
+    ) -> list[tuple["Tensor", "Tensor", dict[str, Any]]]:
         """Returns ids (B,), logits (B, R, K) and settings of every batch that judged an example in a row.
 
         There is none in runs that stored no logits, and more than one if an example was judged again in
@@ -261,27 +267,29 @@ class RunDirectory:
                 ids, logits, about = read_shard(self._kept(f"logits/{path.name}"), "logits", 3, REPAIR)
                 how = checked(parsed(about.get("how", ""), f"'{path}'", REPAIR), HOW, f"'{path}'", REPAIR)
                 if example in ids.tolist():
-                    found.append((ids, logits, how))
+                    found.append((as_tensor(ids), as_tensor(logits), how))
         return found
 
-    def write_strip(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    def write_strip(self, tensors: dict[str, "Tensor"], about: dict[str, Any]) -> None:
         """Stores the report's picture: images by name, and labels, predictions and class names."""
+        from dbpkit.weights import write_tensors  # only who has tensors has torch
+
         write_tensors(self.path / "strip.safetensors", tensors, {"about": json.dumps(about)})
 
-    def read_strip(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Returns the report's picture, or two empty dictionaries before there is one."""
+    def read_strip(self) -> tuple[dict[str, Array], dict[str, Any]]:
+        """Returns the report's picture as arrays, or two empty dictionaries before there is one."""
         path = self.path / "strip.safetensors"
         if not os.path.lexists(path):
             return {}, {}
         remedy = f"Delete it: it is not needed. {REPAIR}"
-        tensors, metadata = tensors_of(path, remedy)
+        arrays, metadata = arrays_of(path, remedy)
         where = f"'{path}'"
         about: dict[str, Any] = checked(
             parsed(metadata.get("about", ""), where, remedy), ABOUT, where, remedy
         )
-        if why := strip_fault(tensors, about):
+        if why := strip_fault(arrays, about):
             raise damaged(where, why, remedy)
-        return tensors, about
+        return arrays, about
 
     def write_json(self, name: str, content: Any) -> None:
         """Replaces a JSON file atomically."""
@@ -320,8 +328,8 @@ class RunDirectory:
                 found.add(Key(record["row"], record["tape"], record["example"]))
         return found
 
-    def _checked(self) -> Iterator[tuple[list[tuple[int, Record]], Mapping[str, Any]]]:
-        """The records of every append with the places of their lines, and what the append says of the run."""
+    def _appends(self) -> Iterator[tuple[list[Line], Mapping[str, Any]]]:
+        """The lines of every append, and what it says of the run, which is checked."""
         made_with = self.made_with()
         for lines in self.journal.appends():
             seal = lines[-1].entry.pop("seal", {})
@@ -330,7 +338,7 @@ class RunDirectory:
             for name in ("spec", "session"):
                 if name in seal and seal[name] != made_with[name]:
                     raise self._other_run("spec.json" if name == "spec" else "env.json")
-            yield [(line.offset, self._record(line)) for line in lines], seal
+            yield lines, seal
 
     def _other_run(self, file: str) -> UserError:
         """The error of records that belong to another file than the one beside them."""

@@ -5,12 +5,15 @@ The thing people get wrong: a file of the right name and shape may be another ru
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torch import Tensor
-
+from dbpkit.files import sha256_of
 from dbpkit.results.records import is_shard
-from dbpkit.weights import sha256_of, write_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dbpkit.arrays import Array
 
 
 class Stored(NamedTuple):
@@ -28,10 +31,19 @@ class Stored(NamedTuple):
 
 
 def write_shard(
-    folder: Path, path: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+    folder: Path, path: str, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str]
 ) -> Stored:
     """Writes a file at ``path`` in a run directory and returns how records name it."""
+    from dbpkit.weights import write_tensors  # only who has tensors has torch
+
     return Stored(Path(path).name, path, write_tensors(folder / path, tensors, metadata))
+
+
+def as_tensor(array: "Array") -> "Tensor":
+    """Returns an array that was read as a tensor, for what computes with it."""
+    import torch  # reading results needs none
+
+    return torch.from_numpy(array)
 
 
 def fault_of_file(folder: Path, path: str, expected: str | None) -> str:

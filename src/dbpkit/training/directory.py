@@ -18,12 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from dbpkit.errors import UserError
-from dbpkit.files import read_whole
+from dbpkit.files import read_whole, write_atomically
 from dbpkit.results.journal import Journal
 from dbpkit.results.locking import is_trace
 from dbpkit.spec import differences
 from dbpkit.training.spec import TrainingSpec
-from dbpkit.weights import read_tensors, write_atomically, write_tensors
+from dbpkit.weights import read_tensors, write_tensors
 
 LAYOUT: Literal[2] = 2
 """Version of the layout; another one is refused."""

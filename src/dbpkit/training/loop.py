@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from dbpkit.data import Dataset, load_dataset
 from dbpkit.errors import UserError
+from dbpkit.files import write_atomically
 from dbpkit.models import state_sha256
 from dbpkit.noise import NoisePlan, permutation, seeded_generator
 from dbpkit.results.locking import writing
@@ -39,7 +40,7 @@ from dbpkit.training.directory import (
 from dbpkit.training.objectives import Batch, Objective, make_objective
 from dbpkit.training.spec import OptimiserSpec, TrainingSpec
 from dbpkit.training.start import from_random, initial
-from dbpkit.weights import Architecture, fill, rounded, save_weights, write_atomically
+from dbpkit.weights import Architecture, fill, rounded, save_weights
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ def test_write_strip_png_shows_pixels_of_stored_images(
     clean = run.read_strip()[0]["clean"]
     # Middle of the picture in the first line and second column.
     shown = pixels[GAP + SIDE // 2, MARGIN + SIDE + GAP + SIDE // 2]
-    stored = (clean[1, :, shape[1] // 2, shape[2] // 2] * 255).round().numpy()
+    stored = (clean[1, :, shape[1] // 2, shape[2] // 2] * 255).round()
     assert abs(shown.astype(float) - stored).max() <= 0.5
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import pytest
+import torch
 
 from dbpkit.report.strip import Strip, class_name, read_strip
 from dbpkit.results.run_directory import RunDirectory
@@ -69,9 +70,9 @@ def test_strip_without_records_still_shows_pictures(make_run: MakeRun) -> None:
 
 def test_strip_without_clean_purified_has_a_gap(make_run: MakeRun) -> None:
     run = make_run()
-    tensors, about = run.read_strip()
-    del tensors["clean.x_pure"]
-    run.write_strip(tensors, about)
+    arrays, about = run.read_strip()
+    del arrays["clean.x_pure"]
+    run.write_strip({name: torch.from_numpy(array) for name, array in arrays.items()}, about)
     assert strip_of(run).lines[0].pictures[1] is None
 
 
