@@ -24,7 +24,8 @@ from dbpkit.evaluation.replay import GIVEN
 from dbpkit.evaluation.rows import Execution
 from dbpkit.evaluation.run import Progress, evaluate
 from dbpkit.evaluation.spec import EvaluationSpec
-from dbpkit.frozen import Frozen, as_frozen, call_apart, function_sha256
+from dbpkit.frozen import Frozen, as_frozen, call_apart
+from dbpkit.identity import model_sha256
 from dbpkit.inputs import check_seed, whole
 from dbpkit.models import state_sha256
 from dbpkit.noise import NoisePlan
@@ -105,7 +106,7 @@ def benchmark(
         draws: report draws of a random model.
         seed: decides every random number.
         out: run directory; the same call continues it. None takes a folder in ``runs`` named by a hash of
-            settings, weights and data.
+            settings, weights, data and the model's code.
         execution: batch sizes; None takes the model's own device.
         progress: called whenever work is done.
 
@@ -156,8 +157,8 @@ def benchmark(
         model.to(checked_device(execution.device))
         parts = _parts(spec, model, data, purified, takes_noise)
         if function is not None:  # it has no weights to be told by
-            parts.hashes["classifier_sha256"] = function_sha256(function)
-        run = Path("runs") / f"benchmark-{_digest(spec, parts)}" if out is None else Path(out)
+            parts.hashes["classifier_sha256"] = model_sha256(function)
+        run = Path("runs") / f"benchmark-{_digest(spec, parts, model)}" if out is None else Path(out)
         summary = evaluate(spec, run, execution, progress, parts=parts)
         model.to(own)
     row: Row = summary.row(spec.knowledge[0].name)
@@ -233,9 +234,10 @@ def _takes_noise(call: Callable[..., Any]) -> bool:
         return False
 
 
-def _digest(spec: EvaluationSpec, parts: Parts) -> str:
-    """A short name for settings, weights and data together."""
-    return hashlib.sha256("".join([spec_hash(spec), *parts.hashes.values()]).encode()).hexdigest()[:12]
+def _digest(spec: EvaluationSpec, parts: Parts, model: nn.Module) -> str:
+    """A short name for settings, weights, data and the model's own code together."""
+    content = [spec_hash(spec), *parts.hashes.values(), model_sha256(model)]
+    return hashlib.sha256("".join(content).encode()).hexdigest()[:12]
 
 
 @contextlib.contextmanager

@@ -699,7 +699,10 @@ def main() -> None:
 def _command() -> int:
     """Parses the command line and runs its command."""
     if COMPLETION in os.environ:  # the shell asks for completions, and leaves by itself
-        app()
+        try:
+            app()
+        except SystemExit as leave:
+            return leave.code if isinstance(leave.code, int) else OK
     command = typer.main.get_command(app)
     try:
         with command.make_context("dbpkit", sys.argv[1:]) as context:

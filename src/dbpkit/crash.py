@@ -50,7 +50,7 @@ def guarded(command: Callable[[], int]) -> int:
             "memory ran out. Lower --micro-batch, --batch-size or --memory; what was recorded is intact."
         )
         return NO
-    except Exception as error:
+    except BaseException as error:  # the user's code may end the program, or raise what is no Exception
         return _fault(error)
 
 

@@ -65,3 +65,10 @@ def excerpt(text: object, most: int = 200) -> str:
     """Returns a text, such as another library's message, as part of a sentence: on one line, and cut."""
     words = one_line(str(text))
     return words if len(words) <= most else f"{words[: most - 4]} ..."
+
+
+def check_kind(value: Any, kind: type, name: str, hint: str) -> None:
+    """Raises UserError unless ``value`` is of a kind; ``hint`` is a sentence that says how to come by one."""
+    if not isinstance(value, kind):
+        given = "None" if value is None else type(value).__name__
+        raise UserError(f"{name} must be of type {kind.__name__}, not {given}. {hint}")

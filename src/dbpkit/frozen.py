@@ -4,7 +4,6 @@ Attack libraries put a model into train mode and back as they please, and models
 The thing people get wrong: ``model.eval()`` once, at the start. Here every call asserts it again.
 """
 
-import hashlib
 import threading
 from collections.abc import Callable
 from functools import wraps
@@ -103,17 +102,6 @@ def as_frozen(part: Any, what: str) -> nn.Module:
     for weight in module.parameters():  # a scripted module has no requires_grad_
         weight.requires_grad_(False)
     return module.eval()
-
-
-def function_sha256(function: Callable[..., Any]) -> str:
-    """Returns a sha256 of a function's name and code, whatever it closes over."""
-    code = getattr(function, "__code__", None)
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    parts = [str(getattr(function, "__module__", "")), name]
-    if code is not None:
-        plain = [c for c in code.co_consts if not hasattr(c, "co_code")]
-        parts += [code.co_code.hex(), repr(plain), repr(code.co_names)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def own_dtype(module: Any) -> torch.dtype | None:

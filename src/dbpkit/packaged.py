@@ -3,9 +3,10 @@
 In a source checkout they lie in ``specs/`` and ``docs/``, in an installed package beside its modules.
 """
 
+import os
 from pathlib import Path
 
-from dbpkit.errors import UserError, unknown_name
+from dbpkit.errors import UserError, shown, unknown_name
 
 HERE = Path(__file__).parent
 
@@ -42,13 +43,16 @@ def find_spec(path: str | Path) -> Path:
     Raises:
         UserError: if there is neither; the nearest name is suggested.
     """
-    path = Path(path)
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"a spec is named by its path or its published name, not by {shown(path)}.")
+    path = Path(os.fsdecode(path))
     if path.is_file():
         return path
     name = path.as_posix().removesuffix(".toml")
     known = specs()
     if name not in known:
-        nearest = str(unknown_name("spec", name, known)).partition(" Available: ")[0].partition(".")[2]
+        _, _, nearest = str(unknown_name("spec", name, known)).partition(f"'{name}'.")
+        nearest = nearest.partition(" Available: ")[0]
         raise UserError(
             f"spec '{path}' does not exist.{nearest} Give the path of a TOML file, or the name of a published"
             " spec such as cifar10-ddpm (dbpkit list specs)."

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dbpkit.errors import UserError
+from dbpkit.errors import UserError, check_kind
 from dbpkit.models import load_classifier, source
 from dbpkit.noise import NoisePlan
 from dbpkit.threat import threats
@@ -57,6 +57,7 @@ class FeatureDistance(nn.Module):
 
     def __init__(self, classifier: nn.Module, layers: Sequence[str] | None = None) -> None:
         super().__init__()
+        check_kind(classifier, nn.Module, "FeatureDistance: classifier", "Give a network with activations.")
         self.classifier = classifier.requires_grad_(False).eval()
         known = dict(self.classifier.named_modules())
         for name in layers or ():

@@ -150,8 +150,8 @@ def trust(path: str) -> None:
     Raises:
         UserError: if the module or the attribute does not exist.
     """
-    if ":" not in path:
-        raise UserError(f"'{path}' is no import path. Write module:attribute.")
+    if not isinstance(path, str) or ":" not in path:
+        raise UserError(f"{shown(path)} is no import path. Write module:attribute.")
     import_path(path, "part")
     _trusted.add(path)
 
@@ -202,7 +202,9 @@ def import_module(name: str, kind: str = "plugin") -> ModuleType:
         raise UserError(
             f"{kind} module '{name}' cannot be imported ({error}). Run from its directory or install it."
         ) from error
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit, and what test libraries raise to skip a module
         said = excerpt(error, 300)
         raise UserError(f"{kind} module '{name}' fails on import: {type(error).__name__}: {said}.") from error
     _refuse_hidden(name, module, here, kind)

@@ -289,3 +289,20 @@ def test_check_model_that_works_in_place_is_not_taken_for_a_random_one() -> None
     assert torch.equal(x, before)
     assert "untracked_randomness" not in {f.name for f in found.flags}
     assert {f.name for f in found.flags} == {f.name for f in check(parts.ChannelMean(), x, y).flags}
+
+
+def test_benchmark_models_of_the_same_weights_have_their_own_default_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A temperature, a head or a closure changes no tensor; the result of the other model was returned."""
+    monkeypatch.chdir(tmp_path)
+    model = parts.ChannelMean()
+    pgd = [{"name": "pgd", "options": {"iterations": 1}}]
+
+    def scaled(factor: float) -> Callable[[Tensor], Tensor]:
+        return lambda x: factor * model(x)
+
+    found = [benchmark(scaled(factor), tiny_data(3), attacks=pgd) for factor in (1.0, -1.0, 1.0)]
+    assert found[0].run == found[2].run != found[1].run
+    assert found[0].clean.value == 1
+    assert found[1].clean.value < 1

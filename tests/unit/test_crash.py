@@ -101,3 +101,17 @@ def test_reader_that_has_seen_enough_is_no_error(
     assert crash.guarded(raising(BrokenPipeError(32, "Broken pipe"))) == 0
     assert sys.stdout.name == os.devnull
     assert capsys.readouterr().err == ""
+
+
+class Skipped(BaseException):
+    """What a test library raises to skip a module, which is no Exception."""
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), SystemExit("bye"), SystemExit(), Skipped("no torchvision")])
+def test_code_of_the_user_that_ends_the_program_is_a_fault_with_a_sentence(
+    error: BaseException, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A part that called ``sys.exit(0)`` ended a command with status 0 and without a word."""
+    assert crash.guarded(raising(error)) == 1
+    assert type(error).__name__ in capsys.readouterr().err
+    assert len(list(folder.iterdir())) == 1

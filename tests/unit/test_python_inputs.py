@@ -6,9 +6,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dbpkit import (
+    EvaluationSpec,
+    Execution,
+    FeatureDistance,
+    RunDirectory,
+    evaluate,
+    read_spec,
+    summarise,
+    train,
+    trust,
+)
 from dbpkit.attacks.pgd import pgd
 from dbpkit.attacks.target import Target
 from dbpkit.errors import UserError
+from dbpkit.evaluation.rows import check_execution
 from dbpkit.noise import NoisePlan
 from dbpkit.purify import PurifiedClassifier, Purifier, Undefended
 from dbpkit.threat import L2, Linf
@@ -49,6 +61,7 @@ def attack(x: Any = X, y: Any = Y, noise: Any = NOISE, **more: Any) -> Tensor:
         ({"threat": 8 / 255}, r"threat must be a threat model such as Linf\(8 / 255\), not 0\.03"),
         ({"iterations": 2.5}, "iterations must be a whole number of at least 1, not 2.5"),
         ({"eot": True}, "eot must be a whole number of at least 1, not true"),
+        ({"target": torch.jit.trace(TinyClassifier(3), X)}, r"takes no noise plan\. Wrap.*Undefended"),
         ({"target": TinyClassifier(3)}, r"TinyClassifier takes no noise plan\. Wrap.*dbpkit\.Undefended"),
     ],
 )
@@ -134,3 +147,31 @@ def test_pixels_off_by_rounding_are_attacked_as_they_are() -> None:
 
 def test_identity_network_of_the_users_own_is_not_changed() -> None:
     assert torch.equal(Undefended(nn.Flatten())(X), X.flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: evaluate({}, "run"),
+            r"spec must be of type EvaluationSpec, not dict\. Make",
+        ),
+        (lambda: train(None, "run"), "spec must be of type TrainingSpec, not None"),
+        (lambda: summarise("run"), r"run must be of type RunDirectory, not str\. Make one with RunDirectory"),
+        (lambda: read_spec(3, EvaluationSpec), "named by its path or its published name, not by 3"),
+        (lambda: read_spec(".", EvaluationSpec), r"spec '\.' does not exist\. Give the path"),
+        (lambda: RunDirectory(3), "a run directory is named by its path, not by 3"),
+        (lambda: trust(3), "3 is no import path"),
+        (lambda: FeatureDistance(1), "classifier must be of type Module, not int"),
+    ],
+    ids=["evaluate", "train", "summarise", "read_spec", "folder", "RunDirectory", "trust", "FeatureDistance"],
+)
+def test_public_function_with_an_argument_of_another_kind_says_what_to_do(call: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("execution", [Execution(batch_size=0), Execution(micro_batch=0), None, 16])
+def test_check_execution_of_no_examples_is_refused(execution: Any) -> None:
+    with pytest.raises(UserError, match="execution"):
+        check_execution(execution)

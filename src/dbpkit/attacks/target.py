@@ -343,7 +343,8 @@ def _takes_noise(model: Any) -> Any:
         raise UserError(f"a model is called as model(x, noise=plan), which {shown(model)} cannot be.")
     try:
         call = model.forward if isinstance(model, torch.nn.Module) else model
-        parameters = inspect.signature(call).parameters
+        scripted = isinstance(model, torch.jit.ScriptModule)  # has no signature, and knows no plans
+        parameters = {} if scripted else inspect.signature(call).parameters
     except (TypeError, ValueError):  # written in C, and silent about itself
         return model
     if "noise" not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):

@@ -94,7 +94,9 @@ def _load(
         labels += _labels(batch.get(label_key), label_key, len(images[-1]), folder / file)
     class_names = _class_names(folder / meta[0], meta[1], md5)
     joined = torch.from_numpy(np.concatenate(images))
-    return Dataset(name, joined, torch.tensor(labels), torch.arange(len(joined)), class_names)
+    return Dataset(
+        name, joined, torch.tensor(labels, dtype=torch.int64), torch.arange(len(joined)), class_names
+    )
 
 
 def _read(path: Path, md5: dict[str, str]) -> dict[str, Any]:

@@ -14,12 +14,14 @@ from torch import Tensor
 
 from dbpkit.attacks import Target
 from dbpkit.attacks.target import Attack
+from dbpkit.errors import check_kind
 from dbpkit.evaluation.build import Parts, accepted_options, make_view
 from dbpkit.evaluation.cost import network_calls
 from dbpkit.evaluation.knowledge import Knowledge
 from dbpkit.evaluation.spec import EvaluationSpec
 from dbpkit.evaluation.watch import Watch
 from dbpkit.gradients import DEFAULT_MEMORY
+from dbpkit.inputs import whole
 from dbpkit.noise import NoisePlan
 from dbpkit.results.protocols import chosen_protocol
 from dbpkit.results.run_directory import Record, RunDirectory, Stored
@@ -50,6 +52,14 @@ class Execution(NamedTuple):
 
 
 DEFAULT_EXECUTION = Execution()
+
+
+def check_execution(execution: Any) -> None:
+    """Raises UserError if a caller's execution has a size of no examples, or is none."""
+    check_kind(execution, Execution, "execution", "Make one with Execution(batch_size=16).")
+    whole(execution.batch_size, "execution.batch_size", 1)
+    whole(execution.micro_batch, "execution.micro_batch", 1)
+    whole(execution.memory_bytes, "execution.memory_bytes")
 
 
 class Batch(NamedTuple):

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dbpkit.errors import UserError
+from dbpkit.errors import UserError, check_kind
 from dbpkit.evaluation.build import Parts, build
 from dbpkit.evaluation.checks import preflight
 from dbpkit.evaluation.coverage import MISSING_CLASSES, missing_classes
-from dbpkit.evaluation.rows import DEFAULT_EXECUTION, Execution, Made, Rows, Unit, joined
+from dbpkit.evaluation.rows import DEFAULT_EXECUTION, Execution, Made, Rows, Unit, check_execution, joined
 from dbpkit.evaluation.session import enter_session, refuse_other_parts
 from dbpkit.evaluation.spec import EvaluationSpec
 from dbpkit.evaluation.state import parts_state, state_changes
@@ -69,6 +69,8 @@ def evaluate(
     Raises:
         UserError: if ``out`` holds another run, a part is wrong, or the disk is full.
     """
+    check_kind(spec, EvaluationSpec, "evaluate: spec", "Make one with read_spec(path, EvaluationSpec).")
+    check_execution(execution)
     run = RunDirectory(out)
     run.refuse_other(spec.model_dump(mode="json"))  # at once, before seconds or minutes of work
     with writing(out, f"dbpkit evaluate --out {out}"), kernels(execution.deterministic):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dbpkit.arrays import Array
-from dbpkit.errors import UserError
+from dbpkit.errors import UserError, shown
 from dbpkit.files import write_atomically
 from dbpkit.results.gathering import gather
 from dbpkit.results.journal import Journal, Line
@@ -65,7 +65,9 @@ class RunDirectory:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        if not isinstance(path, str | os.PathLike):
+            raise UserError(f"a run directory is named by its path, not by {shown(path)}.")
+        self.path = Path(os.fsdecode(path))
         self._journal: Journal | None = None
         self._columns: tuple[Any, Columns] | None = None
 

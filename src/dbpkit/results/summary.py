@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dbpkit.errors import UserError
+from dbpkit.errors import UserError, check_kind
 from dbpkit.results.analysis import analysis_results
 from dbpkit.results.chance import UNATTACKED, chance_flags
 from dbpkit.results.doubts import doubts
@@ -135,6 +135,7 @@ def summarise(run: RunDirectory) -> Summary:
     Raises:
         UserError: if it is no run directory or a record is damaged.
     """
+    check_kind(run, RunDirectory, "summarise: run", "Make one with RunDirectory(path).")
     spec, columns = run.spec()["spec"], run.columns()
     chosen = spec.get("protocol", DEFAULT)
     protocol = recorded_protocol(chosen) or protocols.get(DEFAULT)

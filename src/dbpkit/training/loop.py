@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dbpkit.data import Dataset, load_dataset
-from dbpkit.errors import UserError
+from dbpkit.errors import UserError, check_kind
 from dbpkit.files import write_atomically
 from dbpkit.models import state_sha256
 from dbpkit.noise import NoisePlan, permutation, seeded_generator
@@ -113,6 +113,7 @@ def train(
     Raises:
         UserError: if ``out`` holds a run of another spec, the parts do not fit, or the loss is not finite.
     """
+    check_kind(spec, TrainingSpec, "train: spec", "Make one with read_spec(path, TrainingSpec).")
     directory = TrainingDirectory(out)
     directory.refuse_other(spec, _version())
     accelerator = _accelerator(spec, directory.path, execution)
