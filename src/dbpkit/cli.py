@@ -329,7 +329,7 @@ def purify(
     if as_json:
         console.as_json([str(p) for p in written])
     else:
-        console.say(f"{len(written)} purified images in {out}", whole=True)
+        console.say(f"{len(written)} purified image{'s' * (len(written) != 1)} in {out}", whole=True)
 
 
 @app.command()
@@ -724,8 +724,10 @@ def _misuse(error: Any) -> int:
         console.say(error.format_message(), whole=True)
         return MISTAKE
     context = getattr(error, "ctx", None)
-    path = context.command_path if context else "dbpkit"
+    called = [name for name in sys.argv[1:2] if name in typer.main.get_group(app).commands]
+    path = context.command_path if context else " ".join(["dbpkit", *called])
     said = error.format_message().rstrip().replace("Value error, ", "")
+    said = said.partition(", unable to parse")[0]  # which says no more than that it should be a number
     console.fail(f"{said}{'' if said.endswith(('.', '?')) else '.'} See '{path} --help'.")
     return MISTAKE
 

@@ -27,9 +27,13 @@ def unknown_name(kind: str, name: str, available: Iterable[str]) -> UserError:
         The error to raise.
     """
     names = sorted(available)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
-    return UserError(f"unknown {kind} '{name}'.{hint} Available: {', '.join(names)}.")
+    return UserError(f"unknown {kind} '{name}'.{nearest(name, names)} Available: {', '.join(names)}.")
+
+
+def nearest(name: str, available: Iterable[str]) -> str:
+    """Returns the question whether the nearest of the valid names was meant, after a blank; or nothing."""
+    near = difflib.get_close_matches(name, sorted(available), n=1, cutoff=0.5)
+    return f" Did you mean '{near[0]}'?" if near else ""
 
 
 def one_line(text: str) -> str:

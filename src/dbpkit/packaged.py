@@ -6,7 +6,7 @@ In a source checkout they lie in ``specs/`` and ``docs/``, in an installed packa
 import os
 from pathlib import Path
 
-from dbpkit.errors import UserError, shown, unknown_name
+from dbpkit.errors import UserError, nearest, shown
 
 HERE = Path(__file__).parent
 
@@ -51,11 +51,9 @@ def find_spec(path: str | Path) -> Path:
     name = path.as_posix().removesuffix(".toml")
     known = specs()
     if name not in known:
-        _, _, nearest = str(unknown_name("spec", name, known)).partition(f"'{name}'.")
-        nearest = nearest.partition(" Available: ")[0]
         raise UserError(
-            f"spec '{path}' does not exist.{nearest} Give the path of a TOML file, or the name of a published"
-            " spec such as cifar10-ddpm (dbpkit list specs)."
+            f"spec '{path}' does not exist.{nearest(name, known)} Give the path of a TOML file, or the"
+            " name of a published spec such as cifar10-ddpm (dbpkit list specs)."
         )
     return known[name]
 

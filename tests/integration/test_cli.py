@@ -64,6 +64,15 @@ def test_evaluate_set_overrides_a_leaf(run, tiny_toml: Path, tmp_path: Path) -> 
     [
         (["evaluate", "missing.toml", "--out", "x"], "spec 'missing.toml' does not exist"),
         (["show", "missing"], "spec 'missing' does not exist"),
+        (["show", "tiny.tml"], "spec 'tiny.tml' does not exist. Give the path"),
+        (
+            ["evaluate", "x.toml", "--set"],
+            "Option '--set' requires an argument. See 'dbpkit evaluate --help'.",
+        ),
+        (
+            ["replay", "no-run", "--example", "x"],
+            "Input should be a valid integer. See 'dbpkit replay --help'.",
+        ),
         (["list", "sampler"], "unknown kind of part 'sampler'. Did you mean 'samplers'?"),
         (["report", "no-run"], "no run directory"),
         (["compare", "no-run", "no-run"], "no run directory"),

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Group
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -165,8 +166,25 @@ def interval_methods(summary: Summary) -> str:
     return ", ".join("Wilson score, Student's t" if m == "wilson" else m for m in methods)
 
 
-def console_table(summary: Summary) -> Table:
-    """Returns the headline table for a terminal; it fits 80 columns."""
+class Fitting(NamedTuple):
+    """A table for a terminal, or the same in another form where the terminal is too narrow for it."""
+
+    table: Table
+    narrow: RenderableType
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Gives the table, if no column of it is cut at this width."""
+        unbounded = options.update_width(10**4)
+        needed = len(self.table.columns) - 1
+        for column in self.table.columns:
+            sizes = [Measurement.get(console, unbounded, cell) for cell in (column.header, *column.cells)]
+            least = max(size.maximum if column.no_wrap else size.minimum for size in sizes)
+            needed += max(least, column.min_width or 0)
+        yield self.table if needed <= options.max_width else self.narrow
+
+
+def console_table(summary: Summary) -> Fitting:
+    """Returns the headline table for a terminal: it fits 80 columns, and is a list where there are fewer."""
     methods = interval_methods(summary)
     counts = "N queries, unattacked images asked as often" if headline_title(summary) else "R draws, T tapes"
     caption = f"Intervals: {methods}, over n images. {counts}." if methods else "Nothing recorded yet."
@@ -175,17 +193,26 @@ def console_table(summary: Summary) -> Table:
     )
     rows = table_rows(summary)
     columns = _protocol_columns(summary, rows) or _columns(rows)
-    table.add_column("setting", overflow="fold")
+    table.add_column("setting", overflow="fold", min_width=16)
+    listed = [Text(summary.name, style="bold")]
     for number, title in enumerate(columns):
         table.add_column(title, justify="right" if number else "left", no_wrap=True)
     group = None
     for k, row in enumerate(rows):
         if row.group != group:
             table.add_row(Text(row.group, style="bold"))
+            listed.append(Text(row.group, style="bold"))
             group = row.group
         numbers = (Text(cells[k]) for cells in columns.values())  # Text: a user's name is no markup
         table.add_row(Padding(Text(short_title(row.title)), (0, 0, 0, 1)), *numbers)
-    return table
+        said = [
+            f"{' '.join(c.split())} {cells[k].strip()}" for c, cells in columns.items() if cells[k] != NOTHING
+        ]
+        listed.append(Text(f" {short_title(row.title)}"))
+        listed.append(
+            Padding(Text(", ".join(said).replace(" (95 % interval)", "")), (0, 0, 0, 4), expand=False)
+        )
+    return Fitting(table, Group(*listed, Text(caption, style="dim")))
 
 
 def _columns(rows: Sequence[TableRow]) -> dict[str, list[str]]:
@@ -230,26 +257,35 @@ def _with_count(cell: Cell | None) -> str:
     return f"{cell.value} {cell.over.replace(' ', '')}" if cell else NOTHING
 
 
-def replay_table(logits: Sequence[Sequence[float]], recorded: Sequence[int], names: Sequence[str]) -> Table:
+def replay_table(logits: Sequence[Sequence[float]], recorded: Sequence[int], names: Sequence[str]) -> Fitting:
     """Returns the logits of one example for a terminal: a column per class and a line per draw.
 
     Args:
-        logits: of R draws, K each; of more than 12 classes the largest three are shown.
+        logits: of R draws, K each; of more than 12 classes, or in a narrow terminal, the largest three are
+            shown.
         recorded: predictions of the record, R of them.
         names: of the K classes; a class without a name has its number.
     """
     named = {k: names[k] if k < len(names) else str(k) for k in {*range(len(logits[0])), *recorded}}
     few = len(logits[0]) <= 12
+    largest = _replay_table(logits, recorded, named, every=False)
+    return Fitting(_replay_table(logits, recorded, named, every=True) if few else largest, largest)
+
+
+def _replay_table(
+    logits: Sequence[Sequence[float]], recorded: Sequence[int], named: dict[int, str], *, every: bool
+) -> Table:
+    """One form of the table: a column for every class, or one with the largest three."""
     classes = [named[k] for k in range(len(logits[0]))]
     table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False)
-    for title in ("draw", *([name[:6] for name in classes] if few else ["largest logits"])):
-        table.add_column(Text(title), justify="right", no_wrap=True)
+    for title in ("draw", *([name[:6] for name in classes] if every else ["largest logits"])):
+        table.add_column(Text(title), justify="right", no_wrap=every or title == "draw")
     table.add_column("predicted", no_wrap=True)
     table.add_column("recorded", no_wrap=True)
     for draw, (values, before) in enumerate(zip(logits, recorded, strict=False)):
         order = sorted(range(len(values)), key=values.__getitem__, reverse=True)
         top = ", ".join(f"{named[k]} {values[k]:.3f}" for k in order[:3])
-        cells = [f"{v:.3f}" for v in values] if few else [top]
+        cells = [f"{v:.3f}" for v in values] if every else [top]
         said = [named[order[0]], named[before]]
         table.add_row(*(Text(cell) for cell in (str(draw), *cells, *said)))
     return table

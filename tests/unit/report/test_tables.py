@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from dbpkit.report import console_flags, console_table
-from dbpkit.report.tables import difference_rows, percent, points, table_rows
+from dbpkit.report import console_flags, console_table, replay_table
+from dbpkit.report.tables import difference_rows, percent, points, short_title, table_rows
 from dbpkit.results.flags import Flag
 from dbpkit.results.run_directory import RunDirectory
 from dbpkit.results.summary import summarise
@@ -90,6 +90,45 @@ def test_console_table_fits_80_columns_without_losing_numbers(make_run: MakeRun)
     assert "…" not in text
     for row in table_rows(summary):
         assert f"{row.accuracy.value} ({row.accuracy.interval})" in text
+
+
+@pytest.mark.parametrize("width", [30, 40, 50, 60])
+def test_narrow_console_loses_no_name_and_no_number(make_run: MakeRun, width: int) -> None:
+    """A table of 50 columns had no names of rows and cut every interval."""
+    summary = summarise(make_run())
+    text = printed(console_table(summary), width=width)
+    assert max(len(line) for line in text.splitlines()) <= width
+    assert "…" not in text
+    words = " ".join(text.split())
+    for row in table_rows(summary):
+        assert (
+            f"{short_title(row.title)} accuracy per draw {row.accuracy.value} ({row.accuracy.interval})"
+            in words
+        )
+    assert "all draws@R 0.0% R=4" in words
+    assert "Wilson score" in words
+
+
+@pytest.mark.parametrize("width", range(60, 100, 3))
+def test_console_cuts_no_column_at_any_width(make_run: MakeRun, width: int) -> None:
+    summary = summarise(make_run())
+    text = printed(console_table(summary), width=width)
+    for row in table_rows(summary):
+        assert f"{row.accuracy.value} ({row.accuracy.interval})" in " ".join(text.split())
+    assert "draws" in text.replace("draws@R", "").replace("R draws", "").replace("per draw", "")
+    assert "network" in text or "gradient" in text
+
+
+def test_narrow_console_shows_the_largest_logits_of_a_replay() -> None:
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    table = replay_table([[float(k) for k in range(10)]], [3], names)
+    assert "airpla" in printed(table, width=120)
+    for width in (50, 60, 80):
+        text = printed(table, width=width)
+        assert "…" not in text
+        assert "truck 9.000, ship 8.000, horse 7.000" in " ".join(text.split()) or width < 60
+        assert "9.000" in text
+        assert "cat" in text
 
 
 def test_console_table_shows_users_brackets_as_text(make_run: MakeRun) -> None:
