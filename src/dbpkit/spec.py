@@ -95,8 +95,24 @@ def validate(table: dict[str, Any], model: type[S], where: str) -> S:
     try:
         return model.model_validate(table)
     except ValidationError as error:
-        problems = [_problem(e, model) for e in error.errors()]
-        raise UserError(f"spec '{where}': {'; '.join(problems)}.") from error
+        problems: list[str] = []
+        for found in error.errors():
+            said, mark, names = _problem(found, model).partition(" Available: ")
+            again = any(problem.endswith(mark + names) for problem in problems)
+            problems.append(said.rstrip(".") if again and mark else said + mark + names)
+        text = f"spec '{where}'{_other_kind(table, model)}: {'; '.join(problems)}"
+        raise UserError(text if text.endswith("?") else f"{text}.") from error
+
+
+def _other_kind(table: dict[str, Any], model: type[BaseModel]) -> str:
+    """Which command a spec is for, if its keys are those of another kind of spec; or nothing."""
+    for key, kind, commands in (
+        ("objective", "a training spec", "'dbpkit train'"),
+        ("threat", "a spec of an evaluation", "'dbpkit evaluate', 'check' and 'analyse'"),
+    ):
+        if key in table and key not in model.model_fields:
+            return f" looks like {kind}, which is for {commands}"
+    return ""
 
 
 def spec_hash(spec: Strict) -> str:

@@ -528,3 +528,12 @@ def test_evaluation_spec_knowledge_of_any_kind_is_one_sentence(knowledge: list[o
 
 def test_user_error_is_one_printable_line() -> None:
     assert str(UserError("a\n  b\x1b[31m\u202e\udcff")) == "a b\\x1b[31m\\u202e\\udcff"
+
+
+def test_spec_of_another_kind_names_its_command_and_lists_the_keys_once() -> None:
+    with pytest.raises(
+        UserError, match="looks like a training spec, which is for 'dbpkit train': "
+    ) as caught:
+        read_spec("train/cifar10-addt", EvaluationSpec)
+    assert str(caught.value).count("Available: ") == 1
+    assert ".;" not in str(caught.value)
