@@ -1,5 +1,6 @@
 """What a script hands over by mistake: each is one sentence that says what to do."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from dbpkit import (
     Execution,
     FeatureDistance,
     RunDirectory,
+    check,
     evaluate,
     read_spec,
     summarise,
@@ -20,6 +22,7 @@ from dbpkit import (
 from dbpkit.attacks.pgd import pgd
 from dbpkit.attacks.target import Target
 from dbpkit.errors import UserError
+from dbpkit.evaluation.checks import untracked_randomness
 from dbpkit.evaluation.rows import check_execution
 from dbpkit.noise import NoisePlan
 from dbpkit.purify import PurifiedClassifier, Purifier, Undefended
@@ -175,3 +178,22 @@ def test_public_function_with_an_argument_of_another_kind_says_what_to_do(call: 
 def test_check_execution_of_no_examples_is_refused(execution: Any) -> None:
     with pytest.raises(UserError, match="execution"):
         check_execution(execution)
+
+
+def test_check_of_a_model_whose_logits_are_nan_says_so_and_blames_no_randomness() -> None:
+    with pytest.raises(UserError, match="logits that are not finite for each of 2 images"):
+        check(lambda x: x.mean(dim=(2, 3)) * torch.nan, X, Y)
+
+
+def test_untracked_randomness_nan_twice_is_none() -> None:
+    def half_nan(x: Tensor, *, noise: NoisePlan) -> Tensor:
+        return x.mean(dim=(2, 3)) * torch.tensor([[1.0], [torch.nan]])
+
+    assert untracked_randomness(half_nan, X, Y, NOISE, Linf(0.1)) == []
+    results = itertools.cycle([1.0, torch.nan])
+
+    def turns(x: Tensor, *, noise: NoisePlan) -> Tensor:
+        return x.mean(dim=(2, 3)) * next(results)
+
+    (flag,) = untracked_randomness(turns, X, Y, NOISE, Linf(0.1))
+    assert flag.name == "untracked_randomness"

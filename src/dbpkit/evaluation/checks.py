@@ -159,6 +159,8 @@ def check_fit(parts: Parts, x: Tensor, y: Tensor) -> None:
         ) from error
     if not isinstance(x0, Tensor) or x0.shape != x.shape:
         raise UserError(f"the denoiser must return clean images {tuple(x.shape)}, got {_shape(x0)}.")
+    if not _has_finite_row(x0):
+        raise UserError("the denoiser returns nothing but values that are not finite. Mend it first.")
 
 
 def check_logits(logits: object, x: Tensor, y: Tensor) -> None:
@@ -172,11 +174,21 @@ def check_logits(logits: object, x: Tensor, y: Tensor) -> None:
         raise UserError(
             f"the classifier must return logits ({len(x)}, K) for {len(x)} images, got {_shape(logits)}."
         )
+    if not _has_finite_row(logits):
+        raise UserError(
+            f"the classifier returns logits that are not finite for each of {len(x)} images. Look for a"
+            " division by zero, the logarithm of zero, or half precision that overflows."
+        )
     if int(y.max()) >= logits.shape[1]:
         raise UserError(
             f"the classifier has {logits.shape[1]} classes, but the labels go up to {int(y.max())}. Use"
             " a classifier trained on this data."
         )
+
+
+def _has_finite_row(x: Tensor) -> bool:
+    """Whether any image of a batch (B, ...) has only finite values."""
+    return bool(x.isfinite().flatten(1).all(dim=1).any())
 
 
 @torch.no_grad()
@@ -197,6 +209,12 @@ def probabilities(
     return []
 
 
+def _gap(a: Tensor, b: Tensor) -> float:
+    """The largest difference of two results; values that are the same, such as NaN twice, differ by 0."""
+    same = (a == b) | (a.isnan() & b.isnan())
+    return float((a - b).abs().masked_fill(same, 0).nan_to_num(torch.inf).max())
+
+
 @torch.no_grad()
 def untracked_randomness(
     model: RandomisedClassifier, x: Tensor, y: Tensor, noise: NoisePlan, threat: ThreatModel
@@ -204,7 +222,7 @@ def untracked_randomness(
     """Flags a model that gives two results for the same image and the same noise, and names the submodule."""
     del y, threat
     first = model(x, noise=noise)
-    gap = max(float((model(x, noise=noise) - first).abs().max()) for _ in range(RUNS - 1))
+    gap = max(_gap(first, model(x, noise=noise)) for _ in range(RUNS - 1))
     if gap == 0:
         return []
     culprit = next((c for _ in range(RUNS) if (c := random_module(model, x, noise))), "")
