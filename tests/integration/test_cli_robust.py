@@ -169,9 +169,15 @@ def test_reader_that_leaves_is_no_error() -> None:
     assert process.stderr.read() == b""
 
 
-def test_interrupt_during_import_is_one_sentence() -> None:
-    process = start("list")
-    time.sleep(0.4)
+def test_interrupt_during_import_is_one_sentence(tmp_path: Path) -> None:
+    """A module that the program imports says that it is reached, and then takes its time."""
+    reached = tmp_path / "reached"
+    slow = f"import time\nopen({str(reached)!r}, 'w').close()\ntime.sleep(60)\n"
+    (tmp_path / "typer.py").write_text(slow)
+    process = start("list", PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT / "src")]))
+    while not reached.exists():
+        assert process.poll() is None
+        time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130

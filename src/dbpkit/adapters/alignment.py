@@ -73,6 +73,7 @@ class AlignedView(Frozen):
         Athalye et al. 2018 (arXiv:1707.07397), expectation over transformation.
 
     Example:
+        >>> from torch import nn
         >>> from dbpkit import NoisePlan, Undefended
         >>> classifier = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
         >>> view = AlignedView(Undefended(classifier), NoisePlan.of(0, [7]))
