@@ -174,12 +174,13 @@ def demo(
         summary = evaluate(spec, out, Execution(device), report)
     with _progress(as_json, talk) as report:
         results = analyse(spec, out, execution=Execution(device), progress=report)
-    path = write_report([out])
+    run = RunDirectory(out)
+    path = write_report([run])
     if as_json:
         console.as_json({"summary": summary.as_json(), "analyses": [r.as_json() for r in results]})
         return
     _print_summary(summary, as_json)
-    console.show(console_findings(findings(RunDirectory(out))))
+    console.show(console_findings(findings(run)))
     console.say(f"\nReport: {path.resolve()}", whole=True)
 
 
@@ -448,6 +449,7 @@ def report(
     """Write one self-contained HTML page about one or more runs."""
     from dbpkit.report import write_report
 
+    started()
     _plugins(plugin)
     path = write_report(runs, out)
     if as_json:
@@ -468,8 +470,10 @@ def compare(
     from dbpkit.results.compare import compare_runs
     from dbpkit.results.run_directory import RunDirectory
 
+    started()
     _plugins(plugin)
-    found = compare_runs(RunDirectory(run_a), RunDirectory(run_b))
+    first = RunDirectory(run_a)
+    found = compare_runs(first, first if run_a == run_b else RunDirectory(run_b))
     for sentence in found.warnings:
         console.warn(f"warning: {sentence}")
     if as_json:
@@ -504,6 +508,7 @@ def findings_command(
     from dbpkit.results.findings import findings
     from dbpkit.results.run_directory import RunDirectory
 
+    started()
     _plugins(plugin)
     found = {str(run): findings(RunDirectory(run)) for run in runs}
     if as_json:
@@ -525,6 +530,7 @@ def law_command(
     from dbpkit.analyses.law import combine
     from dbpkit.report import console_analysis, write_charts
 
+    started()
     joint = combine(runs)
     files = write_charts(joint, out) if out else []
     if as_json:
@@ -595,6 +601,7 @@ def _show_run(path: Path, as_json: bool) -> None:
     from dbpkit.results.run_directory import RunDirectory
     from dbpkit.results.summary import summarise
 
+    started()
     run = RunDirectory(path)
     _print_summary(summarise(run), as_json)
     if not as_json and (said := unfinished(run)):
@@ -607,6 +614,7 @@ def _show_spec(path: Path, overrides: list[str], as_json: bool) -> None:
     from dbpkit.listing import part_defaults
     from dbpkit.training.spec import TrainingSpec
 
+    started()
     kind = TrainingSpec if "optimiser" in read_table(find_spec(path)) else EvaluationSpec
     spec = read_spec(path, kind, overrides)
     table = spec.model_dump(mode="json")
@@ -638,6 +646,7 @@ def list_command(
     """List the parts a spec can name, and what they take."""
     from dbpkit.listing import as_data, default, described, options
 
+    started()
     _plugins(plugin)
     chosen = described(what)
     if as_json:
@@ -690,7 +699,6 @@ def docs(
 
 def main() -> None:
     """Runs the command line; the exit status is that of `dbpkit.crash`."""
-    started()
     console.prepare()
     logging.getLogger(console.EXAMPLES).setLevel(logging.INFO)
     sys.exit(guarded(_command))
@@ -733,9 +741,10 @@ def _misuse(error: Any) -> int:
 
 
 def _settle() -> None:
-    """What commands that compute do first; it imports torch."""
+    """What commands that compute do once all is imported."""
     from dbpkit.machine import settle
 
+    started()
     settle()
 
 
@@ -745,10 +754,12 @@ def _evaluate(
     """Runs an evaluation, writes its report, prints its summary."""
     from dbpkit.evaluation.run import evaluate
     from dbpkit.report import write_report
+    from dbpkit.results.run_directory import RunDirectory
 
+    run = RunDirectory(out)  # read once for the summary and the page
     with _progress(as_json, talk) as report:
-        summary = evaluate(spec, out, execution, report)
-    path = write_report([out])
+        summary = evaluate(spec, run, execution, report)
+    path = write_report([run])
     _print_summary(summary, as_json)
     if not as_json:
         console.say(f"\nReport: {path.resolve()}", whole=True)

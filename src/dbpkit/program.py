@@ -45,6 +45,6 @@ if _is_program() and signal.getsignal(signal.SIGINT) is signal.default_int_handl
 
 
 def started() -> None:
-    """Says that all is imported: from now on an interrupt is an exception, as usual."""
+    """Says that a command has imported what it needs: from now on an interrupt is an exception, as usual."""
     if signal.getsignal(signal.SIGINT) is _stop:
         signal.signal(signal.SIGINT, signal.default_int_handler)

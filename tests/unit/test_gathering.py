@@ -11,7 +11,7 @@ import pytest
 from dbpkit.results import gathering
 from dbpkit.results.gathering import gather
 from dbpkit.results.journal import Line
-from dbpkit.results.records import Columns, Record, fault
+from dbpkit.results.records import Columns, Record, fault, key_of
 
 UNIT: list[Record] = [
     {
@@ -41,6 +41,8 @@ UNIT: list[Record] = [
 
 
 def looked_at(line: Line) -> Record:
+    if key_of(line.entry) is None:
+        raise ValueError(f"line {line.number}")
     why = fault(line.entry)
     key = {name: line.entry[name] for name in ("row", "tape", "example")}
     return {**key, "error": why} if why else line.entry
@@ -51,7 +53,7 @@ def gathered(appends: Sequence[Sequence[Record]]) -> Columns:
         ([Line(k, 100 * n + k, copy.deepcopy(record)) for k, record in enumerate(records)], {"append": n})
         for n, records in enumerate(appends)
     ]
-    return gather(numbered, looked_at)
+    return gather(lambda: numbered, looked_at)
 
 
 def plain(columns: Columns) -> Any:
@@ -77,6 +79,11 @@ def one_by_one(appends: Sequence[Sequence[Record]], monkeypatch: pytest.MonkeyPa
 
 ODD = [
     ("tape", -1),
+    ("example", -1),
+    ("example", 2**63),
+    ("excess", 10**400),
+    ("loss", [1e295]),
+    ("excess", -1e295),
     ("tape", True),
     ("tape", 2**31),
     ("label", "1"),
@@ -128,8 +135,10 @@ def test_columns_of_odd_values_are_those_of_each_record(
 ) -> None:
     unit = copy.deepcopy(UNIT)
     unit[where][key] = value
-    if key == "tape":
-        assert gathering._uniform(unit) is None  # and the run directory refuses the line
+    if key_of(unit[where]) is None:
+        for gathers in (gathered, lambda appends: one_by_one(appends, monkeypatch)):
+            with pytest.raises(ValueError, match=f"line {where}"):
+                gathers([UNIT, unit])
         return
     appends = [UNIT, unit]
     assert plain(gathered(appends)) == plain(one_by_one(appends, monkeypatch))
@@ -154,7 +163,7 @@ def test_usual_append_becomes_columns_at_once(monkeypatch: pytest.MonkeyPatch) -
         raise AssertionError("a usual append was looked at record by record")
 
     lines = [Line(k, k, record) for k, record in enumerate(UNIT)]
-    found = gather([(lines, {})], refused).rows["white_box"]
+    found = gather(lambda: [(lines, {})], refused).rows["white_box"]
     assert found.predicted.tolist() == [[0, 1, 0], [0, 1, 1], [0, 1, 2]]
     assert found.paths["loss"].values.tolist() == [0.5, 1.0, 0.5, 2.0, 0.5, 3.0]
     assert found.queries["failed_at"].tolist() == [2, 0, 0]

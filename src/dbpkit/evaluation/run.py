@@ -46,7 +46,7 @@ Checks = Callable[[Parts, EvaluationSpec, Progress], list[Flag]]
 
 def evaluate(
     spec: EvaluationSpec,
-    out: str | Path,
+    out: str | Path | RunDirectory,
     execution: Execution = DEFAULT_EXECUTION,
     progress: Progress = lambda *_: None,
     *,
@@ -57,7 +57,7 @@ def evaluate(
 
     Args:
         spec: what to evaluate.
-        out: run directory.
+        out: run directory; one given as such still knows its records afterwards.
         execution: device and batch sizes.
         progress: called whenever work is done.
         parts: models and data that are made already, on their device; None builds those of the spec.
@@ -71,9 +71,9 @@ def evaluate(
     """
     check_kind(spec, EvaluationSpec, "evaluate: spec", "Make one with read_spec(path, EvaluationSpec).")
     check_execution(execution)
-    run = RunDirectory(out)
+    run = out if isinstance(out, RunDirectory) else RunDirectory(out)
     run.refuse_other(spec.model_dump(mode="json"))  # at once, before seconds or minutes of work
-    with writing(out, f"dbpkit evaluate --out {out}"), kernels(execution.deterministic):
+    with writing(run.path, f"dbpkit evaluate --out {run.path}"), kernels(execution.deterministic):
         parts = parts or build(spec, execution.device, execution.memory_bytes)
         refuse_other_parts(run, parts)
         state = parts_state(parts)

@@ -105,7 +105,7 @@ class RunView(NamedTuple):
     only_analysed: bool
 
 
-def write_report(runs: Sequence[str | Path], out: Path | None = None) -> Path:
+def write_report(runs: Sequence[str | Path | RunDirectory], out: Path | None = None) -> Path:
     """Writes one page about one run or several, finished or not, and its figures as PNG and CSV.
 
     The figures lie beside the page, in ``figures`` beside a ``report.html`` and else in ``STEM-figures``.
@@ -122,7 +122,7 @@ def write_report(runs: Sequence[str | Path], out: Path | None = None) -> Path:
     """
     if not runs:
         raise UserError("a report needs at least one run directory, none was given.")
-    directories = [RunDirectory(run) for run in runs]
+    directories = [run if isinstance(run, RunDirectory) else RunDirectory(run) for run in runs]
     letters = [""] if len(runs) == 1 else [_letter(number) for number in range(len(runs))]
     views = [_view(run, letter) for run, letter in zip(directories, letters, strict=True)]
     title = views[0].summary.name if len(views) == 1 else f"Comparison of {len(views)} runs"

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from dbpkit.errors import UserError
 from dbpkit.results.compare import refuse_other_data, spec_changes, spec_warnings
-from dbpkit.results.estimates import Estimate, paired_difference, per_draw
+from dbpkit.results.estimates import Estimate, mean_accuracy, paired_difference
 from dbpkit.results.flags import BASELINE_ROWS
 from dbpkit.results.run_directory import RunDirectory
-from dbpkit.results.summary import by_example
+from dbpkit.results.votes import votes
 from dbpkit.spec import amount
 
 PER_BUDGET = ("step_size",)
@@ -162,8 +162,10 @@ def _curve(runs: dict[float, RunDirectory]) -> ModelCurve:
     for row, at in found.items():
         if at:
             scores[row] = {eps: group.by_example() for eps, group in at.items()}
-            tables = {eps: by_example(group.records(row)) for eps, group in at.items()}
-            rows[row] = {eps: per_draw(predicted, labels) for eps, (labels, predicted) in tables.items()}
+            counted = {eps: votes(group) for eps, group in at.items()}
+            rows[row] = {
+                eps: mean_accuracy("per_draw", v.share.tolist(), v.most) for eps, v in counted.items()
+            }
     return ModelCurve(_common_title([spec["name"] for spec in specs]), runs, rows, scores)
 
 

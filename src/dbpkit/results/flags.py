@@ -65,7 +65,7 @@ def record_flags(recorded: Columns | Sequence[Record], preflight: Sequence[Flag]
 def _columns(records: Sequence[Record]) -> Columns:
     """Good and failed records as columns."""
     lines = [Line(k, k, record) for k, record in enumerate(records)]
-    return gather([(lines, {})] if lines else [], lambda line: line.entry)
+    return gather(lambda: [(lines, {})] if lines else [], lambda line: line.entry)
 
 
 def _attack_flags(row: str, group: RowColumns) -> list[Flag]:

@@ -60,21 +60,18 @@ class _Block(NamedTuple):
 
 
 def gather(
-    appends: Iterable[tuple[Sequence[Line], Mapping[str, Any]]], looked_at: Callable[[Line], Record]
+    appends: Callable[[], Iterable[tuple[Sequence[Line], Mapping[str, Any]]]],
+    looked_at: Callable[[Line], Record],
 ) -> Columns:
     """Returns records as columns, the newest of every key.
 
     Args:
-        appends: the lines of every append, and what it says of the run it belongs to.
+        appends: gives the lines of every append, and what it says of the run it belongs to.
         looked_at: returns the record of a line, a failed one in place of one that is damaged.
     """
-    rows: dict[str, _Row] = {}
-    seals, order = [], 0
-    for number, (lines, seal) in enumerate(appends):
-        seals.append(seal)
-        for name, block, places in _blocks(lines, looked_at):
-            rows.setdefault(name, _Row()).take(block, places, order, number)
-            order += len(places)
+    rows, seals = _gathered(appends(), looked_at, _uniform)
+    if not all(row.is_sound() for row in rows.values()):
+        rows, seals = _gathered(appends(), looked_at, lambda _: None)
     good: dict[str, RowColumns] = {}
     failed: list[tuple[int, Record]] = []
     for name in list(rows):
@@ -91,59 +88,89 @@ def gather(
     return Columns(good, [record for _, record in sorted(failed, key=lambda f: f[0])], seals)
 
 
+def _gathered(
+    appends: Iterable[tuple[Sequence[Line], Mapping[str, Any]]],
+    looked_at: Callable[[Line], Record],
+    uniform: Callable[[Sequence[Record]], "_Block | None"],
+) -> tuple[dict[str, "_Row"], list[Mapping[str, Any]]]:
+    """Every record by row, and what every append says of the run."""
+    rows: dict[str, _Row] = {}
+    seals, order = [], 0
+    for number, (lines, seal) in enumerate(appends):
+        seals.append(seal)
+        for name, block, places in _blocks(lines, looked_at, uniform):
+            row = rows.get(name)
+            if row is None:
+                row = rows[name] = _Row()
+            row.take(block, places, order, number)
+            order += len(places)
+    return rows, seals
+
+
 def _blocks(
-    lines: Sequence[Line], looked_at: Callable[[Line], Record]
+    lines: Sequence[Line],
+    looked_at: Callable[[Line], Record],
+    uniform: Callable[[Sequence[Record]], _Block | None],
 ) -> Iterable[tuple[str, _Block, Sequence[int]]]:
     """Name, records and places of the lines of each row in an append."""
-    block = _uniform([line.entry for line in lines])
+    block = uniform([line.entry for line in lines])
     if block is not None:
-        yield lines[0].entry["row"], block, [line.offset for line in lines]
-        return
+        return [(lines[0].entry["row"], block, [line.offset for line in lines])]
     placed = [(line.offset, looked_at(line)) for line in lines]
+    found = []
     for name, group in groupby(placed, key=lambda one: one[1]["row"]):
         places, records = zip(*group, strict=True)
-        yield name, _any(records), places
+        found.append((name, _any(records), places))
+    return found
 
 
 def _uniform(records: Sequence[Record]) -> _Block | None:
-    """Records that have the same keys and are good; None if each must be looked at by itself."""
+    """Records that have the same keys and values of the right types; None if each must be looked at.
+
+    How large the values are is looked at once they are all there; see `_Row.is_sound`.
+    """
     first = records[0]
     names = tuple(first)
     if not first.keys() >= _HEAD or "error" in first or any(tuple(r) != names for r in records):
         return None
-    columns = dict(zip(names, zip(*(r.values() for r in records), strict=True), strict=True))
+    by_key = zip(*(record.values() for record in records), strict=True)
+    columns: dict[str, Sequence[Any]] = dict(zip(names, by_key, strict=True))
     if key_of(first) is None or any(row != first["row"] for row in columns["row"]):
         return None
+    if any(set(map(type, columns[name])) != _INTEGER for name in ("tape", "example", "label")):
+        return None
     predicted = _flat(columns["predicted"])
-    if predicted is None or not all(columns["predicted"]) or not _are_whole(predicted, MOST):
+    if predicted is None or not all(columns["predicted"]) or set(map(type, predicted)) != _INTEGER:
         return None
-    if not all(_are_whole(columns[name], most) for name, most in _LIMITS.items()):
+    measures = {name: columns[name] for name in MEASURES if name in first}
+    paths = {name: _flat(columns[name]) for name in PATHS if name in first}
+    if not all(_are_numbers(values, _NUMBERS) for values in measures.values()):
         return None
-    paths = {name: _flat(columns[name]) for name in PATHS if name in columns}
-    if not all(path is not None and _are_finite(path, {float}) for path in paths.values()):
-        return None
-    if not all(_are_finite(columns[name], _NUMBERS) for name in MEASURES if name in columns):
+    if not all(path is not None and _are_numbers(path, _FLOAT) for path in paths.values()):
         return None
     if not _are_texts(columns) or not _are_answers(columns):
         return None
-    absent = (ABSENT,) * len(records)
-    whole = {name: columns[name] for name in _LIMITS}
+    whole = {name: columns[name] for name in ("tape", "example", "label")}
     whole["draws"] = tuple(map(len, columns["predicted"]))
-    whole["claimed_success"] = tuple(map(int, columns.get("claimed_success", absent)))
-    for name in QUERIES:
-        whole[name] = tuple(at or 0 for at in columns[name]) if "queries" in columns else absent
+    if "claimed_success" in first:
+        whole["claimed_success"] = tuple(map(int, columns["claimed_success"]))
+    if "queries" in first:
+        whole |= {name: tuple(at or 0 for at in columns[name]) for name in QUERIES}
     return _Block(
         whole,
         predicted,
-        {name: columns[name] for name in MEASURES if name in columns},
-        {name: path for name, path in paths.items() if path is not None},
+        measures,
+        {name: path for name, path in paths.items() if path},
         {name: tuple(map(len, columns[name])) for name in paths},
         {},
     )
 
 
-_NUMBERS = {int, float}
-_LIMITS = {"tape": MOST, "example": 2**63, "label": MOST}
+_INTEGER: set[type] = {int}
+_FLOAT: set[type] = {float}
+_NUMBERS: set[type] = {int, float}
+_LARGEST = 1e290
+"""Measured numbers lie below this, or each record is looked at."""
 
 
 def _flat(lists: Sequence[Any]) -> list[Any] | None:
@@ -151,15 +178,14 @@ def _flat(lists: Sequence[Any]) -> list[Any] | None:
     return list(chain.from_iterable(lists)) if set(map(type, lists)) == {list} else None
 
 
-def _are_whole(values: Sequence[Any], most: int) -> bool:
-    return set(map(type, values)) == {int} and min(values) >= 0 and max(values) < most
-
-
-def _are_finite(values: Sequence[Any], kinds: set[type]) -> bool:
-    """Whether values are numbers, none of them nan, and so small that no sum of them overflows."""
-    if not set(map(type, values)) <= kinds or not math.isfinite(sum(values)):
+def _are_numbers(values: Sequence[Any], kinds: set[type]) -> bool:
+    """Whether values are numbers and none of them is nan or infinite."""
+    if not set(map(type, values)) <= kinds:
         return False
-    return not values or -1e290 < min(values) <= max(values) < 1e290
+    try:
+        return -math.inf < sum(values) < math.inf
+    except OverflowError:  # a whole number that is no float
+        return False
 
 
 def _are_texts(columns: Mapping[str, Sequence[Any]]) -> bool:
@@ -200,50 +226,89 @@ def _any(records: Sequence[Record]) -> _Block:
 
 
 class _Row:
-    """Gathers the records of one row."""
+    """Gathers the records of one row; a key that no record has takes no room."""
 
     def __init__(self) -> None:
-        self.whole = {name: array("q") for name in (*_WHOLE, "line", "append", "order")}
+        self.count = 0
+        self.whole = {name: array("q") for name in (*_WHOLE, "line")}
         self.measures = {name: array("d") for name in MEASURES}
         self.paths = {name: array("d") for name in PATHS}
         self.counts = {name: array("q") for name in PATHS}
         self.predicted = array("q")
         self.errors: dict[int, str] = {}
+        self.units: list[tuple[int, int, int]] = []
+        self.overflows = False
 
     def take(self, block: _Block, places: Sequence[int], order: int, append: int) -> None:
         """Takes records with the places of their lines, from one append."""
-        count, whole = len(places), self.whole
         if block.errors:
-            self.errors |= {len(whole["tape"]) + k: error for k, error in block.errors.items()}
-        for name in _WHOLE:
-            whole[name].extend(block.whole[name])
-        whole["line"].extend(places)
-        whole["append"].extend([append] * count)
-        whole["order"].extend(range(order, order + count))
-        self.predicted += array("q", block.predicted)
-        for name, numbers in self.measures.items():
-            numbers.extend(block.measures.get(name) or [math.nan] * count)
-        for name, numbers in self.paths.items():
-            self.counts[name].extend(block.counts.get(name) or [0] * count)
-            numbers += array("d", block.paths.get(name, ()))
+            self.errors |= {self.count + k: error for k, error in block.errors.items()}
+        self.units.append((append, order, len(places)))
+        try:
+            self.whole["line"].extend(places)
+            for name, values in block.whole.items():
+                self._reach(self.whole[name], self.count, ABSENT).extend(values)
+            for name, numbers in block.measures.items():
+                self._reach(self.measures[name], self.count, math.nan).extend(numbers)
+            for name, counts in block.counts.items():
+                self._reach(self.counts[name], self.count, 0).extend(counts)
+            for name, path in block.paths.items():
+                self.paths[name] += array("d", path)
+            self.predicted += array("q", block.predicted)
+        except OverflowError:  # a whole number of more than 64 bits, or one that is no float
+            self.overflows = True
+        self.count += len(places)
+
+    def is_sound(self) -> bool:
+        """Whether all values lie where those of good records do."""
+        if self.overflows:
+            return False
+        tape, example, label, predicted = (
+            np.frombuffer(values, dtype=np.int64)
+            for values in (self.whole["tape"], self.whole["example"], self.whole["label"], self.predicted)
+        )
+        own = (tape, 0), (example, 0), (predicted, 0), (label, ABSENT if self.errors else 0)
+        if any(len(values) and values.min() < least for values, least in own):
+            return False
+        if any(len(values) and values.max() >= MOST for values in (tape, label, predicted)):
+            return False
+        measured = map(_floats, (*self.measures.values(), *self.paths.values()))
+        return not any(
+            max(np.nanmax(v, initial=0.0), -np.nanmin(v, initial=0.0)) >= _LARGEST for v in measured if len(v)
+        )
 
     def columns(self) -> tuple[RowColumns, Integers, dict[int, str]]:
         """The records, the failed ones too, the order of their lines, and the errors."""
-        whole = {name: np.frombuffer(column, dtype=np.int64) for name, column in self.whole.items()}
-        order = whole.pop("order")
+        append, order, count = np.array(self.units, dtype=np.int64).T
+        starts = np.cumsum(count) - count
+        whole = {name: self._whole(values, ABSENT) for name, values in self.whole.items()}
         predicted = np.frombuffer(self.predicted, dtype=np.int64) if self.predicted else np.zeros(0, np.int64)
         paths = {
-            name: Ragged(_floats(values), np.frombuffer(self.counts[name], dtype=np.int64))
+            name: Ragged(_floats(values), self._whole(self.counts[name], 0))
             for name, values in self.paths.items()
         }
         found = RowColumns(
             predicted=filled_up(predicted, whole["draws"], ABSENT),
-            measures={name: _floats(values) for name, values in self.measures.items()},
+            measures={
+                name: _floats(self._reach(values, self.count, math.nan))
+                for name, values in self.measures.items()
+            },
             paths=paths,
             queries={name: whole.pop(name) for name in QUERIES},
+            append=np.repeat(append, count),
             **whole,
         )
-        return found, order, self.errors
+        return found, np.repeat(order - starts, count) + np.arange(self.count), self.errors
+
+    def _whole(self, values: array, fill: int) -> Integers:
+        return np.frombuffer(self._reach(values, self.count, fill), dtype=np.int64)
+
+    @staticmethod
+    def _reach(values: array, count: int, fill: float) -> array:
+        """A column with a value for each of the first so many records."""
+        if len(values) < count:
+            values.extend([fill] * (count - len(values)))
+        return values
 
 
 def _newest(tape: Integers, example: Integers) -> tuple[Integers, Integers]:

@@ -175,6 +175,7 @@ class _Scan:
         self.journal = journal
         self.number = self.offset = 0
         self.held: list[Line] = []
+        self.bodies: list[bytes] = []
         self.lines = hashlib.sha256()
         self.damaged: tuple[int, str] | None = None
         self.end = _End(0, 0, self.lines.copy(), has_digest=False)
@@ -187,8 +188,9 @@ class _Scan:
             return []
         if self.damaged is not None:
             self._refuse(*self.damaged)
-        digest = text[-_HEX - 2 : -2] if text[-_TAIL : -_HEX - 2] == _KEY and text.endswith(b'"}') else None
-        body = text if digest is None else text[:-_TAIL] + b"}"
+        digest, body = None, text
+        if text[-_TAIL : -_HEX - 2] == _KEY and text.endswith(b'"}'):
+            digest, body = text[-_HEX - 2 : -2], text[:-_TAIL] + b"}"
         try:
             entry = from_json(body, allow_inf_nan=True)
             if not isinstance(entry, dict):
@@ -198,15 +200,11 @@ class _Scan:
             return []
         if not raw.endswith(b"\n"):
             return []
-        self.lines.update(body + b"\n")
+        self.bodies.append(body)
         self.held.append(Line(self.number, offset, entry))
-        if digest is not None:
-            if self.lines.hexdigest()[:_HEX].encode() != digest:
-                self._refuse(self.held[0].number, "it or a line before it was changed after it was written")
-            self.end = self.end._replace(has_digest=True)
-        if digest is not None or not (self.journal.digests or self.end.has_digest):
-            return self._whole()
-        return []
+        if digest is None and (self.journal.digests or self.end.has_digest):
+            return []
+        return self._whole(digest)
 
     def close(self) -> _End:
         """Returns where the journal ends; raises if there are lines, none has a digest, and one must be."""
@@ -215,9 +213,14 @@ class _Scan:
         self.end = self.end._replace(size=self.offset)
         return self.end
 
-    def _whole(self) -> list[Line]:
-        held, self.held = self.held, []
-        self.end = _End(self.offset, self.offset, self.lines.copy(), self.end.has_digest)
+    def _whole(self, digest: bytes | None) -> list[Line]:
+        """Returns the lines that are held back, once their digest is right or they have none."""
+        self.lines.update(b"\n".join(self.bodies) + b"\n")
+        if digest is not None and self.lines.hexdigest()[:_HEX].encode() != digest:
+            self._refuse(self.held[0].number, "it or a line before it was changed after it was written")
+        has_digest = self.end.has_digest or digest is not None
+        self.end = _End(self.offset, self.offset, self.lines.copy(), has_digest)
+        held, self.held, self.bodies = self.held, [], []
         return held
 
     def _refuse(self, number: int, why: str) -> None:

@@ -9,10 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from dbpkit.errors import UserError, excerpt
 from dbpkit.registry import Registry
 from dbpkit.results.estimates import Estimate, mean_accuracy, vote
 from dbpkit.results.flags import Flag
+from dbpkit.results.records import Floats, RowColumns
 from dbpkit.results.run_directory import Record
 
 DEFAULT = "one_shot"
@@ -35,6 +38,7 @@ class Protocol:
         title: the same for people.
         has_control: whether it is shown next to the unattacked image at the same number of queries.
         judges_iterates: whether every iterate of the attack is judged while it runs.
+        at_once: ``held`` of all records of a row, (n,), from their columns; None where it takes each record.
     """
 
     held: Callable[[Record], float]
@@ -42,6 +46,7 @@ class Protocol:
     title: str
     has_control: bool = True
     judges_iterates: bool = False
+    at_once: Callable[[RowColumns], Floats] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "__doc__", self.held.__doc__)  # `dbpkit list` shows the function's
@@ -96,7 +101,9 @@ def while_optimising(record: Record) -> float:
     return float(record["failed_at"] is None) if "queries" in record else worst_of_n(record)
 
 
-protocols.register("one_shot")(Protocol(one_shot, "per_draw", "accuracy per draw", has_control=False))
+protocols.register("one_shot")(
+    Protocol(one_shot, "per_draw", "accuracy per draw", has_control=False, at_once=lambda group: group.right)
+)
 protocols.register("worst_of_n")(Protocol(worst_of_n, "all_draws", "right on all N draws"))
 protocols.register("majority")(Protocol(majority_vote, "majority", "majority of N draws"))
 protocols.register("while_optimising")(
@@ -154,6 +161,17 @@ def headline(protocol: Protocol, row: str, records: Sequence[Record], clean: Seq
     controls = _controls(protocol, row, records, clean)
     complete = controls if len(controls) == len(records) else []
     return Headline(_estimate(protocol, records), _estimate(protocol, complete) if complete else None)
+
+
+def quick_headline(protocol: Protocol, group: RowColumns) -> Headline | None:
+    """Computes the same from columns; None where the protocol has a control or must see each record."""
+    if protocol.at_once is None or protocol.has_control:
+        return None
+    _, first, where = np.unique(group.example, return_index=True, return_inverse=True)
+    held = np.bincount(where, protocol.at_once(group)) / np.bincount(where)
+    most = int(group.draws.max())
+    name = protocol.estimand if protocol.estimand == "per_draw" else f"{protocol.estimand}@{most}"
+    return Headline(mean_accuracy(name, held[np.argsort(first)].tolist(), most), None)
 
 
 def protocol_flags(

@@ -176,7 +176,7 @@ class RunDirectory:
         """
         stamp = self._stamp()
         if self._columns is None or self._columns[0] != stamp:
-            self._columns = stamp, gather(self._appends(), self._record)
+            self._columns = stamp, gather(self._appends, self._record)
         return self._columns[1]
 
     def records(self) -> list[Record]:

@@ -16,11 +16,9 @@ from dbpkit.results.chance import UNATTACKED, chance_flags
 from dbpkit.results.doubts import doubts
 from dbpkit.results.estimates import (
     Estimate,
-    all_draws,
     any_iterate,
-    majority,
+    mean_accuracy,
     paired_difference,
-    per_draw,
 )
 from dbpkit.results.flags import BASELINE_ROWS, Flag, record_flags
 from dbpkit.results.headline import NOTHING, headline_sentence, measured_trend, white_box_eot
@@ -32,10 +30,12 @@ from dbpkit.results.protocols import (
     own_protocol,
     protocol_flags,
     protocols,
+    quick_headline,
     recorded_protocol,
 )
-from dbpkit.results.records import Record, RowColumns, network_calls
+from dbpkit.results.records import ABSENT, Record, RowColumns, network_calls
 from dbpkit.results.run_directory import RunDirectory
+from dbpkit.results.votes import votes
 
 NO_DENOISER = "none"
 """Name of the denoiser in the spec of a run on a classifier without a purifier."""
@@ -141,14 +141,19 @@ def summarise(run: RunDirectory) -> Summary:
     protocol = recorded_protocol(chosen) or protocols.get(DEFAULT)
     failed = Counter(r["row"] for r in columns.failed)
     scores = {name: columns.rows[name].by_example() for name in expected_rows(spec) if name in columns.rows}
-    rows, own_flags, unattacked = [], [], {}
+    rows: list[Row] = []
+    own_flags: list[Flag] = []
+    unattacked: dict[str, list[Record]] = {}
     for name in scores:  # the records of one row at a time: all of them fill the memory
-        group, clean = columns.rows[name].records(name), _unattacked(name)
-        if clean not in unattacked:
-            unattacked[clean] = columns.rows[clean].records(clean) if clean in columns.rows else []
-        found = _row(name, group, columns.rows[name], headline(protocol, name, group, unattacked[clean]))
+        shown = quick_headline(protocol, columns.rows[name])
+        if shown is None:
+            group, clean = columns.rows[name].records(name), _unattacked(name)
+            if clean not in unattacked:
+                unattacked[clean] = columns.rows[clean].records(clean) if clean in columns.rows else []
+            shown = headline(protocol, name, group, unattacked[clean])
+            own_flags += protocol_flags(protocol, name, group, unattacked[clean])
+        found = _row(name, columns.rows[name], shown)
         rows.append(found._replace(failed=failed[name], title=_title(name, has_purifier(spec))))
-        own_flags += protocol_flags(protocol, name, group, unattacked[clean])
     preflight = [Flag(**f) for f in run.checks() or []]
     differences = {}
     for a, b in (("white_box", "dw_both"), ("white_box", "fixed"), ("clean", "white_box")):
@@ -165,16 +170,6 @@ def summarise(run: RunDirectory) -> Summary:
         white_box_eot(spec, _passes(columns.rows.get("white_box"))),
     )
     return Summary(spec["name"], spec, rows, differences, flags, _sentence(run, eot, scores, gap, flags))
-
-
-def by_example(records: Sequence[Record]) -> tuple[list[int], list[list[int]]]:
-    """Returns labels and predictions of every example of one row, the tapes' draws side by side."""
-    labels: dict[int, int] = {}
-    predicted: dict[int, list[int]] = {}
-    for r in sorted(records, key=lambda r: (r["example"], r["tape"])):
-        labels[r["example"]] = r["label"]
-        predicted.setdefault(r["example"], []).extend(r["predicted"])
-    return list(labels.values()), list(predicted.values())
 
 
 def has_purifier(spec: Mapping[str, Any]) -> bool:
@@ -198,20 +193,22 @@ def _title(name: str, purified: bool) -> str:
     return title if purified else title.removeprefix("purified, ")
 
 
-def _row(name: str, good: Sequence[Record], columns: RowColumns, shown: Headline) -> Row:
+def _row(name: str, group: RowColumns, shown: Headline) -> Row:
     """The estimates of one row."""
-    tapes = 1 + max(r["tape"] for r in good)
-    labels, predicted = by_example(good)
-    estimates = [per_draw(predicted, labels)]
-    if tapes == 1 and estimates[0].draws > 1:
-        estimates += [majority(predicted, labels), all_draws(predicted, labels)]
-    if tapes == 1 and all("queries" in r for r in good):
-        estimates.append(any_iterate([r["failed_at"] for r in good], [r["queries"] for r in good]))
+    tapes = 1 + int(group.tape.max())
+    counted = votes(group)
+    estimates = [mean_accuracy("per_draw", counted.share.tolist(), counted.most)]
+    always = mean_accuracy(f"all_draws@{counted.most}", counted.always.tolist(), counted.most)
+    if tapes == 1 and counted.most > 1:
+        estimates += [mean_accuracy("majority", counted.won.tolist(), counted.most), always]
+    if tapes == 1 and bool((group.queries["queries"] != ABSENT).all()):
+        failed_at = [at or None for at in group.queries["failed_at"].tolist()]
+        estimates.append(any_iterate(failed_at, group.queries["queries"].tolist()))
     if tapes > 1:
-        every = all_draws(predicted, labels)
-        estimates.append(every._replace(estimand=f"all_tapes@{tapes}"))
+        estimates.append(always._replace(estimand=f"all_tapes@{counted.most}"))
     forward, gradient = (
-        float(np.nansum(columns.measures[k])) / len(labels) for k in ("forward_passes", "gradient_passes")
+        float(np.nansum(group.measures[k])) / len(counted.draws)
+        for k in ("forward_passes", "gradient_passes")
     )
     return Row(
         name,
@@ -222,7 +219,7 @@ def _row(name: str, good: Sequence[Record], columns: RowColumns, shown: Headline
         shown.control,
         forward,
         gradient,
-        network_calls(columns),
+        network_calls(group),
         0,
     )
 
