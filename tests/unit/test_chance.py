@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dbpkit.noise import NoisePlan
-from dbpkit.results.chance import Answer, at_most, chance_flags, labels_permuted, near_chance
+from dbpkit.results.chance import Answer, at_most, chance_flags, labels_permuted, near_chance, one_class
 
 
 def answers(count: int, classes: int, accuracy: float, seed: int, shift: int = 0) -> list[Answer]:
@@ -125,3 +125,37 @@ def test_chance_flags_look_at_unattacked_rows_once() -> None:
         ("near_chance", "clean"),
     ]
     assert chance_flags({}) == []
+
+
+@pytest.mark.parametrize("count", [6, 9])
+def test_one_class_for_every_image_is_named_where_near_chance_has_too_few_images(count: int) -> None:
+    """Three balanced classes, always class 1: right on a third, which so few cannot tell from skill."""
+    records = [{"tape": 0, "example": i, "label": i % 3, "predicted": [1] * 5} for i in range(count)]
+    flags = chance_flags({"undefended_clean": records, "clean": records, "white_box": records})
+    assert [(f.name, f.severity, f.row) for f in flags] == [
+        ("one_class", "warning", "undefended_clean"),
+        ("one_class", "warning", "clean"),
+    ]
+    assert f"The model answers class 1 for each of {count} unattacked images" in flags[1].message
+    assert "labels are of 3 classes" in flags[1].message
+
+
+def test_one_class_is_silent_where_one_draw_differs_or_there_is_nothing_to_tell_apart() -> None:
+    records = [{"tape": 0, "example": i, "label": i % 3, "predicted": [1, 1]} for i in range(6)]
+    records[4] = {**records[4], "predicted": [1, 2]}
+    assert chance_flags({"clean": records}) == []
+    assert one_class([0, 1, 2], {1}) == []  # three images
+    assert one_class([1, 1, 1, 1], {1}) == []  # one label
+    assert one_class([0, 0, 0, 1], {0}) != []
+    assert one_class([], set()) == []
+
+
+@pytest.mark.parametrize(
+    ("count", "classes", "accuracy"), [(4, 10, 0.9), (6, 3, 0.9), (9, 3, 0.9), (16, 2, 0.8)]
+)
+def test_one_class_accuses_no_model_that_is_right_on_most_balanced_labels(
+    count: int, classes: int, accuracy: float
+) -> None:
+    """One class needs all images of the others wrong: 0.1**4 at most for 6 of 3, 2 * 0.2**8 for 16 of 2."""
+    said = [answers(count, classes, accuracy, seed) for seed in range(500)]
+    assert not any(one_class([a.label for a in s], {a.predicted for a in s}) for s in said)

@@ -348,6 +348,20 @@ def test_worst_of_n_that_only_measures_noise_is_flagged_and_one_under_attack_is_
     assert sanity.worst_of_n_control(mild, GREY, ZEROS, PLAN, Linf(EPS)) == []
 
 
+def test_worst_of_n_of_a_prediction_that_never_changes_is_no_matter_of_noise() -> None:
+    class Constant(nn.Module):
+        """Class 0 in every draw, with logits that move."""
+
+        def forward(self, x: Tensor, *, noise: NoisePlan) -> Tensor:
+            value = 1e-3 * noise.normal("forward", 0, x[:, 0, 0, 0]) + 0 * x.flatten(1).sum(dim=1)
+            return torch.stack([5 + value, value], dim=1)
+
+    assert sanity.worst_of_n_control(Constant(), GREY, ZEROS, PLAN, Linf(EPS)) == []
+    labels = torch.arange(len(GREY)) % 2
+    assert sanity.worst_of_n_control(Constant(), GREY, labels, PLAN, Linf(EPS)) == []
+    assert "one_class" in names(sanity.better_than_chance(Constant(), GREY, labels, PLAN, Linf(EPS)))
+
+
 def test_batch_dependence_noise_by_position_is_caught() -> None:
     class ByPosition(nn.Module):
         def __init__(self) -> None:

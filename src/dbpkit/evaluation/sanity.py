@@ -24,7 +24,7 @@ from dbpkit.evaluation.checks import Check
 from dbpkit.evaluation.draws import gradient_noise, is_random
 from dbpkit.noise import NoisePlan
 from dbpkit.purify import PurifiedClassifier, Undefended, gradients
-from dbpkit.results.chance import Answer, labels_permuted, near_chance
+from dbpkit.results.chance import Answer, labels_permuted, near_chance, one_class
 from dbpkit.results.estimates import paired_difference
 from dbpkit.results.flags import Flag
 from dbpkit.results.intervals import wilson
@@ -201,6 +201,8 @@ def worst_of_n_control(
 ) -> list[Flag]:
     """Flags a worst of N that an attack does not lower, where it lowers no mean over draws either.
 
+    Where no draw changes whether a clean image is right, the worst of N is no matter of noise.
+
     Source:
         DiffBreak issue 1: with fresh noise at every query, unattacked images fail as well.
     """
@@ -216,6 +218,8 @@ def worst_of_n_control(
     control, worst = int(clean.all(dim=1).sum()), int(attacked.all(dim=1).sum())
     if not control or worst < control or int(attacked.sum()) < int(clean.sum()):
         return []
+    if int(clean.sum()) == control * WORST_OF:
+        return []
     message = (
         f"The worst of {WORST_OF} draws is right for {control} of {len(x)} images without any attack and for"
         f" {worst} under a short one, which does not lower the mean over draws either: it measures the"
@@ -227,11 +231,11 @@ def worst_of_n_control(
 def better_than_chance(
     model: RandomisedClassifier, x: Tensor, y: Tensor, noise: NoisePlan, threat: ThreatModel
 ) -> list[Flag]:
-    """Flags a model that guesses on clean images, or is right under another order of the classes."""
+    """Flags a model that guesses on clean images, never changes its answer, or orders classes otherwise."""
     del threat
     said = Target(model, ROWS)(x, noise=_tape(noise)).argmax(dim=1)
     answers = [Answer(*pair) for pair in zip(y.tolist(), said.tolist(), strict=True)]
-    return labels_permuted(answers) or near_chance(answers)
+    return [*(labels_permuted(answers) or near_chance(answers)), *one_class(y.tolist(), set(said.tolist()))]
 
 
 SANITY: tuple[Check, ...] = (

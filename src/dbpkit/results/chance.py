@@ -1,12 +1,13 @@
-"""Whether a model classifies at all: no better than guessing, or right under another order of the classes.
+"""Whether a model classifies at all: one answer to everything, guessing, or another order of the classes.
 
 One answer per image is counted, its first draw, so that the counts are binomial. The thing people get wrong:
-few images prove nothing in either direction, so both flags need a test that bad luck passes in at most 1 %.
+few images prove nothing about an accuracy, so those flags need a test that bad luck passes in at most 1 %.
+That a model never changes its answer is seen on few, over all draws.
 """
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from dbpkit.results.flags import Flag
@@ -20,6 +21,9 @@ SKILL = 0.25
 
 MOST = 0.5
 """Share of the images that another order of the classes must explain to be named."""
+
+FEWEST = 4
+"""Images from which on one answer to all of them is worth a warning."""
 
 UNATTACKED = {"undefended_clean": "The classifier alone", "clean": "The model"}
 """Unattacked rows, and who answers in them."""
@@ -39,7 +43,33 @@ def chance_flags(rows: Mapping[str, Sequence[Record]]) -> list[Flag]:
         answers = [Answer(r["label"], r["predicted"][0]) for r in rows.get(row, []) if r["tape"] == 0]
         permuted = [] if any(f.name == "labels_permuted" for f in flags) else labels_permuted(answers, row)
         flags += permuted or near_chance(answers, row, who)
+        labels = [r["label"] for r in rows.get(row, []) if r["tape"] == 0]
+        flags += one_class(labels, {said for r in rows.get(row, []) for said in r["predicted"]}, row, who)
     return flags
+
+
+def one_class(
+    labels: Sequence[int], predicted: Collection[int], row: str = "", who: str = "The model"
+) -> list[Flag]:
+    """Flags a model that gives the same class for every image, in every draw, although the labels differ.
+
+    A model that is right on one image each of two labels is never flagged.
+
+    Args:
+        labels: one for each image; fewer than 4 show nothing.
+        predicted: every class that was answered, in any draw of any image.
+        row: row of the table.
+        who: subject of the sentence.
+    """
+    classes, said = set(labels), set(predicted)
+    if len(labels) < FEWEST or len(classes) < 2 or len(said) != 1:
+        return []
+    (answer,) = said
+    message = (
+        f"{who} answers class {answer} for each of {len(labels)} unattacked images, whose labels are of"
+        f" {len(classes)} classes: it does not look at them, and its accuracy is the share of that label."
+    )
+    return [Flag("one_class", "warning", message, row)]
 
 
 def near_chance(answers: Sequence[Answer], row: str = "", who: str = "The model") -> list[Flag]:
