@@ -1,4 +1,4 @@
-"""The one exception a user's mistake raises; the command line prints it and exits with 2."""
+"""The exception a user's mistake raises; the command line prints it and exits with 2."""
 
 import difflib
 from collections.abc import Iterable
@@ -13,6 +13,10 @@ class UserError(ValueError):
 
     def __init__(self, sentence: str) -> None:
         super().__init__(one_line(sentence))
+
+
+class OutputError(UserError):
+    """A model returned what are no logits: whatever asked it, such as an attack, is not to blame."""
 
 
 def unknown_name(kind: str, name: str, available: Iterable[str]) -> UserError:

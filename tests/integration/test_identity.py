@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from dbpkit import Execution, RunDirectory, UserError, evaluate
+from dbpkit import Execution, RunDirectory, UserError, check, evaluate
 from dbpkit.analyses.run import analyse
+from dbpkit.evaluation.check import quick_check
 from dbpkit.evaluation.spec import EvaluationSpec
 from dbpkit.results.completeness import unfinished
 from dbpkit.results.locking import writing
@@ -88,8 +89,34 @@ def test_logits_of_a_wrong_shape_are_a_failed_record_that_is_tried_again(
     (failed,) = [r for r in RunDirectory(tmp_path / "run").columns().failed if r["row"] == "undefended"]
     assert "logits of shape (3,) and type torch.float32 for a batch of 1 images" in failed["error"]
     assert "floating point of shape (1, K) was expected" in failed["error"]
+    assert "the classifier returned" in failed["error"]
     monkeypatch.setattr(Squeezed, "forward", parts.ChannelMean.forward)
     assert evaluate(spec, tmp_path / "run", FOURS).row("undefended").failed == 0
+
+
+@pytest.mark.parametrize("preflight", [True, False])
+def test_classifier_that_squeezes_one_image_is_named_and_no_attack_is_blamed(
+    preflight: bool, tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the look before a run it is the attacks' trial that meets the batch of one."""
+    monkeypatch.setattr(parts, "Squeezed", Squeezed, raising=False)
+    if not preflight:
+        monkeypatch.setattr("dbpkit.evaluation.run.preflight", lambda *_: [])
+    spec = tiny(classifier="tests.parts:Squeezed", **SMALL)
+    with pytest.raises(UserError, match=r"^the classifier .*logits.*\(3,\)") as refused:
+        evaluate(spec, tmp_path / "run", FOURS)
+    assert "attack" not in str(refused.value)
+    assert ".py" not in str(refused.value)
+
+
+def test_check_asks_for_one_image_too(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "Squeezed", Squeezed, raising=False)
+    wrong = r"^the classifier must return logits \(1, K\) for 1 image, got \(3,\)"
+    with pytest.raises(UserError, match=wrong):
+        quick_check(tiny(classifier="tests.parts:Squeezed", **SMALL), examples=4)
+    images = torch.full((9, 3, 8, 8), 0.5)
+    with pytest.raises(UserError, match=wrong):
+        check(Squeezed(), images, torch.zeros(9, dtype=torch.int64))
 
 
 def test_blank_last_line_of_the_records_changes_nothing(run: Path, tiny: Tiny) -> None:

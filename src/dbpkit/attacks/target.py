@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dbpkit.errors import UserError, shown
+from dbpkit.errors import OutputError, UserError, shown
 from dbpkit.inputs import check_images, check_labels, check_length, whole
 from dbpkit.noise import NoisePlan
 from dbpkit.options import Named, checked_options, options_of
@@ -133,6 +133,8 @@ class DrawGradients(NamedTuple):
 
 class Target:
     """A randomised classifier as an attack may use it.
+
+    Wherever the model returns something else than logits (B, K), `OutputError` is raised.
 
     Args:
         model: the classifier.
@@ -292,11 +294,12 @@ class Target:
 def _of_batch(logits: Any, x: Tensor) -> Tensor:
     """The logits if they are (B, K) floating point; a model that squeezes returns (K,) for a batch of one."""
     if not isinstance(logits, Tensor):
-        raise TypeError(f"the model returned {type(logits).__name__}, not a tensor of logits")
+        raise OutputError(f"the classifier returned {type(logits).__name__}, not a tensor of logits.")
     if logits.ndim != 2 or len(logits) != len(x) or not logits.shape[1] or not logits.is_floating_point():
-        raise ValueError(
-            f"the model returned logits of shape {tuple(logits.shape)} and type {logits.dtype} for a batch of"
-            f" {len(x)} images; floating point of shape ({len(x)}, K) was expected"
+        raise OutputError(
+            f"the classifier returned logits of shape {tuple(logits.shape)} and type {logits.dtype} for"
+            f" a batch of {len(x)} images; floating point of shape ({len(x)}, K) was expected. Mend it:"
+            " .squeeze() and .flatten() without an axis change the batch's as well."
         )
     return logits
 

@@ -23,6 +23,7 @@ from dbpkit.evaluation.checks import (
     Check,
     check_fit,
     check_logits,
+    check_shape,
     planned_draws,
     purifier_flags,
     sees_noise,
@@ -125,6 +126,7 @@ def check(
         check_logits(
             asked(x[:PROBE_EXAMPLES], noise=noise.rows(slice(0, PROBE_EXAMPLES))), x[:PROBE_EXAMPLES], y
         )
+        check_shape(asked(x[:1], noise=noise.rows([0])), x[:1])  # a model may squeeze one image, not four
     sanity = {**_named(SANITY), "gradient_noise": cast(Check, partial(gradient_noise, eot=eot))}
     return _check(asked, x, y, noise, threat, sanity, progress)
 

@@ -135,15 +135,17 @@ def check_fit(parts: Parts, x: Tensor, y: Tensor) -> None:
     if parts.denoiser is None:
         noise = NoisePlan.of(0, range(len(x)), "select")
         check_logits(parts.model(x, noise=noise), x, y)
+        check_shape(parts.model(x[:1], noise=noise.rows([0])), x[:1])
         return
     try:
-        logits = parts.model.classifier(x)
+        logits, alone = parts.model.classifier(x), parts.model.classifier(x[:1])
     except (RuntimeError, ValueError) as error:  # a UserError is a ValueError
         raise UserError(
             f"the classifier does not accept images of shape {shape}: {_first_line(error)}. Use"
             " data of its size and channels."
         ) from error
     check_logits(logits, x, y)
+    check_shape(alone, x[:1])
     if logits.shape[1] < len(parts.data.class_names):
         raise UserError(
             f"the classifier has {logits.shape[1]} classes, but the data has"
@@ -163,17 +165,24 @@ def check_fit(parts: Parts, x: Tensor, y: Tensor) -> None:
         raise UserError("the denoiser returns nothing but values that are not finite. Mend it first.")
 
 
-def check_logits(logits: object, x: Tensor, y: Tensor) -> None:
-    """Raises UserError unless a classifier's output is (B, K) with a logit for every label."""
+def check_shape(logits: object, x: Tensor) -> Tensor:
+    """Returns a classifier's output as logits (B, K); UserError if it is none, as of one squeezed image."""
     if (
         not isinstance(logits, Tensor)
         or logits.ndim != 2
         or len(logits) != len(x)
         or not logits.is_floating_point()
     ):
+        images = "1 image" if len(x) == 1 else f"{len(x)} images"
         raise UserError(
-            f"the classifier must return logits ({len(x)}, K) for {len(x)} images, got {_shape(logits)}."
+            f"the classifier must return logits ({len(x)}, K) for {images}, got {_shape(logits)}."
         )
+    return logits
+
+
+def check_logits(output: object, x: Tensor, y: Tensor) -> None:
+    """Raises UserError unless a classifier's output is (B, K) with a logit for every label."""
+    logits = check_shape(output, x)
     if not _has_finite_row(logits):
         raise UserError(
             f"the classifier returns logits that are not finite for each of {len(x)} images. Look for a"

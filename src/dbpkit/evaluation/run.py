@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dbpkit.errors import UserError, check_kind
+from dbpkit.errors import OutputError, UserError, check_kind
 from dbpkit.evaluation.build import Parts, build
 from dbpkit.evaluation.checks import preflight
 from dbpkit.evaluation.coverage import MISSING_CLASSES, missing_classes
@@ -200,9 +200,9 @@ class _Runner:
         """The records of a unit; if a batch fails, its examples are tried alone and failures recorded."""
         try:
             return unit.work(self.rows.batch(index))
-        except UserError:
-            raise
         except Exception as error:
+            if isinstance(error, UserError) and not isinstance(error, OutputError):
+                raise
             log.warning("%s failed on %d examples: %s", _named(unit.rows), len(index), one_line(error))
             if len(index) > 1:
                 return joined([self._attempt(unit, one) for one in index.split(1)])

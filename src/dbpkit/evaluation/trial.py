@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dbpkit.attacks import make_attack
-from dbpkit.errors import UserError
+from dbpkit.errors import OutputError, UserError
 from dbpkit.evaluation.build import Parts, accepted_options, attack_options, single_draw
 from dbpkit.evaluation.rows import UNDEFENDED, Rows
 from dbpkit.evaluation.spec import EvaluationSpec
@@ -28,7 +28,7 @@ def try_attacks(spec: EvaluationSpec, parts: Parts, rows: Rows) -> None:
     the last one.
 
     Raises:
-        UserError: if an attack fails.
+        UserError: if an attack fails, or a model returns no logits.
     """
     last = len(parts.data) - 1
     for attack in spec.attacks:
@@ -81,6 +81,8 @@ def _try(
     for position in dict.fromkeys(positions):
         try:
             rows.try_one(row, made, torch.tensor([position]))
+        except OutputError:
+            raise
         except UserError as error:
             raise UserError(f"attack '{attack.name}' cannot be used: {error}") from error
         except Exception as error:
