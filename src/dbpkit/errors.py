@@ -16,7 +16,14 @@ class UserError(ValueError):
 
 
 class OutputError(UserError):
-    """A model returned what are no logits: whatever asked it, such as an attack, is not to blame."""
+    """A model returned what are no logits: whatever asked it, such as an attack, is not to blame.
+
+    An evaluation notes it for the example and goes on.
+    """
+
+
+class NonFiniteError(OutputError, FloatingPointError):
+    """What a model or an attack returned is not finite."""
 
 
 def unknown_name(kind: str, name: str, available: Iterable[str]) -> UserError:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dbpkit.errors import UserError
+from dbpkit.errors import OutputError, UserError
 
 PIXEL_TOLERANCE = 1e-6
 """How far float rounding may take a pixel out of [0, 1]; such pixels are used as they are."""
@@ -121,6 +121,28 @@ def check_labels(y: Any, count: int, where: str, classes: int | None = None) -> 
         limit = "from 0 on" if classes is None else f"in [0, {classes})"
         raise UserError(f"{where}: labels must lie {limit}; these span {low} to {high}.")
     return y
+
+
+def check_outputs(logits: Any, count: int) -> Tensor:
+    """Returns what a classifier gave for ``count`` = B images if it is logits (B, K) of floating point.
+
+    Raises:
+        OutputError: if it is anything else; a model that squeezes returns (K,) for a batch of one.
+    """
+    if (
+        isinstance(logits, Tensor)
+        and logits.ndim == 2
+        and len(logits) == count
+        and logits.shape[1]
+        and logits.is_floating_point()
+    ):
+        return logits
+    found = f"{tuple(logits.shape)} of {_name(logits.dtype)}" if isinstance(logits, Tensor) else _kind(logits)
+    remedy = "Let it return one tensor of floating point."
+    if isinstance(logits, Tensor) and logits.ndim == 1:
+        remedy = "Mend it: .squeeze() and .flatten() without an axis change the batch's as well."
+    images = "1 image" if count == 1 else f"{count} images"
+    raise OutputError(f"the classifier must return logits ({count}, K) for {images}, got {found}. {remedy}")
 
 
 def check_length(noise: Sized, count: int, where: str) -> None:

@@ -19,7 +19,7 @@ from dbpkit.errors import UserError
 from dbpkit.frozen import Counter, Frozen, as_frozen, call_apart, uncompiled
 from dbpkit.gradients import DEFAULT_MEMORY, Replay, straight_through
 from dbpkit.heads import Unsquashed
-from dbpkit.inputs import check_images, check_length, check_seed, check_unit, real, whole
+from dbpkit.inputs import check_images, check_length, check_outputs, check_seed, check_unit, real, whole
 from dbpkit.noise import NoisePlan
 from dbpkit.options import Count, CountOrNone
 from dbpkit.registry import Registry
@@ -256,7 +256,8 @@ class PurifiedClassifier(Frozen):
         _check(x, noise, "PurifiedClassifier")
         self.settle()
         own = isinstance(self.purifier, Frozen)
-        return call_apart(self.classifier, self.purifier(x if own else x.clone(), noise=noise))
+        x_pure = self.purifier(x if own else x.clone(), noise=noise)
+        return check_outputs(call_apart(self.classifier, x_pure), len(x))
 
     def traced(self, x: Tensor, *, noise: NoisePlan) -> tuple[Tensor, Tensor]:
         """Returns logits (B, K) and the purifier's deviation (B,), see `Purifier.traced`.
@@ -272,7 +273,7 @@ class PurifiedClassifier(Frozen):
             )
         self.settle()
         x_pure, deviation = self.purifier.traced(x, noise=noise)
-        return call_apart(self.classifier, x_pure), deviation
+        return check_outputs(call_apart(self.classifier, x_pure), len(x)), deviation
 
     @torch.no_grad()
     def draws(self, x: Tensor, *, noise: NoisePlan, count: int) -> Tensor:
@@ -331,7 +332,7 @@ class Undefended(Frozen):
         """Returns logits (B, K) of images (B, C, H, W) in [0, 1]."""
         _check(x, noise, "Undefended")
         self.settle()
-        return call_apart(self.classifier, x)
+        return check_outputs(call_apart(self.classifier, x), len(x))
 
     def traced(self, x: Tensor, *, noise: NoisePlan | None = None) -> tuple[Tensor, Tensor]:
         """Returns logits (B, K) and a deviation (B,) of 0: nothing is purified."""

@@ -87,9 +87,7 @@ def test_logits_of_a_wrong_shape_are_a_failed_record_that_is_tried_again(
     summary = evaluate(spec, tmp_path / "run", FOURS)  # five examples: the last batch is one
     assert summary.row("undefended").failed == 1
     (failed,) = [r for r in RunDirectory(tmp_path / "run").columns().failed if r["row"] == "undefended"]
-    assert "logits of shape (3,) and type torch.float32 for a batch of 1 images" in failed["error"]
-    assert "floating point of shape (1, K) was expected" in failed["error"]
-    assert "the classifier returned" in failed["error"]
+    assert "must return logits (1, K) for 1 image, got (3,) of float32. Mend it" in failed["error"]
     monkeypatch.setattr(Squeezed, "forward", parts.ChannelMean.forward)
     assert evaluate(spec, tmp_path / "run", FOURS).row("undefended").failed == 0
 
@@ -241,6 +239,8 @@ def test_rows_that_fail_together_are_named_together(tmp_path: Path, tiny: Tiny, 
     monkeypatch.setattr("dbpkit.evaluation.run.preflight", lambda *_: [])
     monkeypatch.setattr("dbpkit.evaluation.run.try_attacks", lambda *_: None)
     with pytest.raises(
-        UserError, match=r"^rows undefended_clean, clean, noise_control \(made together\) failed"
+        UserError,
+        match=r"^rows undefended_clean, clean, noise_control \(made together\) failed on every one of 5"
+        r" examples: NonFiniteError: row 'undefended_clean': the model returned logits that are not finite",
     ):
         evaluate(tiny(classifier="tests.parts:Infinite", **SMALL), tmp_path / "run")

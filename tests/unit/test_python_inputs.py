@@ -19,6 +19,7 @@ from dbpkit import (
     train,
     trust,
 )
+from dbpkit.attacks import attacks, make_attack
 from dbpkit.attacks.pgd import pgd
 from dbpkit.attacks.target import Target
 from dbpkit.errors import UserError
@@ -30,6 +31,8 @@ from dbpkit.threat import L2, Linf
 from tests.oracles import TinyClassifier, tiny_denoiser, uniform
 
 X, Y, NOISE = uniform(2, 3, 4, 4), torch.tensor([0, 2]), NoisePlan.of(3, [4, 5])
+
+OWN_ATTACKS = sorted(n for n in attacks if n not in ("art", "foolbox", "standard_autoattack"))
 
 
 def tiny() -> PurifiedClassifier:
@@ -65,6 +68,26 @@ def attack(x: Any = X, y: Any = Y, noise: Any = NOISE, **more: Any) -> Tensor:
         ({"iterations": 2.5}, "iterations must be a whole number of at least 1, not 2.5"),
         ({"eot": True}, "eot must be a whole number of at least 1, not true"),
         ({"target": torch.jit.trace(TinyClassifier(3), X)}, r"takes no noise plan\. Wrap.*Undefended"),
+        (
+            {"target": Undefended(lambda x: TinyClassifier(3)(x) * torch.nan)},
+            "logits that are not finite. Look",
+        ),
+        (
+            {"target": Undefended(lambda x: {"logits": x})},
+            r"must return logits \(2, K\).*2 images, got dict\. L",
+        ),
+        (
+            {"target": lambda x, **_: (x, x)},
+            r"must return logits \(2, K\).*, got tuple\. Let it return one tensor",
+        ),
+        (
+            {"target": lambda x, **_: x.mean((1, 2, 3))},
+            r"must return logits.*, got \(2,\) of float64",
+        ),
+        (
+            {"target": lambda x, **_: x.mean((2, 3)).int()},
+            r"must return logits.*, got \(2, 3\) of int32",
+        ),
         ({"target": TinyClassifier(3)}, r"TinyClassifier takes no noise plan\. Wrap.*dbpkit\.Undefended"),
     ],
 )
@@ -124,6 +147,13 @@ def test_attack_without_gradients_around_it_is_the_same(context: Any) -> None:
             "count of draws must be a whole number of at least 1",
         ),
         (lambda: tiny().bind(3), "bind: noise must be a NoisePlan"),  # type: ignore[arg-type]
+        (lambda: Undefended(lambda x: (x, x))(X), r"must return logits \(2, K\).*got tuple"),
+        (lambda: Undefended(nn.Identity())(X), r"return logits \(2, K\).*got \(2, 3, 4, 4\) of"),
+        (lambda: PurifiedClassifier(tiny().purifier, lambda _: None)(X), r"must return logits.*got None"),
+        (
+            lambda: PurifiedClassifier(tiny().purifier, nn.Identity())(X[:1]),
+            r"for 1 image, got \(1, 3, 4, 4\) of",
+        ),
         (lambda: Purifier(lambda x, _: x[:1], "one_step")(X, noise=NOISE), "must return clean images"),
     ],
 )
@@ -183,6 +213,27 @@ def test_check_execution_of_no_examples_is_refused(execution: Any) -> None:
 def test_check_of_a_model_whose_logits_are_nan_says_so_and_blames_no_randomness() -> None:
     with pytest.raises(UserError, match="logits that are not finite for each of 2 images"):
         check(lambda x: x.mean(dim=(2, 3)) * torch.nan, X, Y)
+
+
+@pytest.mark.parametrize("name", OWN_ATTACKS)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_attack_on_logits_that_are_not_finite_ends_instead_of_leaving_the_images(
+    name: str, value: float
+) -> None:
+    """One image of a batch is enough."""
+    model = TinyClassifier(3)
+    broken = Undefended(lambda x: torch.cat([model(x[:-1]), model(x[-1:]) + value]))
+    with pytest.raises(UserError, match="the model returned logits that are not finite"):
+        make_attack(name)(broken, X, Y, threat=Linf(0.1), noise=NOISE)
+
+
+def test_target_logits_and_gradient_of_a_model_that_overflows_raise_an_error_of_arithmetic() -> None:
+    """An evaluation tells it from a wrong call by this kind: its record is of the example."""
+    target = Target(Undefended(lambda x: 1e39 * x.mean(dim=(2, 3))))
+    x = X.float()
+    for ask in (lambda: target(x, noise=NOISE), lambda: target.gradient(x, Y, noise=NOISE)):
+        with pytest.raises(FloatingPointError, match="half precision that overflows"):
+            ask()
 
 
 def test_untracked_randomness_nan_twice_is_none() -> None:

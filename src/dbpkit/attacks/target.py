@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dbpkit.errors import OutputError, UserError, shown
-from dbpkit.inputs import check_images, check_labels, check_length, whole
+from dbpkit.errors import NonFiniteError, UserError, shown
+from dbpkit.inputs import check_images, check_labels, check_length, check_outputs, whole
 from dbpkit.noise import NoisePlan
 from dbpkit.options import Named, checked_options, options_of
 from dbpkit.registry import Registry
@@ -292,14 +292,12 @@ class Target:
 
 
 def _of_batch(logits: Any, x: Tensor) -> Tensor:
-    """The logits if they are (B, K) floating point; a model that squeezes returns (K,) for a batch of one."""
-    if not isinstance(logits, Tensor):
-        raise OutputError(f"the classifier returned {type(logits).__name__}, not a tensor of logits.")
-    if logits.ndim != 2 or len(logits) != len(x) or not logits.shape[1] or not logits.is_floating_point():
-        raise OutputError(
-            f"the classifier returned logits of shape {tuple(logits.shape)} and type {logits.dtype} for"
-            f" a batch of {len(x)} images; floating point of shape ({len(x)}, K) was expected. Mend it:"
-            " .squeeze() and .flatten() without an axis change the batch's as well."
+    """The logits if they are (B, K) and finite: on others an attack would search in vain and say nothing."""
+    check_outputs(logits, len(x))
+    if not bool(logits.isfinite().all()):
+        raise NonFiniteError(
+            "the model returned logits that are not finite. Look for a division by zero, the logarithm of"
+            " zero, or half precision that overflows."
         )
     return logits
 

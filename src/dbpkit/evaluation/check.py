@@ -23,7 +23,6 @@ from dbpkit.evaluation.checks import (
     Check,
     check_fit,
     check_logits,
-    check_shape,
     planned_draws,
     purifier_flags,
     sees_noise,
@@ -33,7 +32,7 @@ from dbpkit.evaluation.run import DEFAULT_EXECUTION, Execution, Progress, evalua
 from dbpkit.evaluation.sanity import SANITY, gradient_noise, more_iterations_help, shared_attacks
 from dbpkit.evaluation.spec import DrawsSpec, EvaluationSpec
 from dbpkit.evaluation.state import state_changes, state_of
-from dbpkit.inputs import check_images, check_labels, check_length, whole
+from dbpkit.inputs import check_images, check_labels, check_length, check_outputs, whole
 from dbpkit.noise import NoisePlan, seeded_generator
 from dbpkit.results.flags import Flag
 from dbpkit.results.run_directory import RunDirectory
@@ -126,7 +125,7 @@ def check(
         check_logits(
             asked(x[:PROBE_EXAMPLES], noise=noise.rows(slice(0, PROBE_EXAMPLES))), x[:PROBE_EXAMPLES], y
         )
-        check_shape(asked(x[:1], noise=noise.rows([0])), x[:1])  # a model may squeeze one image, not four
+        check_outputs(asked(x[:1], noise=noise.rows([0])), 1)  # a model may squeeze one image, not four
     sanity = {**_named(SANITY), "gradient_noise": cast(Check, partial(gradient_noise, eot=eot))}
     return _check(asked, x, y, noise, threat, sanity, progress)
 

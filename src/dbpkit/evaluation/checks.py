@@ -30,6 +30,7 @@ from dbpkit.evaluation.levels import (
 from dbpkit.evaluation.outputs import LOST_SHARE, softmax_error, squashed_outputs, undone
 from dbpkit.evaluation.spec import EvaluationSpec
 from dbpkit.gradients import directional_derivatives
+from dbpkit.inputs import check_outputs
 from dbpkit.noise import NoisePlan
 from dbpkit.purify import Purifier
 from dbpkit.results.flags import Flag
@@ -135,7 +136,7 @@ def check_fit(parts: Parts, x: Tensor, y: Tensor) -> None:
     if parts.denoiser is None:
         noise = NoisePlan.of(0, range(len(x)), "select")
         check_logits(parts.model(x, noise=noise), x, y)
-        check_shape(parts.model(x[:1], noise=noise.rows([0])), x[:1])
+        check_outputs(parts.model(x[:1], noise=noise.rows([0])), 1)
         return
     try:
         logits, alone = parts.model.classifier(x), parts.model.classifier(x[:1])
@@ -145,7 +146,7 @@ def check_fit(parts: Parts, x: Tensor, y: Tensor) -> None:
             " data of its size and channels."
         ) from error
     check_logits(logits, x, y)
-    check_shape(alone, x[:1])
+    check_outputs(alone, 1)
     if logits.shape[1] < len(parts.data.class_names):
         raise UserError(
             f"the classifier has {logits.shape[1]} classes, but the data has"
@@ -165,24 +166,9 @@ def check_fit(parts: Parts, x: Tensor, y: Tensor) -> None:
         raise UserError("the denoiser returns nothing but values that are not finite. Mend it first.")
 
 
-def check_shape(logits: object, x: Tensor) -> Tensor:
-    """Returns a classifier's output as logits (B, K); UserError if it is none, as of one squeezed image."""
-    if (
-        not isinstance(logits, Tensor)
-        or logits.ndim != 2
-        or len(logits) != len(x)
-        or not logits.is_floating_point()
-    ):
-        images = "1 image" if len(x) == 1 else f"{len(x)} images"
-        raise UserError(
-            f"the classifier must return logits ({len(x)}, K) for {images}, got {_shape(logits)}."
-        )
-    return logits
-
-
 def check_logits(output: object, x: Tensor, y: Tensor) -> None:
     """Raises UserError unless a classifier's output is (B, K) with a logit for every label."""
-    logits = check_shape(output, x)
+    logits = check_outputs(output, len(x))
     if not _has_finite_row(logits):
         raise UserError(
             f"the classifier returns logits that are not finite for each of {len(x)} images. Look for a"

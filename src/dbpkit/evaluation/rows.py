@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dbpkit.attacks import Target
 from dbpkit.attacks.target import Attack
-from dbpkit.errors import check_kind
+from dbpkit.errors import NonFiniteError, check_kind
 from dbpkit.evaluation.build import Parts, accepted_options, make_view
 from dbpkit.evaluation.cost import network_calls
 from dbpkit.evaluation.knowledge import Knowledge
@@ -226,9 +226,10 @@ class Rows:
 
     def _judged(self, row: str, tape: int, batch: Batch, x: Tensor, details: list[Record] | None) -> Made:
         """One record per example; images and logits are stored before the records that name their file."""
-        logits = self.logits(row, tape, batch, x)
-        if not bool(torch.isfinite(logits).all()):
-            raise FloatingPointError(f"the model returned logits that are not finite for row '{row}'")
+        try:
+            logits = self.logits(row, tape, batch, x)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"row '{row}': {error}") from error
         ids = batch.noise.example_ids
         name = f"{row}-{tape}-{int(ids[0])}-{int(ids[-1])}-{len(ids)}"
         files = []
@@ -272,7 +273,7 @@ class Rows:
             seen = dict(watch.shown) if watch else {}
             outcome = attack(target, batch.x, batch.y, threat=threat, noise=noise)
             if not bool(torch.isfinite(outcome.x_adv).all()):
-                raise FloatingPointError(f"attack '{name}' returned pixels that are not finite")
+                raise NonFiniteError(f"attack '{name}' returned pixels that are not finite")
             x_adv = threat.project(batch.x, outcome.x_adv.detach())
             if watch:
                 watch.at_least(seen, x_adv, noise)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dbpkit.attacks import make_attack
-from dbpkit.errors import OutputError, UserError
+from dbpkit.errors import NonFiniteError, OutputError, UserError
 from dbpkit.evaluation.build import Parts, accepted_options, attack_options, single_draw
 from dbpkit.evaluation.rows import UNDEFENDED, Rows
 from dbpkit.evaluation.spec import EvaluationSpec
@@ -81,6 +81,8 @@ def _try(
     for position in dict.fromkeys(positions):
         try:
             rows.try_one(row, made, torch.tensor([position]))
+        except NonFiniteError as error:  # the example may be at fault
+            failure = error
         except OutputError:
             raise
         except UserError as error:
