@@ -56,7 +56,8 @@ def test_wrong_words_are_one_sentence(words: list[str], said: str, run) -> None:
 
 @pytest.mark.parametrize(
     "device",
-    ["mps", "xpu", "meta", "xla", "cuda:9", "cuda:-1", "cuda:x", "cpu:", "cpu:x", "", "CPU", "cuda:9999999"],
+    ["mps", "xpu", "meta", "xla", "cuda:9", "cuda:-1", "cuda:x", "cpu:", "cpu:x", "cpu:3", "", "CPU",
+     "cuda:9999999"],
 )  # fmt: skip
 def test_device_that_is_not_there_is_one_sentence(device: str, run, tiny_toml: Path, tmp_path: Path) -> None:
     for words in (["evaluate", tiny_toml, "--out", tmp_path / "run"], ["check", tiny_toml]):

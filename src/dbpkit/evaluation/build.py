@@ -106,16 +106,16 @@ def chosen_examples(spec: EvaluationSpec) -> Dataset:
 
 def checked_device(name: str) -> torch.device:
     """Returns a device; UserError if it is unknown or not there. There is no quiet fall-back."""
-    kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or (":" in name and not re.fullmatch(r"[0-9]{1,3}", number)):
+    if not isinstance(name, str) or not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name):
         raise UserError(f"device '{name}' is unknown. Use cpu, cuda or cuda:N.")
-    if kind == "cpu":
+    if name == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise UserError(
             f"device '{name}' was asked for, but this torch ({torch.__version__}) sees no CUDA"
             " device. Use --device cpu."
         )
+    number = name.partition(":")[2]
     if number and int(number) >= torch.cuda.device_count():
         raise UserError(
             f"device '{name}' was asked for, but there are {torch.cuda.device_count()} CUDA devices, from"

@@ -5,6 +5,7 @@ The thing people get wrong: names of runs, rows and classes come from users; the
 
 import base64
 import hashlib
+import logging
 import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -40,6 +41,8 @@ from dbpkit.results.run_directory import RunDirectory
 from dbpkit.results.summary import Summary, expected_rows, has_purifier, summarise
 from dbpkit.spec import as_toml
 
+log = logging.getLogger(__name__)
+
 
 class Incomplete(NamedTuple):
     """Rows that are equally far from all their examples.
@@ -73,6 +76,7 @@ class RunView(NamedTuple):
         silent: checks that ran and found nothing, with what they look at.
         preflight_ran: whether the checks before the run have run.
         strip: pictures, or None before there are any.
+        no_strip: why there are none.
         settings: the resolved spec as TOML.
         provenance: name and the value of every session.
         hash: sha256 of the spec.
@@ -96,6 +100,7 @@ class RunView(NamedTuple):
     silent: dict[str, str]
     preflight_ran: bool
     strip: Strip | None
+    no_strip: str
     settings: str
     provenance: list[tuple[str, list[str]]]
     hash: str
@@ -201,6 +206,7 @@ def _view(run: RunDirectory, letter: str) -> RunView:
         checks["control_as_low"] = "the attack, not the protocol, takes most of what is lost"
     asked = expected_rows(summary.spec)
     titles = {row.name: row.title for row in summary.rows}
+    strip, no_strip = _pictures(run, summary.spec, columns)
     results = list(analysis_results(run))
     only_analysed = bool(results) and not recorded and not run.sessions()
     return RunView(
@@ -220,7 +226,8 @@ def _view(run: RunDirectory, letter: str) -> RunView:
         ],
         silent={name: what for name, what in checks.items() if name not in raised},
         preflight_ran=preflight_ran,
-        strip=read_strip(run, summary.spec, columns),
+        strip=strip,
+        no_strip=no_strip,
         settings=as_toml(summary.spec),
         provenance=_provenance(run.sessions() or _analysed(run, results)),
         hash=run.spec()["hash"],
@@ -229,6 +236,16 @@ def _view(run: RunDirectory, letter: str) -> RunView:
         findings=gather(evaluation_numbers(run, summary), results),
         only_analysed=only_analysed,
     )
+
+
+def _pictures(run: RunDirectory, spec: Mapping[str, Any], columns: Columns) -> tuple[Strip | None, str]:
+    """The pictures of a run, or None and why; no number depends on them, so a damaged file stops nothing."""
+    try:
+        strip = read_strip(run, spec, columns)
+    except UserError as error:
+        log.warning("The report has no pictures: %s", error)
+        return None, f"There are no pictures: {error}"
+    return strip, "This run has no pictures yet; they are stored when its evaluation has reached its end."
 
 
 def _analysed(run: RunDirectory, results: Sequence[AnalysisResult]) -> list[dict[str, Any]]:

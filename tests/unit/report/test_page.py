@@ -259,9 +259,19 @@ def test_write_report_of_nothing_asks_for_a_run() -> None:
         write_report([])
 
 
-def test_write_report_of_damaged_pictures_names_the_file(make_run: MakeRun) -> None:
+def test_write_report_of_damaged_pictures_is_without_them_and_says_so_once(
+    make_run: MakeRun, caplog: pytest.LogCaptureFixture
+) -> None:
     run = make_run()
+    whole = write_report([run.path]).read_text()
     strip = run.path / "strip.safetensors"
     strip.write_bytes(strip.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"strip\.safetensors"):
-        write_report([run.path])
+    page = write_report([run.path]).read_text()
+    (said,) = caplog.messages
+    assert said.startswith("The report has no pictures: ")
+    assert "strip.safetensors' is damaged" in said
+    assert "it is not needed" in said
+    assert page.count("There are no pictures: ") == 1
+    assert "Clean, attacked and purified images" in whole
+    assert "Clean, attacked and purified images" not in page
+    assert "no pictures yet" not in page
