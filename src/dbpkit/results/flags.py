@@ -108,7 +108,8 @@ def _attack_flags(row: str, group: RowColumns) -> list[Flag]:
 
 def _loss_flags(row: str, loss: Ragged) -> list[Flag]:
     """A flag if the loss did not rise, over the paths that are whole."""
-    broken = np.bincount(loss.owner(), np.isnan(loss.values), len(loss.counts)) > 0
+    broken = np.zeros(len(loss.counts), dtype=bool)
+    broken[loss.owner()[np.isnan(loss.values)]] = True
     whole = loss.select(np.flatnonzero((loss.counts > 1) & ~broken))
     if not len(whole.counts):
         return []

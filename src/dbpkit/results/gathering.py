@@ -144,7 +144,7 @@ def _uniform(records: Sequence[Record]) -> _Block | None:
         return None
     measures = {name: columns[name] for name in MEASURES if name in first}
     paths = {name: _flat(columns[name]) for name in PATHS if name in first}
-    if not all(_are_numbers(values, _NUMBERS) for values in measures.values()):
+    if not _are_numbers(list(chain.from_iterable(measures.values())), _NUMBERS):
         return None
     if not all(path is not None and _are_numbers(path, _FLOAT) for path in paths.values()):
         return None

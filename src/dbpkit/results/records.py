@@ -135,6 +135,8 @@ class Ragged(NamedTuple):
 
     def select(self, index: Integers) -> "Ragged":
         """Returns the lists at positions ``index``."""
+        if len(index) == len(self.counts) and bool((index == np.arange(len(self.counts))).all()):
+            return self
         starts = np.cumsum(self.counts) - self.counts
         counts = self.counts[index]
         if len(index) == 0 or not counts.any():
