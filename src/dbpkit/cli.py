@@ -611,12 +611,13 @@ def _show_run(path: Path, as_json: bool) -> None:
 def _show_spec(path: Path, overrides: list[str], as_json: bool) -> None:
     """Prints a spec with every default, and what its parts take beside it."""
     from dbpkit.evaluation.spec import EvaluationSpec
-    from dbpkit.listing import part_defaults
+    from dbpkit.listing import check_parts, part_defaults
     from dbpkit.training.spec import TrainingSpec
 
     started()
     kind = TrainingSpec if "optimiser" in read_table(find_spec(path)) else EvaluationSpec
     spec = read_spec(path, kind, overrides)
+    check_parts(spec)
     table = spec.model_dump(mode="json")
     if as_json:
         console.as_json(table)

@@ -4,23 +4,25 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dbpkit.amounts import amount
 from dbpkit.analyses.analysis import analyses
 from dbpkit.attacks import attacks, losses
 from dbpkit.attacks.target import RESERVED
 from dbpkit.data import datasets
 from dbpkit.errors import shown, unknown_name
 from dbpkit.evaluation.knowledge import known
-from dbpkit.evaluation.spec import EvaluationSpec
-from dbpkit.models import classifier_sources, denoiser_sources
+from dbpkit.evaluation.spec import EvaluationSpec, PurifierSpec, ThreatSpec
+from dbpkit.models import classifier_sources, denoiser_sources, source
 from dbpkit.networks import networks
-from dbpkit.options import Option, options_of
+from dbpkit.options import Option, check_needed, checked_options, options_of
 from dbpkit.packaged import specs, title
 from dbpkit.purify import gradients
+from dbpkit.registry import names_of
 from dbpkit.results.protocols import protocols
 from dbpkit.samplers import samplers
-from dbpkit.samplers.method import Method
+from dbpkit.samplers.method import Method, make_sampler
 from dbpkit.spec import Strict
-from dbpkit.threat import threats
+from dbpkit.threat import make_threat, threats
 from dbpkit.training.levels import noise_levels
 from dbpkit.training.objectives import objectives
 from dbpkit.training.perturb import perturbations
@@ -45,6 +47,10 @@ REGISTRIES: dict[str, Any] = {
 
 _GIVEN = {"attacks": RESERVED, "gradients": ("model",), "losses": ("logits", "y"), "threats": ("eps",)}
 """Parameters of parts that are no options, by kind."""
+
+
+MOST_STEPS = 100_000
+"""Steps of the longest grid that is made only to look at it."""
 
 
 def described(what: str = "") -> dict[str, dict[str, str]]:
@@ -104,6 +110,52 @@ def part_defaults(spec: Strict) -> Iterator[str]:
         left = {n: o for n, o in options(kind, name).items() if n not in given and not o.needed}
         if left:
             yield f"{where} '{name}': " + ", ".join(f"{n} = {default(o)}" for n, o in left.items())
+
+
+def check_parts(spec: Strict) -> None:
+    """Raises UserError for a part that no command would take: its name, an option, its budget or grid.
+
+    No import path is followed: such a part is passed over, and so is an option that names one.
+    """
+    with names_of("a spec that is only shown"):
+        for _, kind, name, given in _parts(spec):
+            name, more = source(name) if kind in ("classifiers", "denoisers") else (name, {})
+            if ":" not in name and kind != "samplers":
+                _check_part(kind, name, {**more, **given})
+        if isinstance(spec, EvaluationSpec):
+            _check_purifier(spec.purifier)
+            _check_budget(spec.threat)
+
+
+def _check_part(kind: str, name: str, given: Mapping[str, Any]) -> None:
+    """Raises UserError unless a part of this name takes these options, as far as its signature says."""
+    registry = REGISTRIES[kind]
+    part, what, known = registry.get(name), f"{registry.kind} '{name}'", options(kind, name)
+    plain = {n: v for n, v in given.items() if n not in known or not _names_code(v)}
+    if callable(part):
+        checked_options(part, plain, what, _GIVEN.get(kind, ()))
+        check_needed(known, given, what)
+
+
+def _check_purifier(spec: PurifierSpec) -> None:
+    """Raises UserError unless a registered sampler takes the purifier's options and grid."""
+    if ":" not in spec.sampler:
+        make_sampler(spec.sampler, spec.t_star, min(spec.steps, MOST_STEPS), spec.options, spec.grid)
+
+
+def _check_budget(spec: ThreatSpec) -> None:
+    """Raises UserError for a budget outside its threat's range, where that needs nothing but the number."""
+    if ":" not in spec.norm and not options("threats", spec.norm):
+        make_threat(spec.norm, amount(spec.eps))
+
+
+def _names_code(value: Any) -> bool:
+    """Whether a text somewhere in a value may be an import path."""
+    if isinstance(value, Mapping):
+        return any(map(_names_code, value.values()))
+    return (
+        any(map(_names_code, value)) if isinstance(value, list) else isinstance(value, str) and ":" in value
+    )
 
 
 def _parts(spec: Strict) -> Iterator[tuple[str, str, str, Mapping[str, Any]]]:

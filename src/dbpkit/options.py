@@ -147,9 +147,14 @@ def call_with_options(part: Callable[..., Any], options: Mapping[str, Any], what
         UserError: if it does not accept them; errors inside the part pass through.
     """
     chosen = checked_options(part, options, what)
-    if missing := [o.name for o in options_of(part).values() if o.needed and o.name not in options]:
-        raise UserError(f"{what} needs the option '{missing[0]}'. Give it in options.")
+    check_needed(options_of(part), options, what)
     return part(**chosen)
+
+
+def check_needed(known: Mapping[str, Option], given: Iterable[str], what: str) -> None:
+    """Raises UserError if an option that must be given is not among the names of those that are."""
+    if missing := [o.name for o in known.values() if o.needed and o.name not in set(given)]:
+        raise UserError(f"{what} needs the option '{missing[0]}'. Give it in options.")
 
 
 def words(annotation: Any) -> str:

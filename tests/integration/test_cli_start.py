@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,10 @@ from setuptools import find_packages
 from dbpkit import EvaluationSpec, TrainingSpec, __version__, packaged, read_spec
 from dbpkit.cli import COMPLETION, app
 from dbpkit.errors import UserError
+from dbpkit.listing import check_parts
+from dbpkit.packaged import specs, write_template
 from dbpkit.spec import spec_hash
+from dbpkit.toml import read_table
 from tests.integration.test_cli import run
 
 __all__ = ["run"]
@@ -196,3 +200,58 @@ def test_show_imports_nothing_that_a_spec_names(run, tmp_path: Path) -> None:
     code, out, _ = run("show", tmp_path / "s.toml")
     assert code == 0
     assert 'name = "no_such_module_anywhere:make"' in out
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (['purifier.options.clip="False"'], "clip must be true or false without quotes, not 'False'"),
+        (["purifier.options.eta=1"], "sampler 'ddpm' has no option 'eta'"),
+        (["purifier.grid.t_last=1e-3"], "the grid of sampler 'ddpm' has no option 't_last'"),
+        (['purifier.sampler="ddmp"'], "unknown sampler 'ddmp'. Did you mean 'ddpm'?"),
+        (["threat.eps=8"], "threat.eps 8 exceeds the pixel range [0, 1]"),
+        (['threat.norm="l2"', "threat.eps=300"], "L2: eps 300 turns most images into any other"),
+        (['threat.norm="zzz"'], "unknown threat model 'zzz'"),
+        (['threat.norm="perceptual"', "threat.options.layer=1"], "'perceptual' has no option 'layer'"),
+        (['denoiser="weights"'], "denoiser 'weights' needs the option 'path'"),
+        (['classifier="embeded"'], "unknown classifier 'embeded'. Did you mean 'embedded'?"),
+        (['attacks=[{name="pgd", options={loss="zz"}}]'], "attack 'pgd': loss: unknown loss 'zz'"),
+        (['attacks=[{name="pgd", options={eot=0}}]'], "eot must be a whole number of at least 1"),
+        (['knowledge=[{name="own", gradient="zz"}]'], "unknown gradient 'zz'"),
+        (["analyses.eot.x=1"], "analysis 'eot' has no option 'x'"),
+    ],
+)
+def test_show_refuses_what_every_other_command_refuses(
+    run: Callable[..., tuple[int, str, str]], changes: list[str], said: str
+) -> None:
+    code, out, err = run("show", "cifar10-ddpm", *(word for c in changes for word in ("--set", c)))
+    assert (code, out) == (2, "")
+    assert said in err
+
+
+def test_show_follows_no_import_path_anywhere(run: Callable[..., tuple[int, str, str]]) -> None:
+    """None of these modules exists, so following one path would be an error."""
+    changes = [
+        'data="no:a"',
+        'classifier="no:b"',
+        'denoiser="no:c"',
+        'purifier.sampler="no:d"',
+        'threat.norm="no:e"',
+        "threat.eps=8",
+        'attacks=["no:f", {name="pgd", options={loss="no:g"}},'
+        ' {name="autoattack", options={parts=["no:h"]}}]',
+        'knowledge=[{name="own", gradient="no:i"}]',
+        'protocol="no:j"',
+        'analyses={"no:k"={x=1}}',
+    ]
+    code, out, _ = run("show", "cifar10-ddpm", *(word for c in changes for word in ("--set", c)), "--json")
+    assert code == 0
+    assert all(f"no:{letter}" in out for letter in "abcdefghij")
+
+
+def test_show_admits_every_published_spec_and_the_template(tmp_path: Path) -> None:
+    for name, path in specs().items():
+        kind = TrainingSpec if "optimiser" in read_table(path) else EvaluationSpec
+        check_parts(read_spec(name, kind))
+    write_template(tmp_path / "own.toml")
+    check_parts(read_spec(tmp_path / "own.toml", EvaluationSpec))
