@@ -18,7 +18,7 @@ from dbpkit.attacks import make_attack
 from dbpkit.data import Dataset, in_order, load_dataset
 from dbpkit.data.given import as_dataset
 from dbpkit.data.order import Order
-from dbpkit.errors import UserError, shown
+from dbpkit.errors import UserError, check_progress, shown
 from dbpkit.evaluation.build import Parts, attack_options, checked_device, single_draw
 from dbpkit.evaluation.replay import GIVEN
 from dbpkit.evaluation.rows import Execution
@@ -134,6 +134,7 @@ def benchmark(
             raise UserError(f"{name} must be a name or a list of names and tables, not {shown(parts_given)}.")
     knowledge = [knowledge] if isinstance(knowledge, str) else knowledge
     whole(draws, "draws", 1)
+    check_progress(progress, "benchmark")
     check_seed(seed)
     if examples is not None:
         whole(examples, "examples", 1)

@@ -14,8 +14,9 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from dbpkit.errors import UserError
+from dbpkit.errors import UserError, shown
 from dbpkit.frozen import own_dtype
+from dbpkit.inputs import real
 from dbpkit.registry import Registry
 from dbpkit.schedule import discrete_sigmas, vp_time
 
@@ -61,8 +62,8 @@ class EDMDenoiser(nn.Module):
 
     def __init__(self, network: nn.Module, sigma_data: float = 0.5) -> None:
         super().__init__()
-        self.network = network
-        self.sigma_data = sigma_data
+        self.network = _checked(network, "EDMDenoiser", "network(x, noise_label)")
+        self.sigma_data = real(sigma_data, "sigma_data")
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Estimates x0 of shape (B, C, H, W); see `dbpkit.types.Denoiser`."""
@@ -99,10 +100,10 @@ class VPDenoiser(nn.Module):
         super().__init__()
         if time not in ("discrete", "continuous"):
             raise UserError(f"time '{time}' is unknown. Available: continuous, discrete.")
-        self.network = network
+        self.network = _checked(network, "VPDenoiser", "network(x, time)")
         self.prediction = prediction_of(prediction)
         self.time = time
-        self.time_scale = time_scale
+        self.time_scale = real(time_scale, "time_scale")
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Estimates x0 of shape (B, C, H, W); see `dbpkit.types.Denoiser`."""
@@ -184,6 +185,13 @@ def reinterpreted(denoiser: VPDenoiser, prediction: Prediction) -> VPDenoiser:
     other = copy.copy(denoiser)
     other.prediction = prediction_of(prediction)
     return other
+
+
+def _checked(network: Any, what: str, call: str) -> Any:
+    """Returns a network; UserError for what cannot be called."""
+    if isinstance(network, type) or not callable(network):
+        raise UserError(f"{what}: the network must be callable as {call}, not {shown(network)}.")
+    return network
 
 
 def _columns(sigma: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

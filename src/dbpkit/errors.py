@@ -82,6 +82,14 @@ def excerpt(text: object, most: int = 200) -> str:
     return words if len(words) <= most else f"{words[: most - 4]} ..."
 
 
+def check_progress(value: Any, where: str) -> None:
+    """Raises UserError unless ``value`` is a function that may be told of progress."""
+    if not callable(value):
+        raise UserError(
+            f"{where}: progress must be a function that is told what is done, not {shown(value)}."
+        )
+
+
 def check_kind(value: Any, kind: type, name: str, hint: str) -> None:
     """Raises UserError unless ``value`` is of a kind; ``hint`` is a sentence that says how to come by one."""
     if not isinstance(value, kind):

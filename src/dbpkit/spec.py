@@ -32,6 +32,17 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
+    def __init__(self, **values: Any) -> None:
+        """Makes a spec from its values; UserError names every wrong one."""
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise _refusal(error, type(self), type(self).__name__) from error
+
+    # Pydantic's own mark of an __init__ that does no more than validate: a spec inside another one is then
+    # validated with it, and its errors keep their place.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
     def identity(self) -> dict[str, Any]:
         """Returns what two specs of the same run have in common, ready for JSON; its hash is the spec's."""
         return self.model_dump(mode="json")
@@ -95,13 +106,18 @@ def validate(table: dict[str, Any], model: type[S], where: str) -> S:
     try:
         return model.model_validate(table)
     except ValidationError as error:
-        problems: list[str] = []
-        for found in error.errors():
-            said, mark, names = _problem(found, model).partition(" Available: ")
-            again = any(problem.endswith(mark + names) for problem in problems)
-            problems.append(said.rstrip(".") if again and mark else said + mark + names)
-        text = f"spec '{where}'{_other_kind(table, model)}: {'; '.join(problems)}"
-        raise UserError(text if text.endswith("?") else f"{text}.") from error
+        raise _refusal(error, model, f"spec '{where}'{_other_kind(table, model)}") from error
+
+
+def _refusal(error: ValidationError, model: type[BaseModel], where: str) -> UserError:
+    """Every wrong key of a spec, with what was expected, in one sentence."""
+    problems: list[str] = []
+    for found in error.errors():
+        said, mark, names = _problem(found, model).partition(" Available: ")
+        again = any(problem.endswith(mark + names) for problem in problems)
+        problems.append(said.rstrip(".") if again and mark else said + mark + names)
+    text = f"{where}: {'; '.join(problems)}"
+    return UserError(text if text.endswith("?") else f"{text}.")
 
 
 def _other_kind(table: dict[str, Any], model: type[BaseModel]) -> str:

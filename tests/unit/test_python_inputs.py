@@ -12,6 +12,7 @@ from dbpkit import (
     Execution,
     FeatureDistance,
     RunDirectory,
+    benchmark,
     check,
     evaluate,
     read_spec,
@@ -22,17 +23,27 @@ from dbpkit import (
 from dbpkit.attacks import attacks, make_attack
 from dbpkit.attacks.pgd import pgd
 from dbpkit.attacks.target import Target
+from dbpkit.denoiser import EDMDenoiser, VPDenoiser
 from dbpkit.errors import UserError
 from dbpkit.evaluation.checks import untracked_randomness
 from dbpkit.evaluation.rows import check_execution
 from dbpkit.noise import NoisePlan
 from dbpkit.purify import PurifiedClassifier, Purifier, Undefended
 from dbpkit.threat import L2, Linf
+from dbpkit.training.spec import TrainingSpec
 from tests.oracles import TinyClassifier, tiny_denoiser, uniform
 
 X, Y, NOISE = uniform(2, 3, 4, 4), torch.tensor([0, 2]), NoisePlan.of(3, [4, 5])
 
 OWN_ATTACKS = sorted(n for n in attacks if n not in ("art", "foolbox", "standard_autoattack"))
+
+TRAINING = TrainingSpec(
+    objective="classification",
+    data="digits",
+    test_data="digits",
+    network="resnet9",
+    optimiser={"updates": 1, "batch_size": 1, "lr": 0.1},
+)
 
 
 def tiny() -> PurifiedClassifier:
@@ -195,9 +206,24 @@ def test_identity_network_of_the_users_own_is_not_changed() -> None:
         (lambda: read_spec(".", EvaluationSpec), r"spec '\.' does not exist\. Give the path"),
         (lambda: RunDirectory(3), "a run directory is named by its path, not by 3"),
         (lambda: trust(3), "3 is no import path"),
+        (
+            lambda: evaluate(EvaluationSpec(), "run", progress=3),
+            "evaluate: progress must be a function.*, not 3",
+        ),
+        (lambda: benchmark(tiny(), (X, Y), progress=3), "benchmark: progress must be a function"),
+        (lambda: train(TRAINING, 3), "a training run's directory is named by its path, not by 3"),
+        (lambda: train(TRAINING, "run", progress=3), "train: progress must be a function"),
+        (lambda: VPDenoiser(3), r"VPDenoiser: the network must be callable as network\(x, time\), not 3"),
+        (lambda: EDMDenoiser(None), r"EDMDenoiser: the network must be .*x, noise_label\), not None"),
+        (lambda: EDMDenoiser(nn.Identity(), "half"), "sigma_data must be a number, not 'half'"),
+        (
+            lambda: EvaluationSpec(seed=-1, sed=3),
+            r"EvaluationSpec: .*seed = -1: .*unknown key 'sed'\. Did you",
+        ),
+        (lambda: EvaluationSpec(purifier={"steps": 0}), r"^EvaluationSpec: purifier\.steps = 0: "),
+        (lambda: TrainingSpec(), r"^TrainingSpec: key 'objective' is missing; key 'data' is missing"),
         (lambda: FeatureDistance(1), "classifier must be of type Module, not int"),
     ],
-    ids=["evaluate", "train", "summarise", "read_spec", "folder", "RunDirectory", "trust", "FeatureDistance"],
 )
 def test_public_function_with_an_argument_of_another_kind_says_what_to_do(call: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dbpkit.errors import OutputError, UserError, check_kind
+from dbpkit.errors import OutputError, UserError, check_kind, check_progress
 from dbpkit.evaluation.build import Parts, build
 from dbpkit.evaluation.checks import preflight
 from dbpkit.evaluation.coverage import MISSING_CLASSES, missing_classes
@@ -70,6 +70,7 @@ def evaluate(
         UserError: if ``out`` holds another run, a part is wrong, or the disk is full.
     """
     check_kind(spec, EvaluationSpec, "evaluate: spec", "Make one with read_spec(path, EvaluationSpec).")
+    check_progress(progress, "evaluate")
     check_execution(execution)
     run = out if isinstance(out, RunDirectory) else RunDirectory(out)
     run.refuse_other(spec.model_dump(mode="json"))  # at once, before seconds or minutes of work

@@ -9,6 +9,7 @@ its own tensors, and nothing is continued before both have been compared.
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -17,7 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from dbpkit.errors import UserError
+from dbpkit.errors import UserError, shown
 from dbpkit.files import read_whole, write_atomically
 from dbpkit.results.journal import Journal
 from dbpkit.results.locking import is_trace
@@ -103,7 +104,9 @@ class TrainingDirectory:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        if not isinstance(path, str | os.PathLike):
+            raise UserError(f"a training run's directory is named by its path, not by {shown(path)}.")
+        self.path = Path(os.fsdecode(path))
         self._curve = Journal(self.path / "log.jsonl", _CURVE, digests=True)
 
     def refuse_other(self, spec: TrainingSpec, version: str) -> Trains | None:

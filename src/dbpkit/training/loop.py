@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dbpkit.data import Dataset, load_dataset
-from dbpkit.errors import UserError, check_kind
+from dbpkit.errors import UserError, check_kind, check_progress
 from dbpkit.files import write_atomically
 from dbpkit.models import state_sha256
 from dbpkit.noise import NoisePlan, permutation, seeded_generator
@@ -114,6 +114,7 @@ def train(
         UserError: if ``out`` holds a run of another spec, the parts do not fit, or the loss is not finite.
     """
     check_kind(spec, TrainingSpec, "train: spec", "Make one with read_spec(path, TrainingSpec).")
+    check_progress(progress, "train")
     directory = TrainingDirectory(out)
     directory.refuse_other(spec, _version())
     accelerator = _accelerator(spec, directory.path, execution)
