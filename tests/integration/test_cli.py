@@ -220,7 +220,7 @@ def test_purify_writes_a_changed_image_of_the_same_size(run, tmp_path: Path) -> 
     source = picture(tmp_path / "in" / "a.png")
     code, out, _ = run("purify", source, "--out", tmp_path / "out", *GAUSSIAN)
     assert code == 0
-    assert "1 purified images" in out
+    assert "1 purified image" in out
     before, after = (np.asarray(Image.open(p)) for p in (source, tmp_path / "out" / "a.png"))
     assert after.shape == before.shape
     assert (after != before).any()

@@ -194,7 +194,7 @@ def console_table(summary: Summary) -> Fitting:
     rows = table_rows(summary)
     columns = _protocol_columns(summary, rows) or _columns(rows)
     table.add_column("setting", overflow="fold", min_width=16)
-    listed = [Text(summary.name, style="bold")]
+    listed: list[Text | Padding] = [Text(summary.name, style="bold")]
     for number, title in enumerate(columns):
         table.add_column(title, justify="right" if number else "left", no_wrap=True)
     group = None
