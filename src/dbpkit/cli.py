@@ -615,7 +615,8 @@ def _show_spec(path: Path, overrides: list[str], as_json: bool) -> None:
     from dbpkit.training.spec import TrainingSpec
 
     started()
-    kind = TrainingSpec if "optimiser" in read_table(find_spec(path)) else EvaluationSpec
+    table = read_table(find_spec(path, or_run=True))
+    kind = TrainingSpec if "optimiser" in table else EvaluationSpec
     spec = read_spec(path, kind, overrides)
     check_parts(spec)
     table = spec.model_dump(mode="json")

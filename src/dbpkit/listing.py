@@ -9,7 +9,7 @@ from dbpkit.analyses.analysis import analyses
 from dbpkit.attacks import attacks, losses
 from dbpkit.attacks.target import RESERVED
 from dbpkit.data import datasets
-from dbpkit.errors import shown, unknown_name
+from dbpkit.errors import UserError, nearest, shown
 from dbpkit.evaluation.knowledge import known
 from dbpkit.evaluation.spec import EvaluationSpec, PurifierSpec, ThreatSpec
 from dbpkit.models import classifier_sources, denoiser_sources, source
@@ -70,7 +70,8 @@ def described(what: str = "") -> dict[str, dict[str, str]]:
         return {what: listed[what]}
     found = {kind: {what: parts[what]} for kind, parts in listed.items() if what in parts}
     if not found:
-        raise unknown_name("kind of part", what, listed)
+        near = nearest(what, {*listed, *(name for parts in listed.values() for name in parts)})
+        raise UserError(f"unknown kind or part '{what}'.{near} Available kinds: {', '.join(sorted(listed))}.")
     return found
 
 

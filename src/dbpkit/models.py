@@ -6,6 +6,7 @@ The thing people get wrong: a classifier takes pixels in [0, 1] and normalises i
 import hashlib
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,19 +64,35 @@ def embedded_denoiser(variant: str = "vanilla") -> nn.Module:
 
 @classifier_sources.register("weights")
 def classifier_from_weights(path: str, sha256: str | None = None) -> nn.Module:
-    """A classifier trained with ``dbpkit train``."""
+    """A classifier trained with ``dbpkit train``.
+
+    Args:
+        path: the .safetensors file.
+        sha256: digest that the file must have; unset takes any.
+    """
     return _of_kind("classifier", path, sha256)
 
 
 @denoiser_sources.register("weights")
 def denoiser_from_weights(path: str, sha256: str | None = None) -> nn.Module:
-    """A denoiser trained with ``dbpkit train``."""
+    """A denoiser trained with ``dbpkit train``.
+
+    Args:
+        path: the .safetensors file.
+        sha256: digest that the file must have; unset takes any.
+    """
     return _of_kind("denoiser", path, sha256)
 
 
 @denoiser_sources.register("diffusers")
 def denoiser_from_diffusers(path: str, subfolder: str | None = None, prediction: Any = None) -> nn.Module:
-    """Any diffusers UNet2DModel directory or Hub id."""
+    """Any diffusers UNet2DModel directory or Hub id.
+
+    Args:
+        path: the directory, or the Hub id.
+        subfolder: part of it that holds the network, such as ``unet``.
+        prediction: what the network predicts; unset reads it from the scheduler's configuration.
+    """
     model = from_pretrained(path, subfolder, prediction)
     config = {k: v for k, v in getattr(model.network, "config", {}).items() if not k.startswith("_")}
     size = config.get("sample_size") or 32
@@ -148,12 +165,29 @@ def _make(registry: Registry, name: str, options: Mapping[str, Any] | None) -> A
     name, more = source(name)
     if options is not None and not isinstance(options, Mapping):
         raise UserError(f"options of {registry.kind} '{name}' must be a table by name, not {shown(options)}.")
+    if ":" not in name and name not in registry and Path(name).is_dir():
+        raise _folder_refused(registry.kind, Path(name))
     made_by = registry.resolve(name)
     if isinstance(made_by, nn.Module):
         if options:
             raise UserError(f"{registry.kind} '{name}' is a finished module and takes no options.")
         return made_by
     return call_with_options(made_by, {**more, **(options or {})}, f"{registry.kind} '{name}'")
+
+
+def _folder_refused(kind: str, folder: Path) -> UserError:
+    """The error for a folder in place of a model's name, with what to write for what lies in it."""
+    said = f"{kind} '{folder}' is a folder."
+    for inside, more in (("", ""), ("unet", ", subfolder = 'unet'")):
+        if kind == "denoiser" and (folder / inside / "config.json").is_file():
+            typed = f" --set denoiser.options.subfolder={inside}" if inside else ""
+            return UserError(
+                f"{said} A diffusers network is named by --denoiser diffusers --set"
+                f" denoiser.options.path='{folder}'{typed}, in a spec by denoiser = {{ name = 'diffusers',"
+                f" options = {{ path = '{folder}'{more} }} }}."
+            )
+    files = sorted(folder.glob("*.safetensors"))
+    return UserError(f"{said} Name the weights file{f' in it: {files[0]}' if files else ''}.")
 
 
 def _of_kind(kind: str, path: str, sha256: str | None) -> nn.Module:

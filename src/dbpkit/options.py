@@ -362,11 +362,19 @@ def _parameters(part: Callable[..., Any]) -> list[inspect.Parameter]:
 
 
 def _meanings(part: Callable[..., Any]) -> dict[str, str]:
-    """What the docstring says of each argument, in its section Args or Attributes."""
+    """What the docstring says of each argument, in its section Args or Attributes; of a class, bases' too."""
     while isinstance(part, partial):
         part = part.func
     found: dict[str, str] = {}
-    doc = inspect.cleandoc(part.__doc__ or "")
+    for base in reversed(part.__mro__[1:]) if isinstance(part, type) else ():
+        found |= _section(base.__doc__)
+    return found | _section(part.__doc__)
+
+
+def _section(text: str | None) -> dict[str, str]:
+    """The entries of a docstring's section Args or Attributes."""
+    found: dict[str, str] = {}
+    doc = inspect.cleandoc(text or "")
     section = re.search(r"\n\s*(?:Args|Attributes):\n(.*?)(?:\n\s*\n|\Z)", doc, re.S)
     for line in section[1].split("\n") if section else ():
         entry = re.fullmatch(r" {4}(\w+): (.*)", line)

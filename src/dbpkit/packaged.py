@@ -37,8 +37,12 @@ def specs() -> dict[str, Path]:
     return {p.relative_to(root).with_suffix("").as_posix(): p for p in sorted(root.rglob("*.toml"))}
 
 
-def find_spec(path: str | Path) -> Path:
+def find_spec(path: str | Path, *, or_run: bool = False) -> Path:
     """Returns the file of a spec: the path as it is, or else a published spec of that name.
+
+    Args:
+        path: what the user typed.
+        or_run: whether it might have been meant for a run directory, which the error then says.
 
     Raises:
         UserError: if there is neither; the nearest name is suggested.
@@ -51,9 +55,10 @@ def find_spec(path: str | Path) -> Path:
     name = path.as_posix().removesuffix(".toml")
     known = specs()
     if name not in known:
+        what, or_folder = ("spec or run", " or a run directory") if or_run else ("spec", "")
         raise UserError(
-            f"spec '{path}' does not exist.{nearest(name, known)} Give the path of a TOML file, or the"
-            " name of a published spec such as cifar10-ddpm (dbpkit list specs)."
+            f"{what} '{path}' does not exist.{nearest(name, known)} Give the path of a TOML file{or_folder},"
+            " or the name of a published spec such as cifar10-ddpm (dbpkit list specs)."
         )
     return known[name]
 

@@ -355,6 +355,10 @@ def bpda(model: PurifiedClassifier) -> nn.Module:
 def surrogate(model: PurifiedClassifier, steps: Count = 50) -> nn.Module:
     """The attacker differentiates a purifier with fewer steps; the real one judges.
 
+    Args:
+        model: the purified classifier.
+        steps: S of the surrogate's grid.
+
     Source:
         Lee & Kim 2023 (arXiv:2303.09051), surrogate process.
     """
@@ -387,6 +391,10 @@ def other_tape(model: PurifiedClassifier, tape: CountOrNone = 0) -> nn.Module:
     """The attacker knows one tape of noise by heart, but not the defender's; exact on that tape.
 
     The tape is draw number ``tape`` of lane 0 of the attack stream, which no attack and no score draws from.
+
+    Args:
+        model: the purified classifier.
+        tape: number of the tape.
     """
     return Taped(model, tape)
 

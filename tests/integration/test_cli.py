@@ -63,8 +63,8 @@ def test_evaluate_set_overrides_a_leaf(run, tiny_toml: Path, tmp_path: Path) -> 
     ("words", "message"),
     [
         (["evaluate", "missing.toml", "--out", "x"], "spec 'missing.toml' does not exist"),
-        (["show", "missing"], "spec 'missing' does not exist"),
-        (["show", "tiny.tml"], "spec 'tiny.tml' does not exist. Give the path"),
+        (["show", "missing"], "spec or run 'missing' does not exist"),
+        (["show", "tiny.tml"], "spec or run 'tiny.tml' does not exist. Give the path"),
         (
             ["evaluate", "x.toml", "--set"],
             "Option '--set' requires an argument. See 'dbpkit evaluate --help'.",
@@ -73,7 +73,9 @@ def test_evaluate_set_overrides_a_leaf(run, tiny_toml: Path, tmp_path: Path) -> 
             ["replay", "no-run", "--example", "x"],
             "Input should be a valid integer. See 'dbpkit replay --help'.",
         ),
-        (["list", "sampler"], "unknown kind of part 'sampler'. Did you mean 'samplers'?"),
+        (["list", "ddmp", "--options"], "unknown kind or part 'ddmp'. Did you mean 'ddpm'?"),
+        (["show", "runs/cc"], "spec or run 'runs/cc' does not exist. Give the path of a TOML file or a run"),
+        (["list", "sampler"], "unknown kind or part 'sampler'. Did you mean 'samplers'?"),
         (["report", "no-run"], "no run directory"),
         (["compare", "no-run", "no-run"], "no run directory"),
         (["list", "--plugin", "no_such_plugin"], "plugin module 'no_such_plugin' cannot be imported"),

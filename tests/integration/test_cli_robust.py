@@ -39,9 +39,9 @@ ROOT = Path(__file__).parents[2]
         (["evaluate", "s.toml", "--out", "x", "--stepz", "0"], "No such option: --stepz"),
         (["evaluat"], "No such command 'evaluat'"),
         (["show", "\x00"], "embedded null byte"),
-        (["show", "[/b]:a:\x1b[31m"], r"spec '[/b]:a:\x1b[31m' does not exist"),
-        (["show", "name\udcff"], r"spec 'name\udcff' does not exist"),
-        (["list", "[/b]"], "unknown kind of part '[/b]'"),
+        (["show", "[/b]:a:\x1b[31m"], r"spec or run '[/b]:a:\x1b[31m' does not exist"),
+        (["show", "name\udcff"], r"spec or run 'name\udcff' does not exist"),
+        (["list", "[/b]"], "unknown kind or part '[/b]'"),
         (["list", "samplr"], "Did you mean 'samplers'?"),
     ],
 )

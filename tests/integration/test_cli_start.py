@@ -155,6 +155,8 @@ def test_list_of_a_part_with_options_says_type_default_and_meaning(run) -> None:
     assert "Takes 'zero' or 'random'." in out
     found = json.loads(run("list", "samplers", "--options", "--json")[1])["samplers"]
     assert found["heun"]["grid.rho"]["default"] == "7.0"
+    assert found["heun"]["grid.sigma_min"]["meaning"] == "lowest noise level above 0."
+    assert found["vpsde"]["grid.t_last"]["meaning"] == "last time of the grid."
     assert found["vpsde"]["corrector_steps"]["takes"] == "a whole number of at least 0"
 
 
@@ -167,7 +169,7 @@ def test_list_of_every_kind_gives_a_meaning_for_every_option(run) -> None:
         for name, own in parts.items()
         for key, said in own.items()
     ]
-    missing = [where for where, said in every if not said["takes"]]
+    missing = [where for where, said in every if not said["takes"] or not said["meaning"]]
     assert missing == []
 
 

@@ -302,3 +302,29 @@ def test_few_steps_are_said_of_ancestral_chains_only() -> None:
     assert [f.name for f in suspicious_grid("ddpm", 4)] == ["suspicious_grid"]
     assert not suspicious_grid("ddpm", 5)
     assert not suspicious_grid("one_step", 1)
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("config.json", r"--denoiser diffusers --set denoiser\.options\.path='.*net',"),
+        ("unet/config.json", r"denoiser\.options\.path='.*net' --set denoiser\.options\.subfolder=unet,"),
+        ("model.safetensors", r"Name the weights file in it: .*model\.safetensors"),
+        ("note.txt", r"net' is a folder\. Name the weights file\.$"),
+    ],
+)
+def test_folder_in_place_of_a_denoiser_is_told_how_to_name_it(file: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "net" / file
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    with pytest.raises(UserError, match=said):
+        load_denoiser(str(tmp_path / "net"))
+
+
+def test_folder_called_like_a_registered_denoiser_hides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").mkdir()
+    with pytest.raises(UserError, match="needs the option 'path'"):
+        load_denoiser("weights")

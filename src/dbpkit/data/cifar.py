@@ -61,7 +61,13 @@ def cifar10(root: str | None = None, split: str = "test", *, verify: bool = True
 
 @datasets.register("cifar100")
 def cifar100(root: str | None = None, split: str = "test", *, verify: bool = True) -> Dataset:
-    """CIFAR-100 (fine labels) from the folder ``cifar-100-python``; arguments and errors as `cifar10`."""
+    """CIFAR-100 (fine labels) from the folder ``cifar-100-python``; errors as `cifar10`.
+
+    Args:
+        root: folder that holds it; the environment's DBPKIT_DATA if not given.
+        split: ``"test"`` (10,000 images, ids 0 to 9,999) or ``"train"`` (50,000, ids 0 to 49,999).
+        verify: whether files must have their published MD5 sums.
+    """
     folder = data_root(root) / "cifar-100-python"
     names = {"train": ["train"], "test": ["test"]}
     return _load(

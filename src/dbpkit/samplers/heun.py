@@ -76,7 +76,18 @@ def heun_levels(
     sigma_min: float = 0.002,
     rho: float = 7.0,
 ) -> Tensor:
-    """The EDM grid from ``sigma_max`` (0.5 in the paper), or from the noise level of VP time ``t_star``."""
+    """The EDM grid from ``sigma_max`` (0.5 in the paper), or from the noise level of VP time ``t_star``.
+
+    Args:
+        t_star: where purification starts, in (0, 1), if there is no ``sigma_max``.
+        steps: S, levels of the grid above 0.
+        sigma_max: highest noise level, where purification starts; unset takes that of ``t_star``.
+        sigma_min: lowest noise level above 0.
+        rho: how much closer the levels lie at the lower end; 1 spaces them evenly.
+
+    Returns:
+        (steps + 1,) float64 levels.
+    """
     top = float(vp_sigma(torch.tensor(t_star, dtype=torch.float64))) if sigma_max is None else sigma_max
     return karras_levels(top, steps, sigma_min, rho)
 
