@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dbpkit.attacks import make_attack
+from dbpkit.computation import computation_sha256
 from dbpkit.data import Dataset, in_order, load_dataset
 from dbpkit.data.given import as_dataset
 from dbpkit.data.order import Order
@@ -114,7 +115,7 @@ def benchmark(
         Accuracies with their intervals, cost, flags and run directory.
 
     Raises:
-        UserError: if a name, an option or the model's output is wrong.
+        UserError: if a name, an option or the model's output is wrong, or ``out`` is another model's.
 
     Example:
         >>> import tempfile
@@ -159,6 +160,9 @@ def benchmark(
         parts = _parts(spec, model, data, purified, takes_noise)
         if function is not None:  # it has no weights to be told by
             parts.hashes["classifier_sha256"] = model_sha256(function)
+        else:  # weights name no model: a head or a temperature around them makes another one
+            code: Any = (model.classifier, parts.denoiser) if purified else model
+            parts.hashes["model_sha256"] = computation_sha256(code)
         run = Path("runs") / f"benchmark-{_digest(spec, parts, model)}" if out is None else Path(out)
         summary = evaluate(spec, run, execution, progress, parts=parts)
         model.to(own)
@@ -237,7 +241,8 @@ def _takes_noise(call: Callable[..., Any]) -> bool:
 
 def _digest(spec: EvaluationSpec, parts: Parts, model: nn.Module) -> str:
     """A short name for settings, weights, data and the model's own code together."""
-    content = [spec_hash(spec), *parts.hashes.values(), model_sha256(model)]
+    told = {k: v for k, v in parts.hashes.items() if k != "model_sha256"}  # the one below says more
+    content = [spec_hash(spec), *told.values(), model_sha256(model)]
     return hashlib.sha256("".join(content).encode()).hexdigest()[:12]
 
 

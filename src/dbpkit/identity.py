@@ -18,10 +18,10 @@ from torch import Tensor, nn
 PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice, torch.dtype, torch.device, Enum)
 """Types of settings whose text says all of them."""
 
-_LIBRARIES = ("torch", "numpy", "builtins", "dbpkit")
+LIBRARIES = ("torch", "numpy", "builtins", "dbpkit")
 """Packages whose code is named, not read: the run's environment has their versions."""
 
-_OWN_TO_TORCH = frozenset(vars(nn.Module())) | {"training"}
+OWN_TO_TORCH = frozenset(vars(nn.Module())) | {"training"}
 """Attributes of a module that torch keeps its tables in."""
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
@@ -43,7 +43,7 @@ def model_sha256(model: Callable[..., Any]) -> str:
 def _parts(value: Any, seen: dict[int, Any]) -> Iterator[str | bytes]:
     """Everything about a value that decides what it computes."""
     if isinstance(value, PLAIN):
-        yield _ADDRESS.sub("", repr(value))
+        yield text_of(value)
         return
     kind = type(value)
     yield f"{kind.__module__}.{kind.__qualname__}"
@@ -69,7 +69,7 @@ def _parts(value: Any, seen: dict[int, Any]) -> Iterator[str | bytes]:
 def _callable(value: Any, seen: dict[int, Any]) -> Iterator[str | bytes]:
     """An object that is called; one of a library is told by its type alone."""
     kind = type(value)
-    if kind.__module__.partition(".")[0] not in _LIBRARIES:
+    if kind.__module__.partition(".")[0] not in LIBRARIES:
         yield from _methods(kind, seen)
         yield from _named(getattr(value, "__dict__", {}), seen)
 
@@ -99,7 +99,7 @@ def _module(module: nn.Module, seen: dict[int, Any]) -> Iterator[str | bytes]:
         yield from _named(module.state_dict(), seen)
         return
     yield from _methods(type(module), seen)
-    settings = {k: v for k, v in vars(module).items() if k not in _OWN_TO_TORCH}
+    settings = {k: v for k, v in vars(module).items() if k not in OWN_TO_TORCH}
     yield from _named(settings, seen)
     for table in (module._parameters, module._buffers, module._modules):
         yield from _named(table, seen)
@@ -110,7 +110,7 @@ def _module(module: nn.Module, seen: dict[int, Any]) -> Iterator[str | bytes]:
 def _methods(kind: type, seen: dict[int, Any]) -> Iterator[str | bytes]:
     """The code of a class, and of those it inherits from, as far as the user wrote them."""
     for base in kind.__mro__:
-        if base.__module__.partition(".")[0] not in _LIBRARIES:
+        if base.__module__.partition(".")[0] not in LIBRARIES:
             own = {n: f for n, f in vars(base).items() if isinstance(f, (types.FunctionType, *PLAIN))}
             yield from _named({n: f for n, f in own.items() if n not in _UNREAD}, seen)
 
@@ -121,9 +121,9 @@ _UNREAD = {"__module__", "__doc__", "__qualname__", "__firstlineno__"}
 
 def _function(function: types.FunctionType, seen: dict[int, Any]) -> Iterator[str | bytes]:
     yield f"{function.__module__}.{function.__qualname__}"
-    if function.__module__ and function.__module__.partition(".")[0] in _LIBRARIES:
+    if function.__module__ and function.__module__.partition(".")[0] in LIBRARIES:
         return
-    yield from _code(function.__code__)
+    yield from said_by_code(function.__code__)
     cells = {}
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
         try:
@@ -136,14 +136,22 @@ def _function(function: types.FunctionType, seen: dict[int, Any]) -> Iterator[st
     yield from _several(function.__defaults__ or (), seen)
 
 
-def _code(code: types.CodeType) -> Iterator[str | bytes]:
+def said_by_code(code: types.CodeType) -> Iterator[str | bytes]:
+    """Everything about a code that decides what it does."""
     yield code.co_code
     yield repr((code.co_names, code.co_varnames, code.co_freevars))
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _code(constant)
+            yield from said_by_code(constant)
         else:
-            yield _ADDRESS.sub("", repr(constant))
+            yield text_of(constant)
+
+
+def text_of(value: Any) -> str:
+    """A setting or constant as text that is the same in every process: no address, and sets in order."""
+    if isinstance(value, frozenset):
+        return f"frozenset {sorted(map(text_of, value))}"
+    return _ADDRESS.sub("", repr(value))
 
 
 def _named(table: Mapping[Any, Any], seen: dict[int, Any]) -> Iterator[str | bytes]:

@@ -306,3 +306,26 @@ def test_benchmark_models_of_the_same_weights_have_their_own_default_runs(
     assert found[0].run == found[2].run != found[1].run
     assert found[0].clean.value == 1
     assert found[1].clean.value < 1
+
+
+class Tempered(parts.ChannelMean):
+    """The same weights under a temperature; counts its calls."""
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.temperature, self.calls = temperature, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns (B, 3) logits."""
+        self.calls += 1
+        return super().forward(x) / self.temperature
+
+
+def test_benchmark_goes_on_with_a_model_that_counts_and_refuses_another_temperature(tmp_path: Path) -> None:
+    model, settings = Tempered(1.0), {"attacks": [PGD], "out": tmp_path / "run"}
+    benchmark(model, tiny_data(), examples=2, **settings)
+    assert model.calls > 0
+    assert benchmark(model, tiny_data(), examples=3, **settings).clean.examples == 3
+    assert benchmark(Tempered(1.0), tiny_data(), examples=3, **settings).clean.examples == 3
+    with pytest.raises(UserError, match=r"run was made with another model \(sha256 "):
+        benchmark(Tempered(2.0), tiny_data(), examples=3, **settings)

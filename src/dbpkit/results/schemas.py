@@ -114,6 +114,7 @@ class Session(Recorded):
 
     classifier_sha256: Hash | None = None
     denoiser_sha256: Hash | None = None
+    model_sha256: Hash | None = None
     data_sha256: Hash | None = None
     features_sha256: Hash | None = None
     code_sha256: Hash | None = None
