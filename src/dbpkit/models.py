@@ -165,7 +165,7 @@ def _make(registry: Registry, name: str, options: Mapping[str, Any] | None) -> A
     name, more = source(name)
     if options is not None and not isinstance(options, Mapping):
         raise UserError(f"options of {registry.kind} '{name}' must be a table by name, not {shown(options)}.")
-    if ":" not in name and name not in registry and Path(name).is_dir():
+    if ":" not in name and name not in registry and os.path.isdir(name):  # noqa: PTH112 - of any text
         raise _folder_refused(registry.kind, Path(name))
     made_by = registry.resolve(name)
     if isinstance(made_by, nn.Module):
