@@ -18,6 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import matplotlib.font_manager  # noqa: F401 - asks the system for its fonts once: no case starts that program
+
 from dbpkit.errors import UserError
 
 SECONDS = 5.0
