@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 
+import dbpkit
+import dbpkit.report
 from dbpkit.report import write_report
 from dbpkit.results.layout import canonical_hash
 from tests.fuzz.harness import leaves, replaced, run_case
@@ -45,7 +48,11 @@ def test_modules_are_imported_by_the_registry_alone() -> None:
         for file, name, call in calls()
         if name in ("importlib.import_module", "__import__") and not isinstance(call.args[0], ast.Constant)
     }
-    assert chosen <= {"registry.py", "adapters/alignment.py"}  # the adapters import libraries of a fixed list
+    lazy = {"__init__.py", "report/__init__.py"}  # names of this package, from a table in the file itself
+    assert chosen <= {"registry.py", "adapters/alignment.py", *lazy}  # adapters: libraries of a fixed list
+    for package in (dbpkit, dbpkit.report):
+        assert set(package._PLACES) <= set(package.__all__)
+        assert all(re.fullmatch("[a-z_.]+", place) for place in package._PLACES.values())
 
 
 def test_programs_in_files_are_loaded_in_one_place_and_nothing_is_evaluated() -> None:
