@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,11 +152,19 @@ def test_quiet_and_verbose_decide_what_standard_error_says(run, tiny_toml: Path,
 
 
 def start(*words: str, stdout: Any = subprocess.PIPE, **environment: str) -> subprocess.Popen[bytes]:
-    """Starts the command line as a program, on this source."""
+    """Starts the command line as a program, on this source, heeding interrupts.
+
+    A shell has what it starts in the background ignore them, and so would everything that the tests start.
+    """
     own = {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", **environment}
     command = [sys.executable, "-m", "dbpkit", *words]
     return subprocess.Popen(
-        command, stdout=stdout, stderr=subprocess.PIPE, cwd=ROOT, env={**os.environ, **own}
+        command,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        env={**os.environ, **own},
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
 
 
