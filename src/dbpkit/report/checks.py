@@ -14,7 +14,7 @@ PREFLIGHT_CHECKS = {
     "batch_dependence": "an image's logits do not depend on the rest of the batch",
     "piecewise_constant": "the logits move when the pixels do",
     "saturated_loss": "the loss's gradient is not lost in rounding",
-    "suspicious_level": "purification starts at a noise level the papers use",
+    "suspicious_level": "purification starts well above what the attack can do, and below pure noise",
     "suspicious_grid": "the sampler takes enough steps",
     "gradient_mismatch": "the exact gradient agrees with a numeric derivative",
     "replay_differs": "a replayed step computes what it computed before",
