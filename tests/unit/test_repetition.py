@@ -60,24 +60,28 @@ def resident():
 denoiser, classifier = load_embedded()
 model = PurifiedClassifier(Purifier(denoiser, "ddpm", steps=50, memory_bytes=2**20), classifier)
 x, noise, sizes = torch.full((2, 3, 32, 32), 0.5), NoisePlan.of(0, [0, 1]), []
-for i in range(10):
+for i in range(20):
     leaf = x.clone().requires_grad_()
     loss = model(leaf, noise=noise).logsumexp(1).sum()
     if i % 2:
         torch.autograd.grad(loss, leaf)
     del loss, leaf
     sizes.append(resident())
-print(sizes[-1] - sizes[1])
+print(min(sizes[11:]) - min(sizes[1:11]))
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_gradient_repeated_resident_memory_stays(tmp_path) -> None:
-    """One graph of the first step holds 5 MB; eight that are not freed would be 40 MB."""
+    """One graph of the first step holds 5 MB; ten left behind add 82 MB, five of them 41 MB.
+
+    The allocator keeps up to 9 MB of freed pages at its pleasure, so the floors of the two halves
+    are compared, not two single moments.
+    """
     script = tmp_path / "repeat.py"
     script.write_text(RESIDENT, encoding="utf-8")
     found = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
-    assert int(found.stdout) < 8 * 2**20
+    assert int(found.stdout) < 16 * 2**20
 
 
 def test_first_step_whose_graph_is_kept_notices_a_change_in_place() -> None:
