@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dbpkit import NoisePlan, load_classifier, load_dataset, load_embedded
-from dbpkit.machine import settle
+from dbpkit.foundation.machine import settle
 from dbpkit.training import perturb
 from dbpkit.training.loop import _average
 from dbpkit.training.objectives import Batch, make_objective

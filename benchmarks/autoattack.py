@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from dbpkit import NoisePlan, load_classifier, load_dataset
 from dbpkit.attacks import Target, make_attack
-from dbpkit.evaluation.build import single_draw
-from dbpkit.machine import settle
-from dbpkit.models import source
-from dbpkit.purify import Undefended
-from dbpkit.spec import PartSpec, amount
-from dbpkit.threat import make_threat
+from dbpkit.experiment.build import single_draw
+from dbpkit.foundation.machine import settle
+from dbpkit.foundation.spec import PartSpec, amount
+from dbpkit.models.sources import source
+from dbpkit.purification.purifier import Undefended
+from dbpkit.threats.pixels import make_threat
 
 NORMS = {"linf": "Linf", "l2": "L2"}
 """Our name of a norm, and pyautoattack's."""

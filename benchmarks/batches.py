@@ -8,8 +8,8 @@ import tempfile
 from pathlib import Path
 
 from dbpkit import EvaluationSpec, Execution, RunDirectory, evaluate, read_spec
-from dbpkit.machine import settle
-from dbpkit.models import asset
+from dbpkit.foundation.machine import settle
+from dbpkit.models.sources import asset
 
 
 def compare(a: Path, b: Path) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from dbpkit import NoisePlan, Purifier, load_dataset, load_embedded
-from dbpkit.machine import settle
+from dbpkit.foundation.machine import settle
 
 WAYS: dict[str, dict[str, str]] = {
     "as a program": {},  # what `dbpkit` does: spin, and sleep while others take cores

@@ -11,8 +11,8 @@ import time
 import torch
 
 from dbpkit import NoisePlan, PurifiedClassifier, Purifier, load_dataset, load_embedded
-from dbpkit.machine import settle
-from dbpkit.results.intervals import wilson
+from dbpkit.foundation.machine import settle
+from dbpkit.statistics.intervals import wilson
 
 SETTINGS = [
     ("ddim", 100, {}, 10_000),

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from dbpkit import NoisePlan, Purifier, load_dataset, load_embedded
-from dbpkit.machine import settle
+from dbpkit.foundation.machine import settle
 
 ROWS = 16
 

@@ -36,8 +36,8 @@ ITERATIONS = 20
 
 def spec(count: int) -> dict[str, Any]:
     """A resolved spec with 9 attackers, which with the baselines are 14 rows."""
-    from dbpkit.evaluation.knowledge import known
-    from dbpkit.evaluation.spec import EvaluationSpec
+    from dbpkit.experiment.knowledge import known
+    from dbpkit.experiment.spec import EvaluationSpec
 
     knowledge = [k if k in known else {"name": k, "shared_sites": ["forward"]} for k in ATTACKERS]
     table = {"name": "large", "knowledge": knowledge, "examples": {"count": count}}
@@ -60,7 +60,7 @@ def records(row: str, number: int, ids: range) -> list[dict[str, Any]]:
     """The records of one unit: labels and predictions of 10 classes, and an attack's paths."""
     import torch  # only to write: a child's memory is counted from its parent's on
 
-    from dbpkit.noise import NoisePlan
+    from dbpkit.foundation.noise import NoisePlan
 
     draws = 1 if row in ("undefended_clean", "undefended", "dw_both") else DRAWS
     plan = NoisePlan.of(number, ids)
@@ -97,8 +97,8 @@ def measured(*words: str) -> dict[str, float]:
 
 END = """
 import os, sys, time, resource
-import dbpkit.evaluation.run, dbpkit.report.page
-from dbpkit.report import write_report
+import dbpkit.evaluation.run, dbpkit.reporting.page
+from dbpkit.reporting import write_report
 from dbpkit.results.run_directory import RunDirectory
 from dbpkit.results.summary import summarise
 folder, page = sys.argv[1:]

@@ -5,7 +5,7 @@ import platform
 import torch
 
 from benchmarks import gradient
-from dbpkit.machine import settle
+from dbpkit.foundation.machine import settle
 
 if __name__ == "__main__":
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}")

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dbpkit.denoiser import EDMDenoiser
-from dbpkit.noise import NoisePlan
-from dbpkit.samplers import samplers
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.models.denoisers import EDMDenoiser
+from dbpkit.purification.samplers import samplers
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dbpkit.data import Dataset
-from dbpkit.noise import NoisePlan
+from dbpkit.foundation.noise import NoisePlan
 from tests.oracles import GaussianDenoiser
 
 SIDE = 8

@@ -3,7 +3,7 @@
 Names are imported when they are used: what reads results needs no torch, which takes a second and 200 MB.
 """
 
-from dbpkit import program  # noqa: F401 - first: before the current folder can hide a module
+from dbpkit.foundation import program  # noqa: F401 - first: before the current folder can hide a module
 
 # isort: split
 import importlib
@@ -12,64 +12,68 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dbpkit.attacks import Target
     from dbpkit.attacks.pgd import pgd
-    from dbpkit.benchmarking import Benchmark, benchmark
     from dbpkit.data import Dataset, load_dataset
-    from dbpkit.denoiser import EDMDenoiser, VPDenoiser, from_pretrained
-    from dbpkit.errors import UserError
-    from dbpkit.evaluation.check import check
-    from dbpkit.evaluation.knowledge import Knowledge
+    from dbpkit.evaluation.benchmark import Benchmark, benchmark
+    from dbpkit.evaluation.quick_check import check
     from dbpkit.evaluation.replay import replay
     from dbpkit.evaluation.run import Execution, evaluate
-    from dbpkit.evaluation.spec import EvaluationSpec
-    from dbpkit.models import load_classifier, load_denoiser, load_embedded
-    from dbpkit.noise import NoisePlan
-    from dbpkit.perceptual import FeatureDistance
-    from dbpkit.purify import PurifiedClassifier, Purifier, Undefended
-    from dbpkit.registry import trust
+    from dbpkit.experiment.knowledge import Knowledge
+    from dbpkit.experiment.spec import EvaluationSpec
+    from dbpkit.foundation.errors import UserError
+    from dbpkit.foundation.noise import NoisePlan
+    from dbpkit.foundation.registry import trust
+    from dbpkit.foundation.spec import read_spec
+    from dbpkit.models.denoisers import EDMDenoiser, VPDenoiser, from_pretrained
+    from dbpkit.models.sources import load_classifier, load_denoiser, load_embedded
+    from dbpkit.models.weights import load_weights
+    from dbpkit.purification.purifier import PurifiedClassifier, Purifier, Undefended
     from dbpkit.results.run_directory import RunDirectory
     from dbpkit.results.summary import summarise
-    from dbpkit.spec import read_spec
-    from dbpkit.threat import L2, Linf
+    from dbpkit.threats.perceptual import FeatureDistance
+    from dbpkit.threats.pixels import L2, Linf
     from dbpkit.training.loop import train
     from dbpkit.training.spec import TrainingSpec
-    from dbpkit.weights import load_weights
+
+from dbpkit.foundation import moved
+
+moved.install()
 
 __version__ = "0.1.0"
 
 _PLACES = {
-    "L2": "dbpkit.threat",
-    "Benchmark": "dbpkit.benchmarking",
+    "L2": "dbpkit.threats.pixels",
+    "Benchmark": "dbpkit.evaluation.benchmark",
     "Dataset": "dbpkit.data",
-    "EDMDenoiser": "dbpkit.denoiser",
-    "EvaluationSpec": "dbpkit.evaluation.spec",
+    "EDMDenoiser": "dbpkit.models.denoisers",
+    "EvaluationSpec": "dbpkit.experiment.spec",
     "Execution": "dbpkit.evaluation.run",
-    "FeatureDistance": "dbpkit.perceptual",
-    "Knowledge": "dbpkit.evaluation.knowledge",
-    "Linf": "dbpkit.threat",
-    "NoisePlan": "dbpkit.noise",
-    "PurifiedClassifier": "dbpkit.purify",
-    "Purifier": "dbpkit.purify",
+    "FeatureDistance": "dbpkit.threats.perceptual",
+    "Knowledge": "dbpkit.experiment.knowledge",
+    "Linf": "dbpkit.threats.pixels",
+    "NoisePlan": "dbpkit.foundation.noise",
+    "PurifiedClassifier": "dbpkit.purification.purifier",
+    "Purifier": "dbpkit.purification.purifier",
     "RunDirectory": "dbpkit.results.run_directory",
     "Target": "dbpkit.attacks",
     "TrainingSpec": "dbpkit.training.spec",
-    "Undefended": "dbpkit.purify",
-    "UserError": "dbpkit.errors",
-    "VPDenoiser": "dbpkit.denoiser",
-    "benchmark": "dbpkit.benchmarking",
-    "check": "dbpkit.evaluation.check",
+    "Undefended": "dbpkit.purification.purifier",
+    "UserError": "dbpkit.foundation.errors",
+    "VPDenoiser": "dbpkit.models.denoisers",
+    "benchmark": "dbpkit.evaluation.benchmark",
+    "check": "dbpkit.evaluation.quick_check",
     "evaluate": "dbpkit.evaluation.run",
-    "from_pretrained": "dbpkit.denoiser",
-    "load_classifier": "dbpkit.models",
+    "from_pretrained": "dbpkit.models.denoisers",
+    "load_classifier": "dbpkit.models.sources",
     "load_dataset": "dbpkit.data",
-    "load_denoiser": "dbpkit.models",
-    "load_embedded": "dbpkit.models",
-    "load_weights": "dbpkit.weights",
+    "load_denoiser": "dbpkit.models.sources",
+    "load_embedded": "dbpkit.models.sources",
+    "load_weights": "dbpkit.models.weights",
     "pgd": "dbpkit.attacks.pgd",
-    "read_spec": "dbpkit.spec",
+    "read_spec": "dbpkit.foundation.spec",
     "replay": "dbpkit.evaluation.replay",
     "summarise": "dbpkit.results.summary",
     "train": "dbpkit.training.loop",
-    "trust": "dbpkit.registry",
+    "trust": "dbpkit.foundation.registry",
 }
 """Which module each public name is of."""
 

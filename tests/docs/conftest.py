@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from dbpkit import listing
-from dbpkit.evaluation.knowledge import known
-from dbpkit.noise import NoisePlan
+from dbpkit.cli import listing
+from dbpkit.experiment.knowledge import known
+from dbpkit.foundation.noise import NoisePlan
 from tests.docs.pages import ROOT, blocks
 
 

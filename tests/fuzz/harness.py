@@ -20,7 +20,7 @@ from typing import Any
 
 import matplotlib.font_manager  # noqa: F401 - asks the system for its fonts once: no case starts that program
 
-from dbpkit.errors import UserError
+from dbpkit.foundation.errors import UserError
 
 SECONDS = 5.0
 """No case may take longer."""

@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 import typer
 
-from dbpkit import crash
-from dbpkit.cli import app, main
+from dbpkit.cli import app, crash, main
 from tests.fuzz.harness import ODD, chooser, run_case
 from tests.integration.conftest import TINY_TOML
 

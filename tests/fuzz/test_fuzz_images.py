@@ -20,9 +20,9 @@ from PIL import Image
 from dbpkit.data import load_dataset
 from dbpkit.data.embedded import NAME, read_embedded
 from dbpkit.data.pictures import read_picture
-from dbpkit.errors import UserError
-from dbpkit.evaluation.spec import PurifierSpec
-from dbpkit.images import purify_files
+from dbpkit.evaluation.purify_files import purify_files
+from dbpkit.experiment.spec import PurifierSpec
+from dbpkit.foundation.errors import UserError
 from tests.fuzz.harness import ODD, chooser, leaves, replaced, run_case
 
 ONE_STEP = PurifierSpec(sampler="one_step")

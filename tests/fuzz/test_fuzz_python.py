@@ -27,10 +27,10 @@ from dbpkit import (
     load_dataset,
     load_denoiser,
 )
-from dbpkit.adapters import AlignedView
 from dbpkit.attacks import attacks, make_attack
-from dbpkit.errors import UserError
-from dbpkit.threat import make_threat
+from dbpkit.attacks.libraries import AlignedView
+from dbpkit.foundation.errors import UserError
+from dbpkit.threats.pixels import make_threat
 from tests import parts
 from tests.fuzz.harness import ODD as EVERYTHING
 from tests.fuzz.harness import chooser, run_case

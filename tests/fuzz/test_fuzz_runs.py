@@ -16,18 +16,18 @@ from typing import Any
 import pytest
 
 from dbpkit import Execution, evaluate, replay
-from dbpkit.analyses.law import combine
+from dbpkit.analyses.law.law import combine
 from dbpkit.analyses.run import analyse
-from dbpkit.evaluation.spec import EvaluationSpec
-from dbpkit.report import console_findings, console_table, write_report
-from dbpkit.report.page import _view
+from dbpkit.experiment.spec import EvaluationSpec
+from dbpkit.foundation.spec import validate
+from dbpkit.reporting import console_findings, console_table, write_report
+from dbpkit.reporting.page import _view
 from dbpkit.results.compare import compare_runs
 from dbpkit.results.findings import findings
 from dbpkit.results.journal import Journal
 from dbpkit.results.layout import canonical_hash
 from dbpkit.results.run_directory import RunDirectory
 from dbpkit.results.summary import summarise
-from dbpkit.spec import validate
 from tests.fuzz.harness import ODD, Outcome, chooser, dropped, leaves, replaced, run_case
 from tests.integration.conftest import REPOSITORY, TINY
 

@@ -15,16 +15,16 @@ import torch
 from dbpkit.analyses.run import make_analysis
 from dbpkit.attacks import make_attack
 from dbpkit.data import load_dataset
-from dbpkit.evaluation.build import attack_options, make_purifier, make_view, single_draw
-from dbpkit.evaluation.check import _shortened_spec
-from dbpkit.evaluation.spec import EvaluationSpec
-from dbpkit.models import asset, load_classifier, load_denoiser
-from dbpkit.networks import networks
-from dbpkit.options import checked_options
-from dbpkit.purify import PurifiedClassifier
+from dbpkit.evaluation.quick_check import _shortened_spec
+from dbpkit.experiment.build import attack_options, make_purifier, make_view, single_draw
+from dbpkit.experiment.spec import EvaluationSpec
+from dbpkit.foundation.options import checked_options
+from dbpkit.foundation.spec import Strict, amount, as_toml, read_spec, spec_hash, validate
+from dbpkit.models.networks import networks
+from dbpkit.models.sources import asset, load_classifier, load_denoiser
+from dbpkit.purification.purifier import PurifiedClassifier
 from dbpkit.results.protocols import chosen_protocol
-from dbpkit.spec import Strict, amount, as_toml, read_spec, spec_hash, validate
-from dbpkit.threat import make_threat
+from dbpkit.threats.pixels import make_threat
 from dbpkit.training.objectives import make_objective
 from dbpkit.training.spec import TrainingSpec
 from tests.fuzz.harness import ODD, chooser, dropped, leaves, replaced, run_case

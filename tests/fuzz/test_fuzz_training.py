@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from dbpkit.models.weights import read_tensors, write_tensors
 from dbpkit.training.directory import TrainingDirectory, _digest
-from dbpkit.weights import read_tensors, write_tensors
 from tests.fuzz.harness import ODD, chooser, dropped, leaves, replaced, run_case
 from tests.integration.test_training_safety import HERE, run
 

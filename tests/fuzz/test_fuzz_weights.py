@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from dbpkit.models import load_classifier, load_denoiser
-from dbpkit.weights import Architecture, load_weights, read_tensors, save_weights
+from dbpkit.models.sources import load_classifier, load_denoiser
+from dbpkit.models.weights import Architecture, load_weights, read_tensors, save_weights
 from tests.fuzz.harness import ODD, Outcome, chooser, dropped, leaves, replaced, run_case
 
 CLASSIFIER = Architecture("classifier", "vgg", {"channels": [2, 2]}, class_names=tuple("abcdefghij"))

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from dbpkit.evaluation.spec import EvaluationSpec
+from dbpkit.experiment.spec import EvaluationSpec
+from dbpkit.foundation.spec import validate
 from dbpkit.results.run_directory import RunDirectory
-from dbpkit.spec import validate
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -14,8 +14,8 @@ import torch
 from dbpkit import Execution, evaluate, train
 from dbpkit.analyses.run import analyse
 from dbpkit.evaluation.session import code_sha256
-from dbpkit.evaluation.spec import EvaluationSpec
-from dbpkit.spec import validate
+from dbpkit.experiment.spec import EvaluationSpec
+from dbpkit.foundation.spec import validate
 from dbpkit.training.loop import Execution as TrainingExecution
 from dbpkit.training.spec import TrainingSpec
 from tests.integration.conftest import TINY

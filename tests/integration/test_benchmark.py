@@ -19,8 +19,8 @@ from dbpkit import (
     evaluate,
 )
 from dbpkit.data.given import as_dataset
-from dbpkit.evaluation.spec import EvaluationSpec
-from dbpkit.report import write_report
+from dbpkit.experiment.spec import EvaluationSpec
+from dbpkit.reporting import write_report
 from tests import parts
 
 Tiny = Callable[..., EvaluationSpec]

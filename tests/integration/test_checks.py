@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from dbpkit import evaluate
-from dbpkit.evaluation.build import build
-from dbpkit.evaluation.check import quick_check
-from dbpkit.evaluation.checks import preflight
-from dbpkit.evaluation.spec import EvaluationSpec
+from dbpkit.checks.model import preflight
+from dbpkit.evaluation.quick_check import quick_check
+from dbpkit.experiment.build import build
+from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.results.flags import Flag, record_flags
 from dbpkit.results.summary import Summary
 from tests import parts
@@ -43,7 +43,7 @@ def test_quick_check_runs_the_settings_of_the_spec_and_no_others(
         ran.append(spec)
         return evaluate(spec, *arguments)
 
-    monkeypatch.setattr("dbpkit.evaluation.check.evaluate", noted)
+    monkeypatch.setattr("dbpkit.evaluation.quick_check.evaluate", noted)
     attack = {"name": "pgd", "options": {"iterations": 100, "eot": 1, "step_size": "2/255"}}
     quick_check(tiny(knowledge=["dw_fwd", {"name": "fixed", "tapes": 5}], attacks=[attack]), examples=4)
     (spec,) = ran

@@ -133,7 +133,7 @@ def test_list_names_every_kind_and_the_users_plugin(
 ) -> None:
     # Written here, not a file of the tests: collecting it would register the sampler for every other test.
     (tmp_path / "users_plugin.py").write_text(
-        "from dbpkit.samplers import samplers\nfrom tests.parts import half\n"
+        "from dbpkit.purification.samplers import samplers\nfrom tests.parts import half\n"
         'samplers.register("tests_half")(half)\n'
     )
     monkeypatch.syspath_prepend(tmp_path)

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from dbpkit import cli, crash
+from dbpkit import cli
+from dbpkit.cli import crash
 from tests.integration.test_cli import run
 
 __all__ = ["run"]
@@ -115,7 +116,7 @@ def test_interrupt_of_a_command_that_does_not_continue_does_not_say_so(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dbpkit.evaluation.check.quick_check", interrupted)
+    monkeypatch.setattr("dbpkit.evaluation.quick_check.quick_check", interrupted)
     code, out, err = run("check", tiny_toml)
     assert (code, out, err) == (130, "", "stopped.\n")
 

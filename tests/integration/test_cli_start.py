@@ -11,13 +11,14 @@ import pytest
 import typer
 from setuptools import find_packages
 
-from dbpkit import EvaluationSpec, TrainingSpec, __version__, packaged, read_spec
+from dbpkit import EvaluationSpec, TrainingSpec, __version__, read_spec
 from dbpkit.cli import COMPLETION, app
-from dbpkit.errors import UserError
-from dbpkit.listing import check_parts
-from dbpkit.packaged import specs, write_template
-from dbpkit.spec import spec_hash
-from dbpkit.toml import read_table
+from dbpkit.cli.listing import check_parts
+from dbpkit.foundation import packaged
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.packaged import specs, write_template
+from dbpkit.foundation.spec import spec_hash
+from dbpkit.foundation.toml import read_table
 from tests.integration.test_cli import run
 
 __all__ = ["run"]

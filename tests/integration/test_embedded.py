@@ -13,10 +13,10 @@ import torch
 
 from dbpkit import NoisePlan, PurifiedClassifier, Purifier, TrainingSpec, load_dataset, load_embedded
 from dbpkit.attacks.target import cross_entropy
-from dbpkit.gradients import directional_derivatives
-from dbpkit.models import EMBEDDED_CLASSIFIER, EMBEDDED_DENOISERS, asset
-from dbpkit.samplers import samplers
-from dbpkit.spec import validate
+from dbpkit.foundation.spec import validate
+from dbpkit.models.sources import EMBEDDED_CLASSIFIER, EMBEDDED_DENOISERS, asset
+from dbpkit.purification.replay import directional_derivatives
+from dbpkit.purification.samplers import samplers
 from tests.integration.conftest import comparable, environment
 
 BUILT_IN = ["ddim", "ddpm", "heun", "one_step", "reverse_only", "vpsde"]

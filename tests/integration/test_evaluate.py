@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dbpkit import Execution, RunDirectory, UserError, evaluate, summarise
-from dbpkit.evaluation.spec import EvaluationSpec
+from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.results.compare import compare
 from tests import parts
 from tests.integration.conftest import comparable
@@ -28,7 +28,7 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from dbpkit.spec import validate
+    from dbpkit.foundation.spec import validate
     from tests.integration.conftest import TINY
 
     out = tmp_path_factory.mktemp("runs") / "a"

@@ -14,10 +14,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dbpkit import TrainingSpec, UserError, load_classifier, load_dataset, load_denoiser, load_weights, train
-from dbpkit.spec import validate
-from dbpkit.training.fid import Chain, make_features, quality
+from dbpkit.fidelity.frechet import Chain, make_features, quality
+from dbpkit.foundation.spec import validate
+from dbpkit.models.weights import Architecture, read_tensors, save_weights, sha256_of
 from dbpkit.training.loop import Execution
-from dbpkit.weights import Architecture, read_tensors, save_weights, sha256_of
 from tests.integration.conftest import environment
 
 CPU = Execution("cpu")
@@ -75,7 +75,7 @@ def states(*runs: Path) -> list[dict[str, Tensor]]:
 
 def run(table: dict, out: Path, *launcher: str) -> subprocess.Popen:
     code = (
-        "import json, sys; from dbpkit import *; from dbpkit.spec import validate;"
+        "import json, sys; from dbpkit import *; from dbpkit.foundation.spec import validate;"
         "from dbpkit.training.loop import Execution;"
         "train(validate(json.loads(sys.argv[1]), TrainingSpec, 'x'), sys.argv[2], execution=Execution('cpu'))"
     )

@@ -16,12 +16,12 @@ from PIL import Image
 from dbpkit import Dataset, UserError, benchmark
 from dbpkit.analyses.run import analyse
 from dbpkit.data.order import ORDERS
-from dbpkit.evaluation.build import build, chosen_examples
-from dbpkit.evaluation.check import quick_check
-from dbpkit.evaluation.coverage import at_most, missing_classes
+from dbpkit.evaluation.quick_check import quick_check
 from dbpkit.evaluation.run import Execution, evaluate
-from dbpkit.evaluation.spec import EvaluationSpec
-from dbpkit.report import write_report
+from dbpkit.experiment.build import build, chosen_examples
+from dbpkit.experiment.coverage import at_most, missing_classes
+from dbpkit.experiment.spec import EvaluationSpec
+from dbpkit.reporting import write_report
 from dbpkit.results.run_directory import RunDirectory
 from dbpkit.results.summary import summarise
 from tests import parts

@@ -11,11 +11,11 @@ import torch
 
 from dbpkit import Execution, RunDirectory, UserError, check, evaluate
 from dbpkit.analyses.run import analyse
-from dbpkit.evaluation.check import quick_check
-from dbpkit.evaluation.spec import EvaluationSpec
+from dbpkit.evaluation.quick_check import quick_check
+from dbpkit.experiment.spec import EvaluationSpec
+from dbpkit.foundation.locking import writing
+from dbpkit.foundation.spec import validate
 from dbpkit.results.completeness import unfinished
-from dbpkit.results.locking import writing
-from dbpkit.spec import validate
 from tests import parts
 from tests.integration.conftest import TINY, comparable
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dbpkit import Execution, RunDirectory, evaluate
-from dbpkit.evaluation.spec import EvaluationSpec
-from dbpkit.report import write_report
+from dbpkit.experiment.spec import EvaluationSpec
+from dbpkit.reporting import write_report
 from dbpkit.results.compare import compare_runs
 from tests.integration.conftest import comparable
 

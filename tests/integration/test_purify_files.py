@@ -12,13 +12,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dbpkit import UserError
-from dbpkit.evaluation.levels import outside_trained_levels, suspicious_grid
-from dbpkit.evaluation.spec import PurifierSpec
-from dbpkit.image_folder import LIST
-from dbpkit.images import as_png, image_channels, purify_files
-from dbpkit.models import load_denoiser
-from dbpkit.samplers import make_sampler
-from dbpkit.weights import Architecture, load_weights, save_weights
+from dbpkit.checks.levels import outside_trained_levels, suspicious_grid
+from dbpkit.evaluation.purify_files import as_png, image_channels, purify_files
+from dbpkit.experiment.spec import PurifierSpec
+from dbpkit.foundation.image_folder import LIST
+from dbpkit.models.sources import load_denoiser
+from dbpkit.models.weights import Architecture, load_weights, save_weights
+from dbpkit.purification.samplers import make_sampler
 from tests import parts
 
 ONE_STEP = PurifierSpec(sampler="one_step")
@@ -261,13 +261,13 @@ class Level(nn.Module):
 
 def test_purify_beyond_the_trained_levels_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     photo = picture(tmp_path / "a.png", size=(8, 8))
-    with caplog.at_level(logging.WARNING, logger="dbpkit.images"):
+    with caplog.at_level(logging.WARNING, logger="dbpkit.evaluation.purify_files"):
         purify(
             photo, out=tmp_path / "1", denoiser="embedded", spec=PurifierSpec(sampler="one_step", t_star=0.95)
         )
     assert "trained on levels up to 1.24" in caplog.text
     caplog.clear()
-    with caplog.at_level(logging.WARNING, logger="dbpkit.images"):
+    with caplog.at_level(logging.WARNING, logger="dbpkit.evaluation.purify_files"):
         purify(
             photo, out=tmp_path / "2", denoiser="embedded", spec=PurifierSpec(sampler="one_step", t_star=0.3)
         )

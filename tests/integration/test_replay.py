@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from dbpkit import Execution, RunDirectory, UserError, evaluate, replay
-from dbpkit.evaluation.spec import EvaluationSpec
-from dbpkit.spec import validate
+from dbpkit.experiment.spec import EvaluationSpec
+from dbpkit.foundation.spec import validate
 from tests import parts
 from tests.integration.conftest import TINY
 

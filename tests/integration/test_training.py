@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from dbpkit import TrainingSpec, UserError, load_classifier, load_denoiser, load_weights, train
-from dbpkit.spec import validate
+from dbpkit.foundation.spec import validate
+from dbpkit.models.weights import read_tensors
 from dbpkit.training.loop import ema_weight, learning_rate
 from dbpkit.training.spec import OptimiserSpec
-from dbpkit.weights import read_tensors
 from tests.integration.conftest import environment
 
 CLASSIFIER = {
@@ -79,7 +79,7 @@ def test_train_denoiser_beats_the_noisy_image(tmp_path: Path) -> None:
 def test_train_killed_and_resumed_ends_with_the_same_weights(tmp_path: Path) -> None:
     whole = train(spec(DENOISER), tmp_path / "whole")
     code = (
-        "import json, sys; from dbpkit import *; from dbpkit.spec import validate;"
+        "import json, sys; from dbpkit import *; from dbpkit.foundation.spec import validate;"
         "train(validate(json.loads(sys.argv[1]), TrainingSpec, 'x'), sys.argv[2])"
     )
     out = tmp_path / "killed"

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-import dbpkit.registry
+import dbpkit.foundation.registry
 from dbpkit import RunDirectory, evaluate, replay, summarise, trust
 from dbpkit.cli import app
-from dbpkit.errors import UserError
-from dbpkit.evaluation.spec import EvaluationSpec
-from dbpkit.listing import REGISTRIES
-from dbpkit.report import write_report
+from dbpkit.cli.listing import REGISTRIES
+from dbpkit.experiment.spec import EvaluationSpec
+from dbpkit.foundation.errors import UserError
+from dbpkit.reporting import write_report
 from dbpkit.results.compare import compare_runs
 from dbpkit.results.findings import findings
 from dbpkit.results.layout import canonical_hash
@@ -40,7 +40,7 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Makes this process one in which nobody has typed an import path yet."""
 
     def clear() -> None:
-        monkeypatch.setattr(dbpkit.registry, "_trusted", set())
+        monkeypatch.setattr(dbpkit.foundation.registry, "_trusted", set())
         for registry in REGISTRIES.values():
             monkeypatch.setattr(registry, "_typed", set())
 

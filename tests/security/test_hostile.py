@@ -25,16 +25,16 @@ from safetensors.torch import save, save_file
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-import dbpkit.registry
+import dbpkit.foundation.registry
 from dbpkit.cli import app
+from dbpkit.cli.listing import REGISTRIES
 from dbpkit.data import load_dataset
-from dbpkit.denoiser import denoisers, from_pretrained
 from dbpkit.evaluation.run import evaluate
-from dbpkit.evaluation.spec import EvaluationSpec
-from dbpkit.listing import REGISTRIES
+from dbpkit.experiment.spec import EvaluationSpec
+from dbpkit.foundation.spec import validate
+from dbpkit.models.denoisers import denoisers, from_pretrained
+from dbpkit.models.weights import load_weights
 from dbpkit.results.layout import canonical_hash
-from dbpkit.spec import validate
-from dbpkit.weights import load_weights
 from tests.fuzz.harness import run_case
 from tests.unit.data.test_cifar import ARRAY, BOMBS, UINT8
 
@@ -115,7 +115,9 @@ WEIGHTS: dict[str, bytes] = {
     "subprocess": described(network="subprocess:run", options={"args": ["touch", "EXECUTED"]}),
     "torch.load": described(network="torch:load", options={"f": "evil.pt", "weights_only": False}),
     "a planted module": described(network="trap:x"),
-    "a module of the package": described(network="dbpkit.registry:import_module", options={"name": "trap"}),
+    "a module of the package": described(
+        network="dbpkit.foundation.registry:import_module", options={"name": "trap"}
+    ),
     "options that are code": described(options={"channels": "__import__('os').system('touch EXECUTED')"}),
     "a network of 2**60 weights": described(options={"channels": [2**30, 2**30], "blocks": [1, 1]}),
     "a billion blocks": described(options={"channels": [8], "blocks": [10**9]}),
@@ -468,7 +470,7 @@ def traps(folder: Path) -> None:
 @pytest.fixture
 def nobody_has_typed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes this process one in which no import path has been typed."""
-    monkeypatch.setattr(dbpkit.registry, "_trusted", set())
+    monkeypatch.setattr(dbpkit.foundation.registry, "_trusted", set())
     for registry in (*REGISTRIES.values(), denoisers):
         monkeypatch.setattr(registry, "_typed", set())
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import dbpkit
-import dbpkit.report
-from dbpkit.report import write_report
+import dbpkit.reporting
+from dbpkit.reporting import write_report
 from dbpkit.results.layout import canonical_hash
 from tests.fuzz.harness import leaves, replaced, run_case
 
@@ -50,7 +50,7 @@ def test_modules_are_imported_by_the_registry_alone() -> None:
     }
     lazy = {"__init__.py", "report/__init__.py"}  # names of this package, from a table in the file itself
     assert chosen <= {"registry.py", "adapters/alignment.py", *lazy}  # adapters: libraries of a fixed list
-    for package in (dbpkit, dbpkit.report):
+    for package in (dbpkit, dbpkit.reporting):
         assert set(package._PLACES) <= set(package.__all__)
         assert all(re.fullmatch("[a-z_.]+", place) for place in package._PLACES.values())
 

@@ -9,10 +9,10 @@ from torch.nn import functional
 
 from dbpkit.attacks import Target, attacks, losses, make_attack
 from dbpkit.attacks.pgd import pgd
-from dbpkit.errors import UserError
-from dbpkit.noise import SITES, NoisePlan
-from dbpkit.purify import Undefended
-from dbpkit.threat import L2, Linf, make_threat, threats
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.noise import SITES, NoisePlan
+from dbpkit.purification.purifier import Undefended
+from dbpkit.threats.pixels import L2, Linf, make_threat, threats
 from tests.oracles import NoisyClassifier, TinyClassifier, case_name, cross_entropy, uniform
 
 ROUND_OFF = 1e-10

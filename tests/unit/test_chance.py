@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from dbpkit.noise import NoisePlan
+from dbpkit.foundation.noise import NoisePlan
 from dbpkit.results.chance import Answer, at_most, chance_flags, labels_permuted, near_chance, one_class
 
 

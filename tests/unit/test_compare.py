@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dbpkit.errors import UserError
+from dbpkit.foundation.errors import UserError
 from dbpkit.results.compare import compare, compare_runs
 from dbpkit.results.run_directory import RunDirectory
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dbpkit.computation import computation_sha256
+from dbpkit.evaluation.computation import computation_sha256
 from tests.unit.test_identity import WEIGHTS, Headed, Renamed, closing_over, with_default
 
 CALLS = 0
@@ -121,8 +121,8 @@ def test_computation_sha256_is_the_same_in_every_process() -> None:
     """Sets of words have another order in each."""
     script = (
         "def f(x):\n return x if x in {'a', 'b', 'c', 'd', 'e'} else None\n"
-        "from dbpkit.computation import computation_sha256\n"
-        "from dbpkit.identity import model_sha256\n"
+        "from dbpkit.evaluation.computation import computation_sha256\n"
+        "from dbpkit.evaluation.identity import model_sha256\n"
         "print(computation_sha256(f), model_sha256(f), *f.__code__.co_consts[1])"
     )
     said = []

@@ -10,8 +10,8 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
-from dbpkit import console
-from dbpkit.progress import EVERY_SECONDS, Lines, duration, progress
+from dbpkit.cli.progress import EVERY_SECONDS, Lines, duration, progress
+from dbpkit.foundation import console
 
 SRC = Path(console.__file__).parent
 HOSTILE = "[/b] [red]x[/red] :a: :smiley: \x1b[31mred\x1b]0;title\x07 \u202eback tab\there"

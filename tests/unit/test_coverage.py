@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dbpkit.analyses.sigmoid import leave_one_out
+from dbpkit.analyses.law.sigmoid import leave_one_out
 from dbpkit.analyses.thresholds import slope_interval
 from dbpkit.results.analysis import Claim, Number
-from dbpkit.results.crossed import concordance, crossed, crossed_correlation, crossed_mean
 from dbpkit.results.findings import lowest
-from dbpkit.results.intervals import (
+from dbpkit.statistics.crossed import concordance, crossed, crossed_correlation, crossed_mean
+from dbpkit.statistics.intervals import (
     CROSSED_EXAMPLES,
     VERDICT_EXAMPLES,
     Interval,

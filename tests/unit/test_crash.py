@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dbpkit import crash
-from dbpkit.errors import UserError
+from dbpkit.cli import crash
+from dbpkit.foundation.errors import UserError
 
 
 @pytest.fixture

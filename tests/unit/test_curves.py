@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dbpkit.errors import UserError
+from dbpkit.foundation.errors import UserError
 from dbpkit.results.curves import eps_curves
-from dbpkit.results.estimates import paired_difference, per_draw
 from dbpkit.results.run_directory import RunDirectory
+from dbpkit.statistics.estimates import paired_difference, per_draw
 from tests.oracles import uniform
 
 ROUND_OFF = 1e-12

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from dbpkit import Linf, NoisePlan, PurifiedClassifier, Purifier
-from dbpkit.denoiser import VPDenoiser
-from dbpkit.evaluation.denoising import denoiser_mismatch, denoiser_worse_than_nothing, purifier_destroys
-from dbpkit.schedule import discrete_sigmas
+from dbpkit.checks.denoising import denoiser_mismatch, denoiser_worse_than_nothing, purifier_destroys
+from dbpkit.models.denoisers import VPDenoiser
+from dbpkit.models.schedule import discrete_sigmas
 from tests.parts import ChannelMean
 
 COUNT, SIDE = 4, 16

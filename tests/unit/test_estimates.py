@@ -5,8 +5,8 @@ import math
 import pytest
 from scipy import stats
 
-from dbpkit.results.estimates import all_draws, majority, mcnemar, paired_difference, per_draw
-from dbpkit.results.intervals import difference, wilson
+from dbpkit.statistics.estimates import all_draws, majority, mcnemar, paired_difference, per_draw
+from dbpkit.statistics.intervals import difference, wilson
 from tests.oracles import uniform
 
 ROUND_OFF = 1e-12

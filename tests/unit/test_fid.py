@@ -13,13 +13,7 @@ import scipy.linalg
 import torch
 from torch import Tensor, nn
 
-from dbpkit.errors import UserError
-from dbpkit.models import load_classifier
-from dbpkit.networks import ResNet9
-from dbpkit.noise import NoisePlan
-from dbpkit.purify import Purifier
-from dbpkit.samplers import samplers
-from dbpkit.training.fid import (
+from dbpkit.fidelity.frechet import (
     Chain,
     Features,
     classifier_features,
@@ -29,6 +23,12 @@ from dbpkit.training.fid import (
     make_features,
     quality,
 )
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.models.networks import ResNet9
+from dbpkit.models.sources import load_classifier
+from dbpkit.purification.purifier import Purifier
+from dbpkit.purification.samplers import samplers
 from tests.oracles import GaussianDenoiser, TinyClassifier, few_steps, tiny_denoiser, uniform
 from tests.parts import data
 
@@ -243,7 +243,7 @@ def test_inception_file_that_is_not_the_published_one_is_not_run(
 def test_inception_published_file_is_the_fid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = scripted(FakeInception(), tmp_path)
     sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    monkeypatch.setattr("dbpkit.training.fid.INCEPTION_SHA256", sha256)
+    monkeypatch.setattr("dbpkit.fidelity.frechet.INCEPTION_SHA256", sha256)
     features = make_features("inception", {"path": path})
     assert features.metric == "FID"
     assert features.about == {"name": "inception", "sha256": sha256}

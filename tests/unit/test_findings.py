@@ -11,8 +11,8 @@ import pytest
 from dbpkit import cli
 from dbpkit.results.analysis import AnalysisRecords, AnalysisResult, Claim, Number
 from dbpkit.results.findings import findings, verdict
-from dbpkit.results.intervals import Interval
 from dbpkit.results.run_directory import RunDirectory
+from dbpkit.statistics.intervals import Interval
 from tests.unit.test_compare import SPEC
 
 Command = Callable[..., tuple[int, str, str]]

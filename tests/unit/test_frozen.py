@@ -11,14 +11,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dbpkit.adapters import AlignedView
-from dbpkit.denoiser import EDMDenoiser, VPDenoiser
-from dbpkit.errors import UserError
-from dbpkit.frozen import Frozen
-from dbpkit.models import load_embedded
-from dbpkit.noise import NoisePlan
-from dbpkit.purify import PurifiedClassifier, Purifier, StraightThrough, Taped, Undefended, gradients
-from dbpkit.schedule import discrete_sigmas
+from dbpkit.attacks.libraries import AlignedView
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.frozen import Frozen
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.models.denoisers import EDMDenoiser, VPDenoiser
+from dbpkit.models.schedule import discrete_sigmas
+from dbpkit.models.sources import load_embedded
+from dbpkit.purification.purifier import (
+    PurifiedClassifier,
+    Purifier,
+    StraightThrough,
+    Taped,
+    Undefended,
+    gradients,
+)
 from tests.oracles import TinyClassifier, TinyNetwork, tiny_denoiser, uniform
 
 X, NOISE = uniform(2, 1, 4, 4), NoisePlan.of(3, [4, 5])

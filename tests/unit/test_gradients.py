@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from dbpkit.denoiser import EDMDenoiser
-from dbpkit.errors import UserError
-from dbpkit.frozen import Function
-from dbpkit.gradients import DEFAULT_MEMORY, Replay, directional_derivatives, straight_through
-from dbpkit.noise import NoisePlan
-from dbpkit.purify import PurifiedClassifier, Purifier, Undefended, gradients
-from dbpkit.samplers import make_sampler
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.frozen import Function
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.models.denoisers import EDMDenoiser
+from dbpkit.purification.purifier import PurifiedClassifier, Purifier, Undefended, gradients
+from dbpkit.purification.replay import DEFAULT_MEMORY, Replay, directional_derivatives, straight_through
+from dbpkit.purification.samplers import make_sampler
 from tests.oracles import (
     TinyClassifier,
     TinyNetwork,

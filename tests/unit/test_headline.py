@@ -3,10 +3,10 @@
 import pytest
 
 from dbpkit.results.analysis import AnalysisResult, Claim, Number
-from dbpkit.results.estimates import paired_difference
 from dbpkit.results.flags import Flag
 from dbpkit.results.headline import Trend, headline_sentence, measured_trend, white_box_eot
-from dbpkit.results.intervals import difference, share
+from dbpkit.statistics.estimates import paired_difference
+from dbpkit.statistics.intervals import difference, share
 from tests.oracles import uniform
 
 GAP = paired_difference([1.0] * 12 + [0.0] * 18, [0.0] * 30)

@@ -14,9 +14,9 @@ from torch.nn import functional
 import dbpkit
 from dbpkit import Linf, NoisePlan, UserError
 from dbpkit.attacks import Target, make_attack
-from dbpkit.evaluation.outputs import squashed_outputs
-from dbpkit.heads import Unsquashed, heads_of, ranks_agree
-from dbpkit.purify import Undefended, gradients
+from dbpkit.checks.outputs import squashed_outputs
+from dbpkit.models.heads import Unsquashed, heads_of, ranks_agree
+from dbpkit.purification.purifier import Undefended, gradients
 
 X = NoisePlan.of(0, range(4)).uniform("probe", 0, torch.zeros(4, 3, 4, 4))
 PLAN = NoisePlan.of(0, range(4), "select")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dbpkit.identity import model_sha256
+from dbpkit.evaluation.identity import model_sha256
 
 WEIGHTS = nn.Linear(3, 3)
 SCALE = 1.0

@@ -6,10 +6,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dbpkit.results import intervals
 from dbpkit.results.analysis import Claim, Number
-from dbpkit.results.crossed import concordance, concordant_share, crossed, crossed_correlation, crossed_mean
-from dbpkit.results.intervals import wilson
+from dbpkit.statistics import intervals
+from dbpkit.statistics.crossed import (
+    concordance,
+    concordant_share,
+    crossed,
+    crossed_correlation,
+    crossed_mean,
+)
+from dbpkit.statistics.intervals import wilson
 from tests.oracles import uniform
 
 ROUND_OFF = 1e-12

@@ -16,12 +16,12 @@ from dbpkit import UserError
 from dbpkit.attacks import attacks, make_attack
 from dbpkit.attacks.dlr import REMEDIES, dlr, dlr_targeted
 from dbpkit.attacks.target import losses
-from dbpkit.denoiser import ALIASES, VPDenoiser, prediction_of, reinterpreted
-from dbpkit.evaluation import outputs
-from dbpkit.evaluation.knowledge import known
-from dbpkit.evaluation.levels import LEAST_LEVEL, MOST_LEVEL, assumptions, reach_of, suspicious_level
-from dbpkit.pretrained import _short
-from dbpkit.purify import gradients
+from dbpkit.checks import outputs
+from dbpkit.checks.levels import LEAST_LEVEL, MOST_LEVEL, assumptions, reach_of, suspicious_level
+from dbpkit.experiment.knowledge import known
+from dbpkit.models.denoisers import ALIASES, VPDenoiser, prediction_of, reinterpreted
+from dbpkit.models.diffusers import _short
+from dbpkit.purification.purifier import gradients
 
 
 def test_suspicious_level_of_a_large_budget_says_the_rule_of_the_reach() -> None:
@@ -121,7 +121,7 @@ def test_long_lists_of_a_configuration_are_shortened() -> None:
 
 def test_from_pretrained_without_scheduler_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     diffusers = pytest.importorskip("diffusers")
-    from dbpkit.denoiser import from_pretrained
+    from dbpkit.models.denoisers import from_pretrained
 
     network = diffusers.UNet2DModel(
         sample_size=8, block_out_channels=(8,), layers_per_block=1, norm_num_groups=4,

@@ -9,10 +9,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from dbpkit.denoiser import EDMDenoiser
-from dbpkit.errors import UserError
-from dbpkit.noise import NoisePlan
-from dbpkit.registry import call_with_options
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.foundation.registry import call_with_options
+from dbpkit.models.denoisers import EDMDenoiser
 from dbpkit.training.levels import noise_levels, sigma_at
 from tests.oracles import TinyNetwork, uniform
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from dbpkit import UserError
-from dbpkit.results.locking import LOCK, is_trace, writing
+from dbpkit.foundation.locking import LOCK, is_trace, writing
 from tests.integration.conftest import environment
 
 HOLD = """
 import sys, time
-from dbpkit.results.locking import writing
+from dbpkit.foundation.locking import writing
 with writing(sys.argv[1], "dbpkit evaluate a.toml"):
     print("held", flush=True)
     time.sleep(60)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from dbpkit import machine
-from dbpkit.machine import BUSY, QUIET_LOOKS, State, Team, cgroup_limits, granted, settle, waited
-from dbpkit.noise import NoisePlan
+from dbpkit.foundation import machine
+from dbpkit.foundation.machine import BUSY, QUIET_LOOKS, State, Team, cgroup_limits, granted, settle, waited
+from dbpkit.foundation.noise import NoisePlan
 
 
 @pytest.fixture

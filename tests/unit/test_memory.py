@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from dbpkit.memory import keep_freed_memory
+from dbpkit.foundation.memory import keep_freed_memory
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")

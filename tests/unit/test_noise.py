@@ -8,8 +8,16 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from dbpkit.errors import UserError
-from dbpkit.noise import MAX_ID, SITES, STREAMS, NoisePlan, permutation, philox4x32, seeded_generator
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.noise import (
+    MAX_ID,
+    SITES,
+    STREAMS,
+    NoisePlan,
+    permutation,
+    philox4x32,
+    seeded_generator,
+)
 from tests.oracles import golden
 
 MANY = 1_000_000

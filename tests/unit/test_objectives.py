@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dbpkit.denoiser import EDMDenoiser, VPDenoiser
-from dbpkit.errors import UserError
-from dbpkit.noise import NoisePlan
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.models.denoisers import EDMDenoiser, VPDenoiser
 from dbpkit.training.levels import noise_levels
 from dbpkit.training.objectives import Batch, Denoising, make_objective
 from dbpkit.training.perturb import Problem, perturbations

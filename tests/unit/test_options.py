@@ -13,10 +13,12 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from dbpkit.attacks import attacks, losses, make_attack
 from dbpkit.attacks.target import RESERVED
-from dbpkit.errors import UserError, shown
-from dbpkit.evaluation import build, check
-from dbpkit.listing import REGISTRIES
-from dbpkit.options import (
+from dbpkit.cli.listing import REGISTRIES
+from dbpkit.evaluation import quick_check as check
+from dbpkit.experiment import build
+from dbpkit.fidelity.frechet import feature_sources
+from dbpkit.foundation.errors import UserError, shown
+from dbpkit.foundation.options import (
     Checked,
     Count,
     CountOrNone,
@@ -29,8 +31,7 @@ from dbpkit.options import (
     options_of,
     words,
 )
-from dbpkit.samplers import samplers
-from dbpkit.training.fid import feature_sources
+from dbpkit.purification.samplers import samplers
 
 PARTS = [
     (kind, name, getattr(part, "sample", part) if kind == "samplers" else part)

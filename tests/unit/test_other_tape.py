@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from dbpkit import Execution, RunDirectory, evaluate
-from dbpkit.evaluation.knowledge import known
-from dbpkit.evaluation.spec import EvaluationSpec
-from dbpkit.noise import NoisePlan
-from dbpkit.purify import PurifiedClassifier, Purifier, gradients
+from dbpkit.experiment.knowledge import known
+from dbpkit.experiment.spec import EvaluationSpec
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.purification.purifier import PurifiedClassifier, Purifier, gradients
 from tests.oracles import TinyClassifier, tiny_denoiser, uniform
 
 

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from dbpkit import Execution, FeatureDistance, RunDirectory, evaluate
 from dbpkit.attacks import Target, make_attack
 from dbpkit.data import load_dataset
-from dbpkit.errors import UserError
-from dbpkit.evaluation.build import build
-from dbpkit.evaluation.spec import EvaluationSpec, ThreatSpec
-from dbpkit.models import embedded_classifier, state_sha256
-from dbpkit.noise import NoisePlan
-from dbpkit.perceptual import Perceptual
-from dbpkit.spec import as_toml, read_spec, spec_hash
-from dbpkit.threat import make_threat
+from dbpkit.experiment.build import build
+from dbpkit.experiment.spec import EvaluationSpec, ThreatSpec
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.foundation.spec import as_toml, read_spec, spec_hash
+from dbpkit.models.sources import embedded_classifier, state_sha256
+from dbpkit.threats.perceptual import Perceptual
+from dbpkit.threats.pixels import make_threat
 from tests.oracles import NoisyClassifier, TinyClassifier, uniform
 
 ROUND_OFF = 1e-12

@@ -15,8 +15,8 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dbpkit.errors import UserError
-from dbpkit.noise import NoisePlan
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.noise import NoisePlan
 from dbpkit.training.perturb import (
     Problem,
     frozen,

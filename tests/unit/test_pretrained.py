@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dbpkit.denoiser import VPDenoiser, from_pretrained
-from dbpkit.errors import UserError
-from dbpkit.noise import NoisePlan, seeded_generator
-from dbpkit.pretrained import load_unet
-from dbpkit.schedule import discrete_sigmas
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.noise import NoisePlan, seeded_generator
+from dbpkit.models.denoisers import VPDenoiser, from_pretrained
+from dbpkit.models.diffusers import load_unet
+from dbpkit.models.schedule import discrete_sigmas
 
 PREDICTIONS = {"epsilon": "noise", "v_prediction": "v", "sample": "x0"}
 WEIGHTS = "diffusion_pytorch_model.safetensors"

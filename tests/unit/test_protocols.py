@@ -7,20 +7,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import dbpkit.evaluation.build  # noqa: F401 - registers everything a spec may name
+import dbpkit.experiment.build  # noqa: F401 - registers everything a spec may name
 from dbpkit import EvaluationSpec, Linf, NoisePlan, PurifiedClassifier, Purifier, Target, UserError, read_spec
 from dbpkit.attacks import attacks
 from dbpkit.data import datasets
-from dbpkit.evaluation.build import accepted_options
 from dbpkit.evaluation.cost import network_calls
 from dbpkit.evaluation.watch import Watch
-from dbpkit.models import classifier_sources, denoiser_sources
-from dbpkit.purify import gradients
-from dbpkit.results.estimates import any_iterate, wilson
+from dbpkit.experiment.build import accepted_options
+from dbpkit.foundation.spec import spec_hash, validate
+from dbpkit.models.sources import classifier_sources, denoiser_sources
+from dbpkit.purification.purifier import gradients
+from dbpkit.purification.samplers import samplers
 from dbpkit.results.protocols import headline, protocol_flags, protocols
-from dbpkit.samplers import samplers
-from dbpkit.spec import spec_hash, validate
-from dbpkit.threat import threats
+from dbpkit.statistics.estimates import any_iterate, wilson
+from dbpkit.threats.pixels import threats
 from tests import parts
 from tests.oracles import CountingDenoiser, GaussianDenoiser
 

@@ -23,13 +23,13 @@ from dbpkit import (
 from dbpkit.attacks import attacks, make_attack
 from dbpkit.attacks.pgd import pgd
 from dbpkit.attacks.target import Target
-from dbpkit.denoiser import EDMDenoiser, VPDenoiser
-from dbpkit.errors import UserError
-from dbpkit.evaluation.checks import untracked_randomness
+from dbpkit.checks.model import untracked_randomness
 from dbpkit.evaluation.rows import check_execution
-from dbpkit.noise import NoisePlan
-from dbpkit.purify import PurifiedClassifier, Purifier, Undefended
-from dbpkit.threat import L2, Linf
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.models.denoisers import EDMDenoiser, VPDenoiser
+from dbpkit.purification.purifier import PurifiedClassifier, Purifier, Undefended
+from dbpkit.threats.pixels import L2, Linf
 from dbpkit.training.spec import TrainingSpec
 from tests.oracles import TinyClassifier, tiny_denoiser, uniform
 

@@ -9,13 +9,20 @@ import pytest
 
 from dbpkit.attacks import attacks, losses
 from dbpkit.data import datasets
-from dbpkit.denoiser import denoisers
-from dbpkit.errors import UserError, unknown_name
-from dbpkit.networks import networks
-from dbpkit.purify import gradients
-from dbpkit.registry import Registry, call_with_options, import_module, import_path, names_of, trust
-from dbpkit.samplers import samplers
-from dbpkit.threat import threats
+from dbpkit.foundation.errors import UserError, unknown_name
+from dbpkit.foundation.registry import (
+    Registry,
+    call_with_options,
+    import_module,
+    import_path,
+    names_of,
+    trust,
+)
+from dbpkit.models.denoisers import denoisers
+from dbpkit.models.networks import networks
+from dbpkit.purification.purifier import gradients
+from dbpkit.purification.samplers import samplers
+from dbpkit.threats.pixels import threats
 
 REGISTRIES = [attacks, datasets, denoisers, gradients, losses, networks, samplers, threats]
 each_registry = pytest.mark.parametrize("registry", REGISTRIES, ids=lambda r: r.kind)
@@ -167,7 +174,7 @@ def test_get_follows_what_was_typed_before_and_only_in_its_registry(folder: Path
 
 
 def test_trust_admits_one_path_everywhere(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dbpkit.registry._trusted", set())
+    monkeypatch.setattr("dbpkit.foundation.registry._trusted", set())
     name = write(folder, "def make():\n    return 7\nfrom os import system\n")
     trust(f"{name}:make")
     with names_of("'a file'"):

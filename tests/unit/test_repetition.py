@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dbpkit.gradients import Replay
-from dbpkit.noise import NoisePlan
-from dbpkit.purify import PurifiedClassifier, Purifier, gradients
-from dbpkit.samplers import samplers
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.purification.purifier import PurifiedClassifier, Purifier, gradients
+from dbpkit.purification.replay import Replay
+from dbpkit.purification.samplers import samplers
 from tests.oracles import TinyClassifier, few_steps, tiny_denoiser, uniform
 
 REPETITIONS = 10

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dbpkit import RunDirectory, UserError, summarise
-from dbpkit.analyses.law import combine
+from dbpkit.analyses.law.law import combine
 from dbpkit.results.analysis import AnalysisRecords
 from dbpkit.results.findings import findings
 from tests.unit.test_compare import SPEC

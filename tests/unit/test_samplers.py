@@ -22,11 +22,11 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from dbpkit.errors import UserError
-from dbpkit.noise import NoisePlan
-from dbpkit.purify import Purifier
-from dbpkit.samplers import Method, make_sampler, samplers
-from dbpkit.samplers.method import REVERSE_SITES
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.purification.purifier import Purifier
+from dbpkit.purification.samplers import Method, make_sampler, samplers
+from dbpkit.purification.samplers.method import REVERSE_SITES
 from tests.oracles import (
     CountingDenoiser,
     GaussianDenoiser,

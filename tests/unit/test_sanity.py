@@ -14,9 +14,9 @@ from torch import Tensor, nn
 import dbpkit
 from dbpkit import L2, Linf, NoisePlan, PurifiedClassifier, Purifier, UserError
 from dbpkit.attacks import AttackOutcome, attacks
-from dbpkit.evaluation import sanity
-from dbpkit.evaluation.checks import CHECKS, piecewise_constant, saturated_loss
-from dbpkit.evaluation.culprits import Plain
+from dbpkit.checks import short_attacks as sanity
+from dbpkit.checks.culprits import Plain
+from dbpkit.checks.model import CHECKS, piecewise_constant, saturated_loss
 from dbpkit.results.flags import Flag
 from tests.oracles import NoisyClassifier, TinyClassifier, uniform
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dbpkit.errors import UserError
-from dbpkit.schedule import (
+from dbpkit.foundation.errors import UserError
+from dbpkit.models.schedule import (
     continuous_levels,
     discrete_alpha_bar,
     discrete_levels,

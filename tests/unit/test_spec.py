@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from dbpkit.errors import UserError
-from dbpkit.evaluation.spec import EvaluationSpec
-from dbpkit.spec import (
+from dbpkit.experiment.spec import EvaluationSpec
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.spec import (
     Amount,
     PartSpec,
     Strict,

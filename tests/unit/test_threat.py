@@ -8,9 +8,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from dbpkit.errors import UserError
-from dbpkit.noise import NoisePlan
-from dbpkit.threat import L2, Linf, make_threat, threats
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.threats.pixels import L2, Linf, make_threat, threats
 from tests.oracles import uniform
 
 ROUND_OFF = 1e-9

@@ -14,12 +14,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dbpkit.denoiser import EDMDenoiser
-from dbpkit.errors import UserError
-from dbpkit.models import load_classifier, load_denoiser, state_sha256
-from dbpkit.networks import ResNet9, UNet
-from dbpkit.registry import trust
-from dbpkit.weights import Architecture, load_weights, read_tensors, save_weights, sha256_of, write_atomically
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.registry import trust
+from dbpkit.models.denoisers import EDMDenoiser
+from dbpkit.models.networks import ResNet9, UNet
+from dbpkit.models.sources import load_classifier, load_denoiser, state_sha256
+from dbpkit.models.weights import (
+    Architecture,
+    load_weights,
+    read_tensors,
+    save_weights,
+    sha256_of,
+    write_atomically,
+)
 from tests.oracles import fill, uniform
 
 CLASSIFIER = Architecture(
@@ -268,7 +275,7 @@ def small_network(width: int) -> torch.nn.Module:
 def test_load_weights_of_a_users_own_network_needs_the_user_to_name_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dbpkit.registry._trusted", set())
+    monkeypatch.setattr("dbpkit.foundation.registry._trusted", set())
     path = f"{__name__}:small_network"
     architecture = Architecture("classifier", path, {"width": 3}, class_names=("a", "b"))
     save_weights(tmp_path / "own.safetensors", small_network(3), architecture)

@@ -1,5 +1,5 @@
 """The findings of both papers, each as one analysis of the user's own models."""
 
-from dbpkit.registry import import_siblings
+from dbpkit.foundation.registry import import_siblings
 
 import_siblings(__name__, __path__)

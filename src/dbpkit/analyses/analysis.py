@@ -12,13 +12,13 @@ from torch import Tensor
 
 from dbpkit.attacks import Target
 from dbpkit.attacks.target import AttackOutcome, make_attack
-from dbpkit.errors import UserError
-from dbpkit.evaluation.build import Parts
-from dbpkit.evaluation.knowledge import Knowledge
-from dbpkit.evaluation.spec import EvaluationSpec
-from dbpkit.noise import NoisePlan
-from dbpkit.options import checked_options
-from dbpkit.registry import Registry
+from dbpkit.experiment.build import Parts
+from dbpkit.experiment.knowledge import Knowledge
+from dbpkit.experiment.spec import EvaluationSpec
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.foundation.options import checked_options
+from dbpkit.foundation.registry import Registry
 from dbpkit.results.analysis import AnalysisResult
 
 analyses: Registry[Callable[..., "Analysis"]] = Registry("analysis")

@@ -17,11 +17,11 @@ from annotated_types import MinLen
 from torch import Tensor
 
 from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, needs_budget, positions, rows
-from dbpkit.evaluation.knowledge import known
-from dbpkit.noise import NoisePlan
-from dbpkit.options import Count, CountOrNone, Length
+from dbpkit.experiment.knowledge import known
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.foundation.options import Count, CountOrNone, Length
 from dbpkit.results.analysis import AnalysisResult, Chart, Claim, Number, Series
-from dbpkit.results.intervals import mean
+from dbpkit.statistics.intervals import mean
 
 RANDOM = ("gaussian", "uniform", "sign")
 

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, positions, rows
-from dbpkit.evaluation.knowledge import known
-from dbpkit.noise import NoisePlan
-from dbpkit.options import Count
-from dbpkit.purify import Purifier
+from dbpkit.experiment.knowledge import known
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.foundation.options import Count
+from dbpkit.foundation.types import Denoiser
+from dbpkit.purification.purifier import Purifier
+from dbpkit.purification.samplers import diffuse
 from dbpkit.results.analysis import AnalysisResult, Chart, Claim, Number, Series
-from dbpkit.results.intervals import bands, mean
-from dbpkit.samplers import diffuse
-from dbpkit.types import Denoiser
+from dbpkit.statistics.intervals import bands, mean
 
 STARTS = ("clean", "random", "attacked")
 """Images that are purified: the clean one, a random one of the budget, and the attacked one."""

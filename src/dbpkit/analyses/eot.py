@@ -18,14 +18,14 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, positions, rows
-from dbpkit.analyses.targets import draw_gradients, misclassified
+from dbpkit.analyses.tools.targets import draw_gradients, misclassified
 from dbpkit.attacks import losses
-from dbpkit.errors import UserError
-from dbpkit.evaluation.knowledge import known
-from dbpkit.noise import NoisePlan
-from dbpkit.options import Count, Counts
+from dbpkit.experiment.knowledge import known
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.foundation.options import Count, Counts
 from dbpkit.results.analysis import AnalysisResult, Chart, Claim, Number, Series
-from dbpkit.results.intervals import Interval, bands, difference, mean, share
+from dbpkit.statistics.intervals import Interval, bands, difference, mean, share
 
 PUBLISHED = {
     1: (0.60, 0.10),

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, positions, rows
-from dbpkit.analyses.targets import misclassified
-from dbpkit.evaluation.knowledge import known
-from dbpkit.options import Count, Several
+from dbpkit.analyses.tools.targets import misclassified
+from dbpkit.experiment.knowledge import known
+from dbpkit.foundation.options import Count, Several
 from dbpkit.results.analysis import AnalysisResult, Chart, Claim, Number, Series
-from dbpkit.results.intervals import Interval, share
+from dbpkit.statistics.intervals import Interval, share
 
 DIFFHAMMER_DRAWS = 10
 """N of DiffHammer's N-evaluation."""

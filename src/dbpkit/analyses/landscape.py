@@ -18,13 +18,13 @@ from annotated_types import Ge
 from torch import Tensor
 
 from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, positions, rows
-from dbpkit.analyses.targets import attack_path
+from dbpkit.analyses.tools.targets import attack_path
 from dbpkit.attacks import losses
-from dbpkit.evaluation.knowledge import known
-from dbpkit.noise import NoisePlan
-from dbpkit.options import Count, Several
+from dbpkit.experiment.knowledge import known
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.foundation.options import Count, Several
 from dbpkit.results.analysis import AnalysisResult, Chart, Claim, Number, Series
-from dbpkit.results.intervals import mean
+from dbpkit.statistics.intervals import mean
 
 PATHS = ("DW", "EoT", "single draw")
 _TINY = 1e-12

@@ -15,12 +15,12 @@ import numpy as np
 from torch import Tensor
 
 from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, needs_budget, positions, rows
-from dbpkit.evaluation.knowledge import known
-from dbpkit.noise import NoisePlan
-from dbpkit.options import Count, Several
+from dbpkit.experiment.knowledge import known
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.foundation.options import Count, Several
+from dbpkit.purification.samplers.method import REVERSE_SITES
 from dbpkit.results.analysis import AnalysisResult, Chart, Claim, Number, Series
-from dbpkit.results.intervals import mean
-from dbpkit.samplers.method import REVERSE_SITES
+from dbpkit.statistics.intervals import mean
 
 VARIED = {
     "input": "input varied, randomness fixed",

@@ -16,7 +16,7 @@ import torch
 
 from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, positions
 from dbpkit.analyses.compression import budget_length
-from dbpkit.analyses.configurations import (
+from dbpkit.analyses.tools.configurations import (
     CONFIGURATIONS,
     budgets,
     pixels,
@@ -27,13 +27,13 @@ from dbpkit.analyses.configurations import (
     with_eps,
     with_purifier,
 )
-from dbpkit.errors import UserError
-from dbpkit.evaluation.spec import PurifierSpec
-from dbpkit.noise import NoisePlan
-from dbpkit.options import Count, CountOrNone
+from dbpkit.experiment.spec import PurifierSpec
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.foundation.options import Count, CountOrNone
 from dbpkit.results.analysis import AnalysisResult, Chart, Claim, Number, Series
-from dbpkit.results.crossed import concordance
-from dbpkit.results.intervals import share
+from dbpkit.statistics.crossed import concordance
+from dbpkit.statistics.intervals import share
 
 CONFIRM = "confirm"
 """Units that attack: ``confirm K 0-7`` is the setting in place K of those that are checked."""

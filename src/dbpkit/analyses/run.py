@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from dbpkit.analyses.analysis import Analysis, Subject, analyses
-from dbpkit.errors import UserError
-from dbpkit.evaluation.build import build
 from dbpkit.evaluation.run import Execution
 from dbpkit.evaluation.session import hashes_of, refuse_other_parts
-from dbpkit.evaluation.spec import EvaluationSpec
-from dbpkit.evaluation.state import parts_state, state_changes
 from dbpkit.evaluation.trial import one_line, report_failure
-from dbpkit.registry import call_with_options
+from dbpkit.experiment.build import build
+from dbpkit.experiment.spec import EvaluationSpec
+from dbpkit.experiment.state import parts_state, state_changes
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.locking import writing
+from dbpkit.foundation.registry import call_with_options
 from dbpkit.results.analysis import AnalysisRecords, AnalysisResult
-from dbpkit.results.locking import writing
 from dbpkit.results.run_directory import RunDirectory
 
 Progress = Callable[[float, str], None]

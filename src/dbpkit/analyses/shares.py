@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, positions, rows
-from dbpkit.analyses.targets import misclassified
+from dbpkit.analyses.tools.targets import misclassified
 from dbpkit.attacks import Target
-from dbpkit.evaluation.knowledge import known
-from dbpkit.options import Count
+from dbpkit.experiment.knowledge import known
+from dbpkit.foundation.options import Count
 from dbpkit.results.analysis import AnalysisResult, Chart, Claim, Number, Series
-from dbpkit.results.intervals import Interval, difference, ratio, share
+from dbpkit.statistics.intervals import Interval, difference, ratio, share
 
 SOURCE = "Liu et al., ICLR 2025, DDPM: 47.27 % white box, 16.80 % noise known"
 

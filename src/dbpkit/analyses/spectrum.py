@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, needs_budget, positions, rows
-from dbpkit.noise import NoisePlan
-from dbpkit.options import Count, CountOrNone, Several
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.foundation.options import Count, CountOrNone, Several
 from dbpkit.results.analysis import AnalysisResult, Chart, Claim, Number, Series
-from dbpkit.results.intervals import bands, mean
+from dbpkit.statistics.intervals import bands, mean
 
 POINTS = {"purified": "purified images", "inputs": "inputs"}
 """What principal components are taken of."""

@@ -17,15 +17,15 @@ from scipy.special import betainc
 from torch import Tensor
 
 from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, positions, rows
-from dbpkit.analyses.boundary import TINY, finite, first_change
 from dbpkit.analyses.compression import budget_length, lengths, unit_direction
+from dbpkit.analyses.tools.boundary import TINY, finite, first_change
 from dbpkit.attacks import Target
-from dbpkit.evaluation.knowledge import known
-from dbpkit.noise import NoisePlan
-from dbpkit.options import Count, Length
+from dbpkit.experiment.knowledge import known
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.foundation.options import Count, Length
 from dbpkit.results.analysis import AnalysisResult, Chart, Claim, Number, Series
-from dbpkit.results.intervals import Interval, mean, median, rank_correlation, root, share
-from dbpkit.threat import make_threat
+from dbpkit.statistics.intervals import Interval, mean, median, rank_correlation, root, share
+from dbpkit.threats.pixels import make_threat
 
 KINDS = ("classifier at image", "classifier at anchor", "system at image", "system at anchor")
 """The four thresholds."""

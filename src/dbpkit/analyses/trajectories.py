@@ -17,13 +17,13 @@ import torch
 from sklearn.manifold import TSNE
 
 from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, positions
-from dbpkit.analyses.targets import attack_path
+from dbpkit.analyses.tools.targets import attack_path
 from dbpkit.attacks import losses
-from dbpkit.errors import UserError
-from dbpkit.evaluation.knowledge import known
-from dbpkit.options import Count, Length, Several
+from dbpkit.experiment.knowledge import known
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.options import Count, Length, Several
 from dbpkit.results.analysis import AnalysisResult, Chart, Claim, Number, Series
-from dbpkit.results.intervals import mean
+from dbpkit.statistics.intervals import mean
 
 SOURCE = "Liu et al., ICLR 2025, figure 1, DDPM, read off"
 PUBLISHED = {

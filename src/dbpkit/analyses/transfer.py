@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, positions, rows
-from dbpkit.analyses.targets import OnTapes, misclassified
-from dbpkit.errors import UserError
-from dbpkit.evaluation.knowledge import known
-from dbpkit.options import Count, Counts, Several
+from dbpkit.analyses.tools.targets import OnTapes, misclassified
+from dbpkit.experiment.knowledge import known
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.options import Count, Counts, Several
 from dbpkit.results.analysis import AnalysisResult, Chart, Claim, Number, Series
-from dbpkit.results.intervals import difference, share
+from dbpkit.statistics.intervals import difference, share
 
 
 @analyses.register("transfer")

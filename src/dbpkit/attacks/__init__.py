@@ -4,7 +4,7 @@ The runner, not the attack, projects onto the budget and decides success.
 """
 
 from dbpkit.attacks.target import AttackOutcome, Target, attacks, losses, make_attack
-from dbpkit.registry import import_siblings
+from dbpkit.foundation.registry import import_siblings
 
 import_siblings(__name__, __path__)
 

@@ -22,10 +22,10 @@ from dbpkit.attacks.target import (
     margin,
     mean_in_order,
 )
-from dbpkit.errors import UserError
-from dbpkit.noise import NoisePlan
-from dbpkit.options import Count
-from dbpkit.threat import L2, Linf, ThreatModel
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.foundation.options import Count
+from dbpkit.threats.pixels import L2, Linf, ThreatModel
 
 Weight = Annotated[float, Gt(0), Le(1)]
 """Of the step against the one before it."""

@@ -21,11 +21,11 @@ from dbpkit.attacks.target import (
     make_attack,
     mean_in_order,
 )
-from dbpkit.errors import UserError
-from dbpkit.noise import NoisePlan
-from dbpkit.options import Checked, Count
-from dbpkit.spec import PartSpec, validate
-from dbpkit.threat import ThreatModel
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.foundation.options import Checked, Count
+from dbpkit.foundation.spec import PartSpec, validate
+from dbpkit.threats.pixels import ThreatModel
 
 JUDGE = 15
 """Branch of the noise that judges; the attacks have the branches below."""

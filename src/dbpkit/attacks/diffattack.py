@@ -11,9 +11,9 @@ from annotated_types import Ge
 from torch import Tensor
 
 from dbpkit.attacks.target import AttackOutcome, LossName, Target, attacks
-from dbpkit.noise import NoisePlan
-from dbpkit.options import Count, Length
-from dbpkit.threat import ThreatModel
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.foundation.options import Count, Length
+from dbpkit.threats.pixels import ThreatModel
 
 
 @attacks.register("diffattack")
@@ -33,7 +33,7 @@ def diffattack(
     """PGD on the classifier's loss and the purification's deviation (DiffAttack).
 
     L = L_cls + weight * L_dev, where L_dev is the mean squared distance between forward and reverse states at
-    about a third of the levels, see `dbpkit.types.Traced`. It is 0 without a purification.
+    about a third of the levels, see `dbpkit.foundation.types.Traced`. It is 0 without a purification.
 
     Args:
         target: the classifier, as an attack may use it; it must tell its deviation.

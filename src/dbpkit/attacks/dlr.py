@@ -7,7 +7,7 @@ denominator is the numerator, or made of logits that do not exist.
 from torch import Tensor
 
 from dbpkit.attacks.target import losses, margin
-from dbpkit.errors import UserError
+from dbpkit.foundation.errors import UserError
 
 _TINY = 1e-12
 

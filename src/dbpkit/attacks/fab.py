@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from dbpkit.attacks.target import AttackOutcome, Target, attacks, check_classes, margin, mean_in_order
-from dbpkit.noise import NoisePlan
-from dbpkit.options import Count, Share
-from dbpkit.threat import ThreatModel
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.foundation.options import Count, Share
+from dbpkit.threats.pixels import ThreatModel
 
 
 @attacks.register("fab")

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from dbpkit.attacks.target import AttackOutcome, LossName, Target, attacks
-from dbpkit.noise import NoisePlan
-from dbpkit.options import Count, Length
-from dbpkit.threat import ThreatModel
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.foundation.options import Count, Length
+from dbpkit.threats.pixels import ThreatModel
 
 BETA1, BETA2 = 0.9, 0.999
 """Decay of Adam's averages of the gradient and of its square, as published."""

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from dbpkit.attacks.target import AttackOutcome, LossName, Target, attacks, losses
-from dbpkit.noise import NoisePlan
-from dbpkit.options import Count, Length
-from dbpkit.threat import ThreatModel
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.foundation.options import Count, Length
+from dbpkit.threats.pixels import ThreatModel
 
 
 @attacks.register("pgd")

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from dbpkit.attacks.target import AttackOutcome, LossName, Target, attacks, losses, mean_in_order
-from dbpkit.noise import NoisePlan
-from dbpkit.options import Count, Length, Share
-from dbpkit.threat import ThreatModel
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.foundation.options import Count, Length, Share
+from dbpkit.threats.pixels import ThreatModel
 
 
 @attacks.register("selective_eot")

@@ -13,10 +13,10 @@ from annotated_types import Gt, Le
 from torch import Tensor
 
 from dbpkit.attacks.target import AttackOutcome, Target, attacks, losses, mean_in_order
-from dbpkit.errors import UserError
-from dbpkit.noise import NoisePlan
-from dbpkit.options import Count
-from dbpkit.threat import L2, Linf, ThreatModel
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.foundation.options import Count
+from dbpkit.threats.pixels import L2, Linf, ThreatModel
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Queries after which the share of changed pixels is halved."""

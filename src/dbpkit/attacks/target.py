@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dbpkit.errors import NonFiniteError, UserError, shown
-from dbpkit.inputs import check_images, check_labels, check_length, check_outputs, whole
-from dbpkit.noise import NoisePlan
-from dbpkit.options import Named, checked_options, options_of
-from dbpkit.registry import Registry
-from dbpkit.threat import ThreatModel, check_threat
-from dbpkit.types import RandomisedClassifier, Traced
+from dbpkit.foundation.errors import NonFiniteError, UserError, shown
+from dbpkit.foundation.inputs import check_images, check_labels, check_length, check_outputs, whole
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.foundation.options import Named, checked_options, options_of
+from dbpkit.foundation.registry import Registry
+from dbpkit.foundation.types import RandomisedClassifier, Traced
+from dbpkit.threats.pixels import ThreatModel, check_threat
 
 losses: Registry["Loss"] = Registry("loss")
 
@@ -81,7 +81,7 @@ class Attacks(Registry[Attack]):
         return guarded(super().resolve(name), name)
 
 
-attacks = Attacks("attack", ["dbpkit.adapters"])
+attacks = Attacks("attack", ["dbpkit.attacks.libraries"])
 
 
 def guarded(attack: Attack, name: str) -> Attack:

@@ -6,7 +6,7 @@ not its place in a batch or a subset, so that its noise follows it everywhere.
 
 from dbpkit.data.dataset import Dataset, data_root, datasets, load_dataset
 from dbpkit.data.order import in_order
-from dbpkit.registry import import_siblings
+from dbpkit.foundation.registry import import_siblings
 
 import_siblings(__name__, __path__)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dbpkit.errors import excerpt
+from dbpkit.foundation.errors import excerpt
 
 LARGEST = 2**30
 """Bytes of the largest file that is read; the published ones have at most 155 MB."""

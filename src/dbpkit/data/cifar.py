@@ -13,7 +13,7 @@ import torch
 
 from dbpkit.data.batches import LARGEST, read_batch, text_of
 from dbpkit.data.dataset import Dataset, check_md5, data_root, datasets, existing
-from dbpkit.errors import UserError, excerpt
+from dbpkit.foundation.errors import UserError, excerpt
 
 _CIFAR10_MD5 = {
     "data_batch_1": "c99cafc152244af753f735de768cd75f",

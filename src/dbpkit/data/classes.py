@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-from dbpkit.errors import UserError, shown
+from dbpkit.foundation.errors import UserError, shown
 
 _WHOLE = re.compile(r"[0-9]+")
 

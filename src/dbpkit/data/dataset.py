@@ -11,10 +11,10 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from dbpkit.errors import UserError, shown
-from dbpkit.inputs import check_pixels, whole
-from dbpkit.noise import MAX_ID
-from dbpkit.registry import Registry, call_with_options
+from dbpkit.foundation.errors import UserError, shown
+from dbpkit.foundation.inputs import check_pixels, whole
+from dbpkit.foundation.noise import MAX_ID
+from dbpkit.foundation.registry import Registry, call_with_options
 
 datasets: Registry[Callable[..., "Dataset"]] = Registry("data set")
 

@@ -8,7 +8,7 @@ import torch
 
 from dbpkit.data.dataset import Dataset, datasets
 from dbpkit.data.fashion import pad_to
-from dbpkit.errors import UserError, unknown_name
+from dbpkit.foundation.errors import UserError, unknown_name
 
 TEST_EVERY = 5
 """Ids divisible by this are the test part."""

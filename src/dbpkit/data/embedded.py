@@ -15,7 +15,7 @@ from PIL import Image
 
 from dbpkit.data.dataset import Dataset, datasets
 from dbpkit.data.pictures import read_picture
-from dbpkit.errors import UserError
+from dbpkit.foundation.errors import UserError
 
 NAME = "cifar10-test-256"
 TILES, SIDE = 16, 32

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from dbpkit.data.dataset import Dataset, check_md5, data_root, datasets, existing
-from dbpkit.errors import UserError, unknown_name
-from dbpkit.files import read_whole
+from dbpkit.foundation.errors import UserError, unknown_name
+from dbpkit.foundation.files import read_whole
 
 _PREFIXES = {"train": "train", "test": "t10k"}
 _MD5 = {

@@ -15,8 +15,8 @@ from torch import Tensor
 from dbpkit.data.classes import in_class_order
 from dbpkit.data.dataset import Dataset, datasets, path_id
 from dbpkit.data.pictures import EXTENSIONS, check_mode, check_same_size, is_image, read_picture, stacked
-from dbpkit.errors import UserError, unknown_name
-from dbpkit.options import Count
+from dbpkit.foundation.errors import UserError, unknown_name
+from dbpkit.foundation.options import Count
 
 log = logging.getLogger(__name__)
 

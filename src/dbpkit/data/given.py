@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from dbpkit.data.dataset import Dataset
-from dbpkit.errors import UserError
-from dbpkit.inputs import check_images, check_labels
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.inputs import check_images, check_labels
 
 EXPECTED = (
     "Give a data set's name, a Dataset, images (N, C, H, W) with labels (N,), or a torch data set or"

@@ -15,8 +15,8 @@ import torch
 from dbpkit.data.classes import in_class_order
 from dbpkit.data.dataset import Dataset, datasets
 from dbpkit.data.pictures import check_mode, check_same_size, read_picture, stacked
-from dbpkit.errors import UserError, shown, unknown_name
-from dbpkit.options import Count
+from dbpkit.foundation.errors import UserError, shown, unknown_name
+from dbpkit.foundation.options import Count
 
 
 @datasets.register("huggingface")

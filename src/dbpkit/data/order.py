@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dbpkit.data.dataset import Dataset
-from dbpkit.errors import unknown_name
-from dbpkit.noise import NoisePlan
+from dbpkit.foundation.errors import unknown_name
+from dbpkit.foundation.noise import NoisePlan
 
 Order = Literal["balanced", "file", "shuffled"]
 """``balanced`` takes every class in turn, ``shuffled`` any example, ``file`` the order of the files."""

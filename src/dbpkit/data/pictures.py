@@ -24,8 +24,8 @@ from PIL import (
 )
 from torch import Tensor
 
-from dbpkit.errors import UserError, shown, unknown_name
-from dbpkit.options import Count
+from dbpkit.foundation.errors import UserError, shown, unknown_name
+from dbpkit.foundation.options import Count
 
 _DECODERS = (
     PngImagePlugin,

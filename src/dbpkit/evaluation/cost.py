@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dbpkit.errors import OutputError
-from dbpkit.noise import NoisePlan
-from dbpkit.purify import Purifier
+from dbpkit.foundation.errors import OutputError
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.purification.purifier import Purifier
 
 
 class _Counted:

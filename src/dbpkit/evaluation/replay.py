@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dbpkit.errors import UserError, unknown_name
-from dbpkit.evaluation.build import Parts, build
 from dbpkit.evaluation.rows import UNDEFENDED, Batch, Execution, Rows
 from dbpkit.evaluation.run import kernels
 from dbpkit.evaluation.session import refuse_other_parts
-from dbpkit.evaluation.spec import EvaluationSpec
-from dbpkit.registry import names_of
+from dbpkit.experiment.build import Parts, build
+from dbpkit.experiment.spec import EvaluationSpec
+from dbpkit.foundation.errors import UserError, unknown_name
+from dbpkit.foundation.registry import names_of
+from dbpkit.foundation.spec import differences, validate
 from dbpkit.results.run_directory import Key, Record, RunDirectory
-from dbpkit.spec import differences, validate
 
 TOLERANCE = 1e-6
 """Largest difference of a logit that counts as the same, on the device of the run."""

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from dbpkit.attacks import Target
 from dbpkit.attacks.target import Attack
-from dbpkit.errors import NonFiniteError, check_kind
-from dbpkit.evaluation.build import Parts, accepted_options, make_view
 from dbpkit.evaluation.cost import network_calls
-from dbpkit.evaluation.knowledge import Knowledge
-from dbpkit.evaluation.spec import EvaluationSpec
 from dbpkit.evaluation.watch import Watch
-from dbpkit.gradients import DEFAULT_MEMORY
-from dbpkit.inputs import whole
-from dbpkit.noise import NoisePlan
+from dbpkit.experiment.build import Parts, accepted_options, make_view
+from dbpkit.experiment.knowledge import Knowledge
+from dbpkit.experiment.spec import EvaluationSpec
+from dbpkit.foundation.errors import NonFiniteError, check_kind
+from dbpkit.foundation.inputs import whole
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.purification.replay import DEFAULT_MEMORY
 from dbpkit.results.protocols import chosen_protocol
 from dbpkit.results.run_directory import Record, RunDirectory, Stored
 
@@ -39,7 +39,7 @@ class Execution(NamedTuple):
         micro_batch: rows (examples times draws) in one call of the model.
         deterministic: every call has exactly ``micro_batch`` rows, so that records are bit-equal whatever the
             batch size and order.
-        memory_bytes: budget for kept graphs, see `dbpkit.gradients.Replay`.
+        memory_bytes: budget for kept graphs, see `dbpkit.purification.replay.Replay`.
         reverse: whether the last example comes first.
     """
 

@@ -15,17 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dbpkit.errors import OutputError, UserError, check_kind, check_progress
-from dbpkit.evaluation.build import Parts, build
-from dbpkit.evaluation.checks import preflight
-from dbpkit.evaluation.coverage import MISSING_CLASSES, missing_classes
+from dbpkit.checks.model import preflight
 from dbpkit.evaluation.rows import DEFAULT_EXECUTION, Execution, Made, Rows, Unit, check_execution, joined
 from dbpkit.evaluation.session import enter_session, refuse_other_parts
-from dbpkit.evaluation.spec import EvaluationSpec
-from dbpkit.evaluation.state import parts_state, state_changes
 from dbpkit.evaluation.trial import one_line, report_failure, try_attacks
+from dbpkit.experiment.build import Parts, build
+from dbpkit.experiment.coverage import MISSING_CLASSES, missing_classes
+from dbpkit.experiment.spec import EvaluationSpec
+from dbpkit.experiment.state import parts_state, state_changes
+from dbpkit.foundation.errors import OutputError, UserError, check_kind, check_progress
+from dbpkit.foundation.locking import writing
 from dbpkit.results.flags import Flag
-from dbpkit.results.locking import writing
 from dbpkit.results.run_directory import STATE_CHANGED, Key, Record, RunDirectory
 from dbpkit.results.summary import Summary, summarise
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from dbpkit.errors import UserError
-from dbpkit.evaluation.build import Parts
 from dbpkit.evaluation.rows import Execution
+from dbpkit.experiment.build import Parts
+from dbpkit.foundation.errors import UserError
 from dbpkit.results.analysis import AnalysisRecords, analysed
 from dbpkit.results.run_directory import RunDirectory
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from dbpkit.attacks import make_attack
-from dbpkit.errors import NonFiniteError, OutputError, UserError
-from dbpkit.evaluation.build import Parts, accepted_options, attack_options, single_draw
 from dbpkit.evaluation.rows import UNDEFENDED, Rows
-from dbpkit.evaluation.spec import EvaluationSpec
-from dbpkit.spec import PartSpec
+from dbpkit.experiment.build import Parts, accepted_options, attack_options, single_draw
+from dbpkit.experiment.spec import EvaluationSpec
+from dbpkit.foundation.errors import NonFiniteError, OutputError, UserError
+from dbpkit.foundation.spec import PartSpec
 
 FEWEST: dict[str, int] = {"iterations": 2, "eot": 1, "queries": 2}
 """What options are lowered to in a trial, where an attack has them."""

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from dbpkit.attacks import Target
-from dbpkit.noise import NoisePlan
+from dbpkit.foundation.noise import NoisePlan
 from dbpkit.results.run_directory import Record
-from dbpkit.threat import ThreatModel
+from dbpkit.threats.pixels import ThreatModel
 
 CONTROL_BRANCH = 1
 """Branch of the lane from which the unattacked images' draws come."""

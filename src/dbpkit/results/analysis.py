@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from dbpkit.files import write_atomically
-from dbpkit.results.intervals import VERDICT_EXAMPLES, Interval
+from dbpkit.foundation.files import write_atomically
 from dbpkit.results.journal import Journal
 from dbpkit.results.layout import canonical_hash, checked, damaged, read_json
 from dbpkit.results.run_directory import RunDirectory
 from dbpkit.results.schemas import RESULT, SETTINGS
+from dbpkit.statistics.intervals import VERDICT_EXAMPLES, Interval
 
 REDO = "Restore it, or delete this folder and run 'dbpkit analyse' again."
 """What to do about a damaged file of an analysis."""

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dbpkit.errors import UserError
-from dbpkit.results.estimates import Estimate, mcnemar, paired_difference
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.spec import differences
 from dbpkit.results.records import RowColumns, network_calls
 from dbpkit.results.run_directory import RunDirectory
-from dbpkit.spec import differences
+from dbpkit.statistics.estimates import Estimate, mcnemar, paired_difference
 
 HARD_TO_READ = {
     "threat": "The budgets differ ({}): the difference is not that of the models alone.",

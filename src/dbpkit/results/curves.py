@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
 
-from dbpkit.errors import UserError
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.spec import amount
 from dbpkit.results.compare import refuse_other_data, spec_changes, spec_warnings
-from dbpkit.results.estimates import Estimate, mean_accuracy, paired_difference
 from dbpkit.results.flags import BASELINE_ROWS
 from dbpkit.results.run_directory import RunDirectory
 from dbpkit.results.votes import votes
-from dbpkit.spec import amount
+from dbpkit.statistics.estimates import Estimate, mean_accuracy, paired_difference
 
 PER_BUDGET = ("step_size",)
 """Options of attacks that may follow eps without making it another model's curve."""

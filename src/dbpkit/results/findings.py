@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from dbpkit.results.analysis import AnalysisResult, Claim, Number, analysis_results
-from dbpkit.results.estimates import Estimate
-from dbpkit.results.intervals import Interval, difference
 from dbpkit.results.run_directory import RunDirectory
 from dbpkit.results.summary import Summary, summarise
+from dbpkit.statistics.estimates import Estimate
+from dbpkit.statistics.intervals import Interval, difference
 
 Verdict = Literal["holds", "does not hold", "undecided"]
 

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dbpkit.results.estimates import Estimate, paired_difference
 from dbpkit.results.gathering import gather
-from dbpkit.results.intervals import VERDICT_EXAMPLES
 from dbpkit.results.journal import Line
 from dbpkit.results.records import ABSENT, Columns, Ragged, Record, RowColumns
+from dbpkit.statistics.estimates import Estimate, paired_difference
+from dbpkit.statistics.intervals import VERDICT_EXAMPLES
 
 BUDGET_TOLERANCE = 1e-5
 """Excess over the budget that float32 rounding of a projection explains."""

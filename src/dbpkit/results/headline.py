@@ -10,9 +10,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dbpkit.results.analysis import AnalysisResult
-from dbpkit.results.estimates import Estimate
 from dbpkit.results.flags import Flag
-from dbpkit.results.intervals import VERDICT_EXAMPLES
+from dbpkit.statistics.estimates import Estimate
+from dbpkit.statistics.intervals import VERDICT_EXAMPLES
 
 PUBLISHED_EOT = 10
 """Draws per gradient of the papers' white-box attacks, at least."""

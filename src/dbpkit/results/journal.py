@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from pydantic_core import from_json
 
-from dbpkit.errors import UserError
-from dbpkit.files import bounded_lines, regular_size, write_atomically
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.files import bounded_lines, regular_size, write_atomically
 
 _KEY = b', "digest": "'
 _HEX = 32

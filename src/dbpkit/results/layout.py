@@ -14,9 +14,9 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from dbpkit.arrays import Array, read_arrays
-from dbpkit.errors import UserError
-from dbpkit.files import read_whole
+from dbpkit.foundation.arrays import Array, read_arrays
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.files import read_whole
 
 RESTORE = "Restore it or delete the directory."
 

@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dbpkit.errors import UserError, excerpt
-from dbpkit.registry import Registry
-from dbpkit.results.estimates import Estimate, mean_accuracy, vote
+from dbpkit.foundation.errors import UserError, excerpt
+from dbpkit.foundation.registry import Registry
 from dbpkit.results.flags import Flag
 from dbpkit.results.records import Floats, RowColumns
 from dbpkit.results.run_directory import Record
+from dbpkit.statistics.estimates import Estimate, mean_accuracy, vote
 
 DEFAULT = "one_shot"
 """Protocol of a spec that names none."""

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dbpkit.arrays import Array
-from dbpkit.errors import UserError, shown
-from dbpkit.files import write_atomically
+from dbpkit.foundation.arrays import Array
+from dbpkit.foundation.errors import UserError, shown
+from dbpkit.foundation.files import write_atomically
+from dbpkit.foundation.locking import is_trace
+from dbpkit.foundation.spec import differences
 from dbpkit.results.gathering import gather
 from dbpkit.results.journal import Journal, Line
 from dbpkit.results.layout import (
@@ -34,11 +36,9 @@ from dbpkit.results.layout import (
     read_shard,
     strip_fault,
 )
-from dbpkit.results.locking import is_trace
 from dbpkit.results.records import Columns, Key, Record, fault, is_shard, key_of
 from dbpkit.results.schemas import ABOUT, CHECKS, HOW, SESSIONS, SPEC
 from dbpkit.results.shards import Stored, as_tensor, fault_of_file, is_seal, write_shard
-from dbpkit.spec import differences
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -274,7 +274,7 @@ class RunDirectory:
 
     def write_strip(self, tensors: dict[str, "Tensor"], about: dict[str, Any]) -> None:
         """Stores the report's picture: images by name, and labels, predictions and class names."""
-        from dbpkit.weights import write_tensors  # only who has tensors has torch
+        from dbpkit.models.weights import write_tensors  # only who has tensors has torch
 
         write_tensors(self.path / "strip.safetensors", tensors, {"about": json.dumps(about)})
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
-from dbpkit.spec import amount
+from dbpkit.foundation.spec import amount
 
 
 class Recorded(BaseModel):

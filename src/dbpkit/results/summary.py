@@ -10,16 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dbpkit.errors import UserError, check_kind
+from dbpkit.foundation.errors import UserError, check_kind
 from dbpkit.results.analysis import analysis_results
 from dbpkit.results.chance import UNATTACKED, chance_flags
 from dbpkit.results.doubts import doubts
-from dbpkit.results.estimates import (
-    Estimate,
-    any_iterate,
-    mean_accuracy,
-    paired_difference,
-)
 from dbpkit.results.flags import BASELINE_ROWS, Flag, record_flags
 from dbpkit.results.headline import NOTHING, headline_sentence, measured_trend, white_box_eot
 from dbpkit.results.protocols import (
@@ -36,6 +30,12 @@ from dbpkit.results.protocols import (
 from dbpkit.results.records import ABSENT, Record, RowColumns, network_calls
 from dbpkit.results.run_directory import RunDirectory
 from dbpkit.results.votes import votes
+from dbpkit.statistics.estimates import (
+    Estimate,
+    any_iterate,
+    mean_accuracy,
+    paired_difference,
+)
 
 NO_DENOISER = "none"
 """Name of the denoiser in the spec of a run on a classifier without a purifier."""

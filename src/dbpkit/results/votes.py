@@ -11,7 +11,7 @@ from dbpkit.results.records import Floats, Integers, RowColumns
 
 
 class Votes(NamedTuple):
-    """Counts of draws by example, ids ascending; see `dbpkit.results.estimates` for what they estimate.
+    """Counts of draws by example, ids ascending; see `dbpkit.statistics.estimates` for what they estimate.
 
     Attributes:
         right: draws that gave the label, (n,).

@@ -5,7 +5,7 @@ The thing people get wrong: a card written by hand. This one is a function of th
 
 from typing import Any
 
-from dbpkit.spec import as_toml
+from dbpkit.foundation.spec import as_toml
 from dbpkit.training.spec import TrainingSpec
 
 

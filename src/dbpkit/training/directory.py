@@ -18,13 +18,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from dbpkit.errors import UserError, shown
-from dbpkit.files import read_whole, write_atomically
+from dbpkit.foundation.errors import UserError, shown
+from dbpkit.foundation.files import read_whole, write_atomically
+from dbpkit.foundation.locking import is_trace
+from dbpkit.foundation.spec import differences
+from dbpkit.models.weights import read_tensors, write_tensors
 from dbpkit.results.journal import Journal
-from dbpkit.results.locking import is_trace
-from dbpkit.spec import differences
 from dbpkit.training.spec import TrainingSpec
-from dbpkit.weights import read_tensors, write_tensors
 
 LAYOUT: Literal[2] = 2
 """Version of the layout; another one is refused."""

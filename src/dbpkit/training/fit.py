@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from dbpkit.data import Dataset
-from dbpkit.errors import UserError
-from dbpkit.noise import NoisePlan
-from dbpkit.schedule import discrete_sigmas
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.models.schedule import discrete_sigmas
 
 PROBED = 64
 """Training images looked at."""
@@ -59,7 +59,7 @@ def check_denoiser(denoiser: nn.Module, data: Dataset, trained: bool) -> None:
     """Checks a denoiser against the data.
 
     Args:
-        denoiser: see `dbpkit.types.Denoiser`.
+        denoiser: see `dbpkit.foundation.types.Denoiser`.
         data: training examples.
         trained: whether it must already remove noise.
 

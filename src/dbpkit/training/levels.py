@@ -11,10 +11,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from dbpkit.errors import UserError
-from dbpkit.options import Length
-from dbpkit.registry import Registry
-from dbpkit.schedule import discrete_sigmas, vp_sigma
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.options import Length
+from dbpkit.foundation.registry import Registry
+from dbpkit.models.schedule import discrete_sigmas, vp_sigma
 
 noise_levels: Registry[Any] = Registry("noise levels")
 

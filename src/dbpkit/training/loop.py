@@ -24,11 +24,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dbpkit.data import Dataset, load_dataset
-from dbpkit.errors import UserError, check_kind, check_progress
-from dbpkit.files import write_atomically
-from dbpkit.models import state_sha256
-from dbpkit.noise import NoisePlan, permutation, seeded_generator
-from dbpkit.results.locking import writing
+from dbpkit.foundation.errors import UserError, check_kind, check_progress
+from dbpkit.foundation.files import write_atomically
+from dbpkit.foundation.locking import writing
+from dbpkit.foundation.noise import NoisePlan, permutation, seeded_generator
+from dbpkit.models.sources import state_sha256
+from dbpkit.models.weights import Architecture, fill, rounded, save_weights
 from dbpkit.training.card import model_card
 from dbpkit.training.directory import (
     Hashes,
@@ -40,7 +41,6 @@ from dbpkit.training.directory import (
 from dbpkit.training.objectives import Batch, Objective, make_objective
 from dbpkit.training.spec import OptimiserSpec, TrainingSpec
 from dbpkit.training.start import from_random, initial
-from dbpkit.weights import Architecture, fill, rounded, save_weights
 
 log = logging.getLogger(__name__)
 

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dbpkit.data import Dataset
-from dbpkit.errors import UserError
-from dbpkit.models import load_classifier, state_sha256
-from dbpkit.noise import NoisePlan
-from dbpkit.options import CountOrNone, Share
-from dbpkit.registry import Registry, call_with_options
-from dbpkit.schedule import discrete_sigmas
-from dbpkit.spec import PartSpec, Strict, validate
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.foundation.options import CountOrNone, Share
+from dbpkit.foundation.registry import Registry, call_with_options
+from dbpkit.foundation.spec import PartSpec, Strict, validate
+from dbpkit.models.schedule import discrete_sigmas
+from dbpkit.models.sources import load_classifier, state_sha256
 from dbpkit.training.fit import check_classifier, check_denoiser
 from dbpkit.training.levels import NoiseLevels, noise_levels
 from dbpkit.training.perturb import Problem, frozen, perturbations

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dbpkit.errors import UserError
-from dbpkit.noise import NoisePlan
-from dbpkit.options import CountOrNone, Length, Positive, Share
-from dbpkit.registry import Registry
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.foundation.options import CountOrNone, Length, Positive, Share
+from dbpkit.foundation.registry import Registry
 
 perturbations: Registry[Any] = Registry("perturbation")
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from dbpkit.spec import PartSpec, Strict
+from dbpkit.foundation.spec import PartSpec, Strict
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 """A decay rate in [0, 1)."""

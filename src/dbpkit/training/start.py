@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from dbpkit.data import Dataset
-from dbpkit.denoiser import denoisers
-from dbpkit.errors import UserError
-from dbpkit.models import load_classifier, load_denoiser
-from dbpkit.networks import networks
-from dbpkit.noise import seeded_generator
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.noise import seeded_generator
+from dbpkit.models.denoisers import denoisers
+from dbpkit.models.networks import networks
+from dbpkit.models.sources import load_classifier, load_denoiser
+from dbpkit.models.weights import Architecture
 from dbpkit.training.objectives import Objective
 from dbpkit.training.spec import TrainingSpec
-from dbpkit.weights import Architecture
 
 
 class Start(NamedTuple):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from dbpkit.noise import NoisePlan
+from dbpkit.foundation.noise import NoisePlan
 from tests.oracles import uniform
 
 COUNT = 6

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dbpkit.adapters.alignment import (
+from dbpkit.attacks import Target
+from dbpkit.attacks.libraries.alignment import (
     AlignedView,
     Returned,
     attack_aligned,
@@ -19,10 +20,9 @@ from dbpkit.adapters.alignment import (
     norm_of,
     seeded_libraries,
 )
-from dbpkit.attacks import Target
-from dbpkit.errors import UserError
-from dbpkit.noise import NoisePlan
-from dbpkit.threat import L2, Linf
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.threats.pixels import L2, Linf
 from tests.oracles import NoisyClassifier, TinyClassifier, cross_entropy, uniform
 from tests.unit.adapters.models import COUNT, Aligned, labelled_images
 

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from dbpkit.adapters.art import UNSEEDED, art
+from dbpkit.attacks.libraries.art import UNSEEDED, art
 from dbpkit.attacks.pgd import pgd
-from dbpkit.errors import UserError
-from dbpkit.noise import NoisePlan
-from dbpkit.purify import Undefended
-from dbpkit.threat import L2, Linf, ThreatModel
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.purification.purifier import Undefended
+from dbpkit.threats.pixels import L2, Linf, ThreatModel
 from tests.oracles import NoisyClassifier, TinyClassifier, uniform
 from tests.unit.adapters.models import COUNT, Aligned, labelled_images
 

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from dbpkit.adapters.alignment import AlignedView
-from dbpkit.adapters.autoattack import PARTS, _configure, pyautoattack
 from dbpkit.attacks import Target
-from dbpkit.errors import UserError
-from dbpkit.noise import NoisePlan
-from dbpkit.purify import Undefended
-from dbpkit.threat import L2, Linf, ThreatModel
+from dbpkit.attacks.libraries.alignment import AlignedView
+from dbpkit.attacks.libraries.pyautoattack import PARTS, _configure, pyautoattack
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.purification.purifier import Undefended
+from dbpkit.threats.pixels import L2, Linf, ThreatModel
 from tests.oracles import TinyClassifier, uniform
 from tests.unit.adapters.models import COUNT, Aligned, Taped, labelled_images
 

@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 import torch
 
-from dbpkit.adapters.foolbox import foolbox
 from dbpkit.attacks import Target
+from dbpkit.attacks.libraries.foolbox import foolbox
 from dbpkit.attacks.pgd import pgd
-from dbpkit.errors import UserError
-from dbpkit.models import load_embedded
-from dbpkit.noise import NoisePlan
-from dbpkit.purify import Undefended
-from dbpkit.threat import L2, Linf, ThreatModel
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.models.sources import load_embedded
+from dbpkit.purification.purifier import Undefended
+from dbpkit.threats.pixels import L2, Linf, ThreatModel
 from tests.oracles import NoisyClassifier, TinyClassifier, uniform
 from tests.unit.adapters.models import COUNT, Aligned, labelled_images
 

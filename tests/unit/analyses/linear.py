@@ -12,9 +12,9 @@ from torch import Tensor
 
 from dbpkit.analyses.analysis import Subject
 from dbpkit.data import Dataset
-from dbpkit.evaluation.build import build
-from dbpkit.evaluation.spec import EvaluationSpec
-from dbpkit.spec import validate
+from dbpkit.experiment.build import build
+from dbpkit.experiment.spec import EvaluationSpec
+from dbpkit.foundation.spec import validate
 from tests.oracles import GaussianDenoiser, golden, uniform
 
 VARIANCE = 0.05

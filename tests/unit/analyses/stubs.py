@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from dbpkit.analyses.analysis import Subject, analyses
 from dbpkit.analyses.run import analyse, make_analysis
-from dbpkit.evaluation.build import build
 from dbpkit.evaluation.run import Execution
-from dbpkit.evaluation.spec import EvaluationSpec
-from dbpkit.noise import NoisePlan
-from dbpkit.spec import validate
+from dbpkit.experiment.build import build
+from dbpkit.experiment.spec import EvaluationSpec
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.foundation.spec import validate
 from tests import parts
 
 EPS = 8 / 255

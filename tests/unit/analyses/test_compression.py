@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from dbpkit.analyses.compression import Compression
-from dbpkit.errors import UserError
-from dbpkit.results.intervals import mean
+from dbpkit.foundation.errors import UserError
+from dbpkit.statistics.intervals import mean
 from tests.unit.analyses.linear import SIGMA, VARIANCE, measured, subject, values
 from tests.unit.analyses.stubs import judged
 

@@ -8,7 +8,7 @@ import torch
 from scipy import ndimage, signal
 
 from dbpkit.analyses.distances import METRICS, STARTS, Distances, distances, distances_on_the_way, ssim
-from dbpkit.errors import UserError
+from dbpkit.foundation.errors import UserError
 from tests.oracles import case_name, few_steps, sampler_cases, uniform
 from tests.unit.analyses.linear import SIGMA, VARIANCE, measured, subject, values
 from tests.unit.analyses.stubs import judged

@@ -8,8 +8,8 @@ import pytest
 
 from dbpkit.analyses.eot import PUBLISHED, EoT
 from dbpkit.analyses.run import make_analysis
-from dbpkit.errors import UserError
-from dbpkit.noise import NoisePlan
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.noise import NoisePlan
 from tests.unit.analyses import stubs
 
 IDS = range(stubs.FIRST_ID, stubs.FIRST_ID + 12)

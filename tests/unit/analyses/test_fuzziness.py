@@ -11,9 +11,9 @@ from torch import Tensor
 
 from dbpkit.analyses.fuzziness import Fuzziness
 from dbpkit.analyses.run import make_analysis
-from dbpkit.errors import UserError
-from dbpkit.noise import NoisePlan
-from dbpkit.results.estimates import majority
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.statistics.estimates import majority
 from tests.unit.analyses import stubs
 
 PROBABILITY = [0.0, 0.0, 0.1, 0.2, 0.3, 0.5, 0.5, 0.6, 0.8, 0.9, 1.0, 1.0]

@@ -9,7 +9,7 @@ import torch
 
 from dbpkit.analyses.landscape import Landscape, coordinates, plane
 from dbpkit.analyses.run import make_analysis
-from dbpkit.errors import UserError
+from dbpkit.foundation.errors import UserError
 from tests.oracles import uniform
 from tests.unit.analyses import stubs
 

@@ -12,17 +12,17 @@ from scipy.optimize import curve_fit
 from scipy.stats import pearsonr, spearmanr
 
 from dbpkit.analyses.analysis import Subject
-from dbpkit.analyses.configurations import eps_name, pixels, predicted, settings
-from dbpkit.analyses.law import Law, combine
-from dbpkit.analyses.law_table import tabulate
+from dbpkit.analyses.law.law import Law, combine
+from dbpkit.analyses.law.sigmoid import fit_sigmoid, leave_one_out
+from dbpkit.analyses.law.table import tabulate
 from dbpkit.analyses.run import analyse, make_analysis
-from dbpkit.analyses.sigmoid import fit_sigmoid, leave_one_out
-from dbpkit.errors import UserError
-from dbpkit.evaluation.build import build
+from dbpkit.analyses.tools.configurations import eps_name, pixels, predicted, settings
 from dbpkit.evaluation.run import Execution
-from dbpkit.evaluation.spec import EvaluationSpec
+from dbpkit.experiment.build import build
+from dbpkit.experiment.spec import EvaluationSpec
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.spec import validate
 from dbpkit.results.analysis import AnalysisResult
-from dbpkit.spec import validate
 from tests.integration.test_cli import run
 from tests.oracles import uniform
 from tests.parts import ChannelMean

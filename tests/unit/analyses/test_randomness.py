@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dbpkit.analyses.randomness import VARIED, Randomness, off_diagonal_mean
-from dbpkit.errors import UserError
+from dbpkit.foundation.errors import UserError
 from tests.oracles import uniform
 from tests.unit.analyses.linear import SIGMA, VARIANCE, measured, subject, values
 from tests.unit.analyses.stubs import judged

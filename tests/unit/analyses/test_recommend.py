@@ -11,13 +11,13 @@ import torch
 from dbpkit.analyses.analysis import Subject
 from dbpkit.analyses.recommend import Recommend, _front
 from dbpkit.analyses.run import analyse, make_analysis
-from dbpkit.errors import UserError
-from dbpkit.evaluation.build import build
 from dbpkit.evaluation.run import Execution
-from dbpkit.evaluation.spec import EvaluationSpec
-from dbpkit.purify import Purifier
+from dbpkit.experiment.build import build
+from dbpkit.experiment.spec import EvaluationSpec
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.spec import validate
+from dbpkit.purification.purifier import Purifier
 from dbpkit.results.analysis import AnalysisResult
-from dbpkit.spec import validate
 
 PARTS = {
     "data": "tests.parts:data",

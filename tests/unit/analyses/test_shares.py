@@ -7,7 +7,7 @@ import pytest
 
 from dbpkit.analyses.run import make_analysis
 from dbpkit.analyses.shares import Shares
-from dbpkit.errors import UserError
+from dbpkit.foundation.errors import UserError
 from tests import parts
 from tests.unit.analyses import stubs
 

@@ -15,7 +15,7 @@ from dbpkit.analyses.spectrum import (
     pushed_forward,
     shrinking_share,
 )
-from dbpkit.errors import UserError
+from dbpkit.foundation.errors import UserError
 from tests.oracles import tiny_denoiser, uniform
 from tests.unit.analyses.linear import SIGMA, diagonal, measured, subject, values
 

@@ -12,14 +12,14 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import spearmanr
 
 from dbpkit.analyses.analysis import Subject
-from dbpkit.analyses.boundary import finite, first_change, margins
 from dbpkit.analyses.run import analyse, make_analysis
 from dbpkit.analyses.thresholds import KINDS, Thresholds, cap_fraction, fit_slope
-from dbpkit.errors import UserError
-from dbpkit.evaluation.build import build
+from dbpkit.analyses.tools.boundary import finite, first_change, margins
 from dbpkit.evaluation.run import Execution
-from dbpkit.evaluation.spec import EvaluationSpec
-from dbpkit.spec import validate
+from dbpkit.experiment.build import build
+from dbpkit.experiment.spec import EvaluationSpec
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.spec import validate
 from tests.oracles import TinyClassifier, uniform
 
 PARTS = {

@@ -9,7 +9,7 @@ from sklearn.decomposition import PCA
 
 from dbpkit.analyses.run import make_analysis
 from dbpkit.analyses.trajectories import Trajectories, embed
-from dbpkit.errors import UserError
+from dbpkit.foundation.errors import UserError
 from tests.oracles import uniform
 from tests.unit.analyses import stubs
 

@@ -8,7 +8,7 @@ import pytest
 
 from dbpkit.analyses.run import make_analysis
 from dbpkit.analyses.transfer import Transfer
-from dbpkit.errors import UserError
+from dbpkit.foundation.errors import UserError
 from tests.unit.analyses import stubs
 
 IDS = range(stubs.FIRST_ID, stubs.FIRST_ID + 12)

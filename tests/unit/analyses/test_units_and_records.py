@@ -8,8 +8,8 @@ import pytest
 
 from dbpkit.analyses.analysis import analyses
 from dbpkit.analyses.run import analyse, make_analysis
-from dbpkit.errors import UserError
 from dbpkit.evaluation.run import Execution
+from dbpkit.foundation.errors import UserError
 from tests.unit.analyses.linear import measured, spec, subject
 
 OPTIONS: dict[str, dict[str, Any]] = {

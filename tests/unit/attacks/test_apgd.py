@@ -14,10 +14,10 @@ from dbpkit import load_dataset, load_embedded
 from dbpkit.attacks import AttackOutcome, Target, attacks, losses, make_attack
 from dbpkit.attacks.apgd import apgd, apgd_targeted, checkpoints
 from dbpkit.attacks.dlr import dlr, dlr_targeted
-from dbpkit.errors import UserError
-from dbpkit.noise import NoisePlan
-from dbpkit.purify import Undefended
-from dbpkit.threat import L2, Linf, ThreatModel, make_threat
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.purification.purifier import Undefended
+from dbpkit.threats.pixels import L2, Linf, ThreatModel, make_threat
 from tests.oracles import NoisyClassifier, TinyClassifier, fill, uniform
 
 ROUND_OFF = 1e-10

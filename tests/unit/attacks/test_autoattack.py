@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from dbpkit.attacks import AttackOutcome, Target, attacks
 from dbpkit.attacks.autoattack import JUDGE, VERSIONS, autoattack
-from dbpkit.errors import UserError
-from dbpkit.evaluation.build import single_draw
-from dbpkit.noise import NoisePlan
-from dbpkit.purify import Undefended
-from dbpkit.spec import PartSpec
-from dbpkit.threat import Linf
+from dbpkit.experiment.build import single_draw
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.foundation.spec import PartSpec
+from dbpkit.purification.purifier import Undefended
+from dbpkit.threats.pixels import Linf
 from tests.oracles import NoisyClassifier, TinyClassifier, fill, uniform
 
 PUBLISHED: dict[str, Any] = {"eot": 1, "judge_draws": 1, "reevaluate": False}

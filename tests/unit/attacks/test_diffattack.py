@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from dbpkit.attacks import Target
 from dbpkit.attacks.diffattack import diffattack
 from dbpkit.attacks.pgd import pgd
-from dbpkit.errors import UserError
-from dbpkit.gradients import DEFAULT_MEMORY
-from dbpkit.noise import NoisePlan
-from dbpkit.purify import PurifiedClassifier, Purifier, Undefended, gradients
-from dbpkit.samplers import make_sampler
-from dbpkit.threat import L2, Linf
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.purification.purifier import PurifiedClassifier, Purifier, Undefended, gradients
+from dbpkit.purification.replay import DEFAULT_MEMORY
+from dbpkit.purification.samplers import make_sampler
+from dbpkit.threats.pixels import L2, Linf
 from tests.oracles import (
     GaussianDenoiser,
     NoisyClassifier,

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from dbpkit.attacks import Target, make_attack
 from dbpkit.attacks.fab import fab, logit_difference, nearest_on_plane
-from dbpkit.errors import UserError
-from dbpkit.noise import NoisePlan
-from dbpkit.purify import Undefended
-from dbpkit.threat import L2, Linf, make_threat
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.purification.purifier import Undefended
+from dbpkit.threats.pixels import L2, Linf, make_threat
 from tests.oracles import NoisyClassifier, TinyClassifier, uniform
 
 scipy_optimize = pytest.importorskip("scipy.optimize")

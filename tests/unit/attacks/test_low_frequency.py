@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from dbpkit.attacks import Target
 from dbpkit.attacks.low_frequency import low_frequency, waves
 from dbpkit.data import load_dataset
-from dbpkit.errors import UserError
-from dbpkit.models import embedded_classifier
-from dbpkit.noise import NoisePlan
-from dbpkit.purify import Undefended
-from dbpkit.threat import L2, Linf, make_threat
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.models.sources import embedded_classifier
+from dbpkit.purification.purifier import Undefended
+from dbpkit.threats.pixels import L2, Linf, make_threat
 from tests.oracles import NoisyClassifier, TinyClassifier, cross_entropy, uniform
 
 ROUND_OFF = 1e-10

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from dbpkit.attacks import Target
 from dbpkit.attacks.pgd import pgd
 from dbpkit.attacks.selective_eot import selective_eot
-from dbpkit.errors import UserError
-from dbpkit.noise import NoisePlan
-from dbpkit.purify import Undefended
-from dbpkit.threat import L2, Linf
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.purification.purifier import Undefended
+from dbpkit.threats.pixels import L2, Linf
 from tests.oracles import NoisyClassifier, TinyClassifier, uniform
 
 ROUND_OFF = 1e-10

@@ -11,10 +11,10 @@ from dbpkit import load_classifier, load_dataset
 from dbpkit.attacks import Target, make_attack
 from dbpkit.attacks.pgd import pgd
 from dbpkit.attacks.square import bump, bump_pair, share, square, square_l2, square_linf, stripes, tiles
-from dbpkit.errors import UserError
-from dbpkit.noise import NoisePlan
-from dbpkit.purify import Undefended
-from dbpkit.threat import L2, Linf, make_threat
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.purification.purifier import Undefended
+from dbpkit.threats.pixels import L2, Linf, make_threat
 from tests.oracles import NoisyClassifier, TinyClassifier, uniform
 
 ROUND_OFF = 1e-12

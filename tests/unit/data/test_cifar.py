@@ -12,7 +12,7 @@ import pytest
 
 from dbpkit.data import load_dataset
 from dbpkit.data.batches import read_batch
-from dbpkit.errors import UserError
+from dbpkit.foundation.errors import UserError
 
 needs_data = pytest.mark.skipif(not os.environ.get("DBPKIT_DATA"), reason="DBPKIT_DATA is not set")
 TINY = {"verify": False}

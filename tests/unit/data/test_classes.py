@@ -6,7 +6,7 @@ import pytest
 
 from dbpkit.data import Dataset, load_dataset
 from dbpkit.data.classes import in_class_order
-from dbpkit.errors import UserError
+from dbpkit.foundation.errors import UserError
 from tests.unit.data.test_folder import load, write_image
 
 TWELVE = [str(k) for k in range(12)]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dbpkit.data import Dataset, data_root, datasets, load_dataset
 from dbpkit.data.dataset import check_md5, existing
-from dbpkit.errors import UserError
+from dbpkit.foundation.errors import UserError
 
 
 def make(images: Tensor | None = None, labels: Tensor | None = None, ids: Tensor | None = None) -> Dataset:

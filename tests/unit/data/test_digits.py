@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dbpkit.data import load_dataset
-from dbpkit.errors import UserError
+from dbpkit.foundation.errors import UserError
 
 
 def test_digits_splits_share_out_all_ids() -> None:

@@ -11,8 +11,8 @@ from PIL import Image
 
 from dbpkit.data import Dataset, load_dataset
 from dbpkit.data.embedded import NAME, read_embedded, write_embedded
-from dbpkit.errors import UserError
-from dbpkit.noise import NoisePlan
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.noise import NoisePlan
 
 
 @pytest.fixture

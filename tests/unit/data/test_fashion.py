@@ -10,7 +10,7 @@ import torch
 
 from dbpkit.data import load_dataset
 from dbpkit.data.fashion import pad_to
-from dbpkit.errors import UserError
+from dbpkit.foundation.errors import UserError
 
 needs_data = pytest.mark.skipif(not os.environ.get("DBPKIT_DATA"), reason="DBPKIT_DATA is not set")
 IMAGES, LABELS = "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dbpkit.data import Dataset, load_dataset
 from dbpkit.data.folder import path_id
-from dbpkit.errors import UserError
+from dbpkit.foundation.errors import UserError
 
 
 def write_image(path: Path, value: object = 100, size: tuple[int, int] = (6, 4), mode: str = "RGB") -> None:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dbpkit.data import Dataset, load_dataset
-from dbpkit.errors import UserError
+from dbpkit.foundation.errors import UserError
 
 
 @pytest.fixture

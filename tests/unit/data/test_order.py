@@ -7,7 +7,7 @@ import torch
 
 from dbpkit.data import Dataset, in_order
 from dbpkit.data.order import ORDERS
-from dbpkit.errors import UserError
+from dbpkit.foundation.errors import UserError
 from tests.parts import data as tiny
 
 

@@ -14,8 +14,8 @@ from PIL import Image, PngImagePlugin
 
 from dbpkit.data import load_dataset
 from dbpkit.data.pictures import as_unit, read_picture, stacked
-from dbpkit.errors import UserError
-from dbpkit.images import read_image
+from dbpkit.evaluation.purify_files import read_image
+from dbpkit.foundation.errors import UserError
 
 RAMP = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
 COLOUR = np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], axis=2)

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from dbpkit.report import write_report
-from dbpkit.report.charts import chart_csv
+from dbpkit.reporting import write_report
+from dbpkit.reporting.charts import chart_csv
 from dbpkit.results.run_directory import RunDirectory
 from tests.unit.report.conftest import CHARTS
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dbpkit.errors import UserError
-from dbpkit.report.charts import chart_csv, draw
+from dbpkit.foundation.errors import UserError
+from dbpkit.reporting.charts import chart_csv, draw
 from dbpkit.results.analysis import Chart, Series
 from tests.unit.report.conftest import CHARTS
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from dbpkit.report import write_report
-from dbpkit.report.figures import PALETTE
-from dbpkit.report.lines import MARKERS, curve_chart
-from dbpkit.report.tables import difference_cell, p_text, percent
+from dbpkit.reporting import write_report
+from dbpkit.reporting.figures import PALETTE
+from dbpkit.reporting.lines import MARKERS, curve_chart
+from dbpkit.reporting.tables import difference_cell, p_text, percent
 from dbpkit.results.curves import eps_curves
 from dbpkit.results.layout import canonical_hash
 from dbpkit.results.run_directory import RunDirectory

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dbpkit.report.figures import LARGEST_SIDE, accuracy_chart, amplified, image_uri
-from dbpkit.report.tables import table_rows
+from dbpkit.reporting.figures import LARGEST_SIDE, accuracy_chart, amplified, image_uri
+from dbpkit.reporting.tables import table_rows
 from dbpkit.results.run_directory import RunDirectory
 from dbpkit.results.summary import summarise
 

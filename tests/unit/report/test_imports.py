@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import dbpkit
-from dbpkit import report
-from dbpkit.listing import REGISTRIES
-from dbpkit.registry import KINDS
+from dbpkit import reporting as report
+from dbpkit.cli.listing import REGISTRIES
+from dbpkit.foundation.registry import KINDS
 from dbpkit.results.run_directory import RunDirectory
 
 READING = """
@@ -76,7 +76,7 @@ def test_kinds_in_the_help_are_those_that_are_listed() -> None:
 
 def test_parts_registered_elsewhere_are_found_whatever_was_imported_first() -> None:
     code = """
-from dbpkit.threat import threats
+from dbpkit.threats.pixels import threats
 from dbpkit.attacks.target import attacks
 print("perceptual" in threats, {"art", "foolbox", "pgd"} <= set(attacks))
 """

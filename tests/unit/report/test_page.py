@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from dbpkit.errors import UserError
-from dbpkit.report import write_report
-from dbpkit.report.checks import PREFLIGHT_CHECKS, RECORD_CHECKS
-from dbpkit.report.tables import difference_rows, table_rows
+from dbpkit.foundation.errors import UserError
+from dbpkit.reporting import write_report
+from dbpkit.reporting.checks import PREFLIGHT_CHECKS, RECORD_CHECKS
+from dbpkit.reporting.tables import difference_rows, table_rows
 from dbpkit.results.flags import Flag
 from dbpkit.results.run_directory import RunDirectory
 from dbpkit.results.summary import summarise

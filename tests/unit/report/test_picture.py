@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dbpkit.errors import UserError
-from dbpkit.report import write_strip_png
-from dbpkit.report.picture import GAP, MARGIN, SIDE
+from dbpkit.foundation.errors import UserError
+from dbpkit.reporting import write_strip_png
+from dbpkit.reporting.picture import GAP, MARGIN, SIDE
 from dbpkit.results.run_directory import RunDirectory
 
 MakeRun = Callable[..., RunDirectory]

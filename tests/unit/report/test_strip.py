@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from dbpkit.report.strip import Strip, class_name, read_strip
+from dbpkit.reporting.strip import Strip, class_name, read_strip
 from dbpkit.results.run_directory import RunDirectory
 
 MakeRun = Callable[..., RunDirectory]

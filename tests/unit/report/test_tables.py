@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from dbpkit.report import console_flags, console_table, replay_table
-from dbpkit.report.tables import difference_rows, percent, points, short_title, table_rows
+from dbpkit.reporting import console_flags, console_table, replay_table
+from dbpkit.reporting.tables import difference_rows, percent, points, short_title, table_rows
 from dbpkit.results.flags import Flag
 from dbpkit.results.run_directory import RunDirectory
 from dbpkit.results.summary import summarise

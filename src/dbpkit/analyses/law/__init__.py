@@ -1,0 +1,5 @@
+"""The law of compression: what fixed-randomness robustness a compression rate predicts."""
+
+from dbpkit.analyses.law.law import Law
+
+__all__ = ["Law"]

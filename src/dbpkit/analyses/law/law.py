@@ -1,0 +1,196 @@
+"""The law: does a purifier's compression rate decide how robust it is once its randomness is fixed?
+
+Many purifiers around one denoiser and one classifier are measured: compression rate (forward passes only),
+accuracy at the anchors, margin of the classifier there, and accuracy under an exact attack that knows the
+noise. The thing people get wrong: attacked accuracy is bounded by accuracy at the anchors. What compresses
+most also changes the image most, so the curve can turn down again where compression is strongest.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, positions
+from dbpkit.analyses.compression import budget_length
+from dbpkit.analyses.law.charts import law_chart, margin_chart, plane, prediction_chart
+from dbpkit.analyses.law.numbers import PREDICTION, RANK, law_numbers, nearest_to_halving
+from dbpkit.analyses.law.table import CLASSIFIER, Table, at_shared_budgets, joined, tabulate
+from dbpkit.analyses.tools.boundary import finite, margins
+from dbpkit.analyses.tools.configurations import (
+    CONFIGURATIONS,
+    budgets,
+    eps_name,
+    pixels,
+    screen,
+    settings,
+    survival,
+    with_eps,
+    with_purifier,
+)
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.options import Count
+from dbpkit.results.analysis import AnalysisRecords, AnalysisResult, Chart, Number
+from dbpkit.results.run_directory import RunDirectory
+
+
+@analyses.register("law")
+@dataclass(frozen=True)
+class Law:
+    """Robustness at fixed randomness against compression rate, over many purifiers.
+
+    Attributes:
+        configurations: purifiers, each a table with ``sampler``, ``t_star``, ``steps``, ``options``.
+        eps: budgets in pixel units as text, such as ``["0.5/255", "2/255"]``; none takes 1/16, 1/8, 1/4, 1/2
+            and all of the spec's.
+        images: examples.
+        tapes: fixed noises per example.
+        directions: random directions per example and tape.
+        iterations: steps of the attack at each budget.
+    """
+
+    configurations: Sequence[Mapping[str, Any]] = CONFIGURATIONS
+    eps: Sequence[str | float] = ()
+    images: Count = 64
+    tapes: Count = 1
+    directions: Count = 2
+    iterations: Count = 8
+    title = "Compression rate against robustness"
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        _ = [pixels(eps) for eps in self.eps]
+        if len(settings(self.configurations)) < 5:
+            raise UserError("law fits three numbers to its configurations. Give at least 5 of them.")
+
+    def units(self, subject: Subject) -> list[str]:
+        """The classifier alone and every configuration, by batches of examples."""
+        chosen = settings(self.configurations)
+        for configuration in chosen.values():
+            with_purifier(subject, configuration)  # a wrong name is found now, not after an hour
+        return [
+            f"{label} {batch}" for batch in batches(subject, self.images) for label in [CLASSIFIER, *chosen]
+        ]
+
+    def measure(self, subject: Subject, unit: str) -> dict[str, Any]:
+        """One configuration on one batch: what forward passes tell, and what the attack finds."""
+        label, _, batch = unit.rpartition(" ")
+        x, y, noise = subject.examples(positions(batch))
+        if label == CLASSIFIER:
+            return {"margin": finite(margins(subject, x, y))}
+        chosen = with_purifier(subject, settings(self.configurations)[label])
+        eps = budgets(subject, self.eps)
+        tapes = []
+        for tape in range(self.tapes):
+            plan = noise.at(tape)
+            anchor = chosen.purify(x, plan)
+            seen = screen(chosen, x, y, anchor, plan, self.directions)
+            tapes.append({**seen, **survival(chosen, x, y, anchor, noise, tape, eps, self.iterations)})
+        return {"eps": eps, "lengths": [budget_length(with_eps(subject, e), x) for e in eps], "tapes": tapes}
+
+    def conclude(self, measured: Mapping[str, Any]) -> AnalysisResult:
+        """Correlations, sigmoid, leave-one-out error, and the prediction without an attack."""
+        table = tabulate(measured)
+        numbers = law_numbers([measured])
+        return AnalysisResult("", "", _sentences(table, numbers), numbers, _charts([measured], table))
+
+
+def combine(runs: Sequence[str | Path]) -> AnalysisResult:
+    """Concludes from the law's records of several runs, such as two data sets, each alone and pooled.
+
+    What differs between two data sets makes the pooled correlations, so these carry no claim: whether a law
+    holds is a question about the purifiers of one data set.
+
+    Args:
+        runs: directories in which ``law`` has been run; the budgets that all of them have are used.
+
+    Raises:
+        UserError: if one holds no records of it, or they have no budget in common.
+    """
+    names = _distinct_names([Path(run) for run in runs])
+    records = []
+    for run in runs:
+        found = AnalysisRecords(RunDirectory(run), "law").read()
+        if not found:
+            raise UserError(
+                f"'{run}' holds no records of the analysis 'law'. Run 'dbpkit analyse' there first."
+            )
+        records.append(found)
+    try:
+        return _combined(names, at_shared_budgets(records))
+    except UserError:
+        raise
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the records of the analysis 'law' in {', '.join(map(str, runs))} are damaged or of another"
+            f" version ({type(error).__name__}). Run 'dbpkit analyse' into a new directory."
+        ) from error
+
+
+def _combined(names: Sequence[str], records: Sequence[dict[str, Any]]) -> AnalysisResult:
+    """The conclusion from the records of every run."""
+    if len(records) == 1:
+        return Law().conclude(records[0])._replace(name="law", title=Law.title)
+    within = {name: Law().conclude(found) for name, found in zip(names, records, strict=True)}
+    table = joined([_named(name, tabulate(found)) for name, found in zip(names, records, strict=True)])
+    pooled = [
+        n._replace(name=f"pooled: {n.name}", claim="", least=None, most=None) for n in law_numbers(records)
+    ]
+    numbers = [n._replace(name=f"{name}: {n.name}") for name, r in within.items() for n in r.numbers]
+    sentences = [
+        f"Pooled over {len(table.labels)} purifiers of {len(records)} runs, the numbers mix what differs"
+        " between the runs with what differs between purifiers: they say nothing about those of one run.",
+        *(f"Within {name}: {sentence}" for name, result in within.items() for sentence in result.sentences),
+    ]
+    return AnalysisResult("law", Law.title, sentences, [*numbers, *pooled], _charts(records, table))
+
+
+def _charts(records: Sequence[Mapping[str, Any]], table: Table) -> list[Chart]:
+    main = nearest_to_halving(table)
+    return [
+        law_chart(table, main),
+        prediction_chart(table),
+        margin_chart(records, table),
+        plane(table),
+    ]
+
+
+def _named(name: str, table: Table) -> Table:
+    return table._replace(labels=[f"{name}: {label}" for label in table.labels])
+
+
+def _distinct_names(paths: Sequence[Path]) -> list[str]:
+    """The last parts of each path that tell it from the others; UserError if a run is given twice."""
+    resolved = [path.resolve() for path in paths]
+    if len(set(resolved)) < len(resolved):
+        raise UserError("the same run directory was given twice. Give each once.")
+    for depth in range(1, max(len(path.parts) for path in resolved) + 1):
+        names = ["/".join(path.parts[-depth:]) for path in resolved]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def _sentences(table: Table, numbers: Sequence[Number]) -> list[str]:
+    """What the compression rate goes with, and how well it predicts without an attack."""
+    found = {n.name: n for n in numbers}
+    at = eps_name(table.eps[nearest_to_halving(table)])
+    rank = found.get(RANK.format(at))
+    error, bias = (found[f"{PREDICTION}: {what}"] for what in ("mean error", "bias"))
+    way = "over" if bias.value > 0 else "under"
+    return [
+        f"Over {len(table.labels)} purifiers at fixed randomness and {table.images} images, a smaller"
+        f" compression rate goes with {_goes_with(rank)} at eps {at}, the budget nearest to halving it.",
+        "Compression rate and the classifier's margin, measured without attacking the purifier, predict the"
+        f" attacked accuracy to within {100 * error.value:.0f} points on average; they {way}estimate it by"
+        f" {100 * abs(bias.value):.0f}.",
+    ]
+
+
+def _goes_with(rank: Number | None) -> str:
+    """What a correlation with the rate says, in words."""
+    if rank is None or rank.low is None or rank.high is None:
+        return "no measurable difference in accuracy"
+    word = {True: "more", False: "less", None: "no clear change in"}[rank.holds]
+    why = "" if rank.holds is not None else f"; {rank.open_because}"
+    return f"{word} accuracy (rank correlation {rank.value:.2f}, {rank.low:.2f} to {rank.high:.2f}{why})"

@@ -1,0 +1,1 @@
+"""Means that several analyses share."""

@@ -1,0 +1,12 @@
+"""Attacks of other libraries, as attacks of ours: Foolbox, ART and pyautoattack, imported only when used.
+
+The thing people get wrong: these libraries call ``model(x)`` and drop, reorder and repeat rows as they like,
+so a model that draws noise cannot know whose noise a row needs. `alignment` keeps noise and example together.
+"""
+
+from dbpkit.attacks.libraries.alignment import AlignedView
+from dbpkit.foundation.registry import import_siblings
+
+import_siblings(__name__, __path__)
+
+__all__ = ["AlignedView"]

@@ -1,0 +1,1 @@
+"""Checks of a model and its settings, before a number is believed."""

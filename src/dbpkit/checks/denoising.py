@@ -1,0 +1,162 @@
+"""Checks of the denoiser and of what purification leaves of an image.
+
+Clean images are noised to the level where purification starts, so the right answer is known. The thing people
+get wrong: a network under the wrong prediction type, schedule or pixel range still returns images; only their
+error tells.
+"""
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.foundation.types import Denoiser, RandomisedClassifier
+from dbpkit.models.denoisers import Prediction, VPDenoiser, reinterpreted
+from dbpkit.purification.purifier import Purifier
+from dbpkit.results.flags import Flag
+from dbpkit.threats.pixels import ThreatModel
+
+NO_GAIN = 0.9
+"""Share of the error of doing nothing, or of shrinking, above which a denoiser gains nothing."""
+
+POSTERIOR = 2.0
+"""A draw from a perfect posterior is twice as far from the truth as the best estimate, in mean square."""
+
+OTHER_LEVELS = (0.5, 0.7, 1.4, 2.0)
+"""Factors on the level that the network is told."""
+
+CLEARLY_LESS = 0.8
+"""Share of the error that another reading of the network must stay below to be named."""
+
+PREDICTIONS = ("noise", "v", "x0", "score")
+
+
+@torch.no_grad()
+def denoiser_worse_than_nothing(
+    model: RandomisedClassifier, x: Tensor, y: Tensor, noise: NoisePlan, threat: ThreatModel
+) -> list[Flag]:
+    """Flags a denoiser whose estimate is no nearer to the clean image than what it was given."""
+    del y, threat
+    purifier = getattr(model, "purifier", None)
+    if not isinstance(purifier, Purifier):
+        return []
+    sigma, clean, noisy = _noised(purifier, x, noise)
+    error = _distance(_denoised(purifier.denoiser, noisy, sigma), clean)
+    baseline, what = _baseline(clean, sigma)
+    if error < NO_GAIN * baseline:
+        return []
+    message = (
+        f"At noise level {sigma:.3g}, where purification starts, the denoiser's mean squared error is"
+        f" {error:.3g} in [-1, 1] units; {what} has {baseline:.3g}. It is untrained, or its prediction type,"
+        " its schedule or its pixel range is another one."
+    )
+    return [Flag("denoiser_worse_than_nothing", "error", message)]
+
+
+@torch.no_grad()
+def denoiser_mismatch(
+    model: RandomisedClassifier, x: Tensor, y: Tensor, noise: NoisePlan, threat: ThreatModel
+) -> list[Flag]:
+    """Flags a denoiser that estimates better if told another noise level or read as another prediction.
+
+    With the noise estimate z(s) = (u - D(u, s)) / s of the noisy image u = x + sigma z, the estimate
+    u - sigma z(s) has its least error at s = sigma, unless the network has other times or scales.
+    """
+    del y, threat
+    purifier = getattr(model, "purifier", None)
+    if not isinstance(purifier, Purifier):
+        return []
+    sigma, clean, noisy = _noised(purifier, x, noise)
+    own = _distance(_denoised(purifier.denoiser, noisy, sigma), clean)
+    read: dict[str, float] = {
+        p: _distance(d(noisy, noisy.new_tensor(sigma)), clean) for p, d in _readings(purifier.denoiser)
+    }
+    told = {}
+    for factor in OTHER_LEVELS:
+        estimate = _denoised(purifier.denoiser, noisy, factor * sigma)
+        told[factor] = _distance(noisy - (noisy - estimate) / factor, clean)
+    limit, _ = _shrunk(clean, sigma)
+    limit = min(CLEARLY_LESS * own, limit)  # a sound network that is misread, not one that shrinks too little
+    best_read, best_told = min(read, key=read.__getitem__, default=""), min(told, key=told.__getitem__)
+    if read and read[best_read] < min(limit, told[best_told]):
+        why = f'{read[best_read]:.3g} if its output is read as prediction = "{best_read}"'
+    elif told[best_told] < limit:
+        why = f"{told[best_told]:.3g} if it is told {best_told * sigma:.3g}: its schedule is another one"
+    else:
+        return []
+    message = (
+        f"At noise level {sigma:.3g} the denoiser's mean squared error is {own:.3g} in [-1, 1] units, but"
+        f" {why}."
+    )
+    return [Flag("denoiser_mismatch", "error", message)]
+
+
+@torch.no_grad()
+def purifier_destroys(
+    model: RandomisedClassifier, x: Tensor, y: Tensor, noise: NoisePlan, threat: ThreatModel
+) -> list[Flag]:
+    """Flags purified clean images that are further from the clean ones than a sample has to be.
+
+    The best linear estimate of a pixel of variance s^2 under noise sigma has the error s^2 sigma^2 / (s^2 +
+    sigma^2), no perfect denoiser has more, and a perfect sample of the posterior has twice as much as that.
+    """
+    del y, threat
+    purifier = getattr(model, "purifier", None)
+    if not isinstance(purifier, Purifier):
+        return []
+    sigma, clean, noisy = _noised(purifier, x, noise)
+    error = _distance(2 * purifier(x, noise=noise) - 1, clean)
+    baseline, what = _baseline(clean, sigma)
+    if error <= POSTERIOR * baseline:
+        return []
+    one_step = _distance(_denoised(purifier.denoiser, noisy, sigma), clean)
+    message = (
+        f"Purified clean images are {error:.3g} from the clean ones (mean square in [-1, 1] units); one step"
+        f" of the denoiser is {one_step:.3g} away, {what} {baseline:.3g}."
+    )
+    return [Flag("purifier_destroys", "error", message)]
+
+
+def _noised(purifier: Purifier, x: Tensor, noise: NoisePlan) -> tuple[float, Tensor, Tensor]:
+    """The level where purification starts, and the images in [-1, 1], clean and noised to it."""
+    sigma, clean = float(purifier.sampler.levels[0]), 2 * x - 1
+    return sigma, clean, clean + sigma * noise.on("control").normal("probe", 4, clean)
+
+
+def _denoised(denoiser: Denoiser, noisy: Tensor, sigma: float) -> Tensor:
+    return denoiser(noisy, noisy.new_tensor(sigma))
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    """Mean squared difference."""
+    return float((a.double() - b.double()).square().mean())
+
+
+def _baseline(clean: Tensor, sigma: float) -> tuple[float, str]:
+    """The least error of doing nothing and of a linear shrink towards the channel means, and which it is.
+
+    The shrink counts only where images stand out of the noise: of nearly constant images it knows more than a
+    denoiser of other images can.
+    """
+    shrunk, variance = _shrunk(clean, sigma)
+    if variance < sigma**2:
+        return sigma**2, "the noisy image itself"
+    return shrunk, "shrinking it towards its mean colour"
+
+
+def _shrunk(clean: Tensor, sigma: float) -> tuple[float, float]:
+    """The error of the best shrink towards the mean colours, and the variance of the pixels around them."""
+    variance = float((clean - clean.mean(dim=(2, 3), keepdim=True)).square().mean())
+    return variance * sigma**2 / (variance + sigma**2), variance
+
+
+def _readings(denoiser: Denoiser) -> list[tuple[Prediction, Denoiser]]:
+    """The same variance-preserving network under every other prediction type."""
+    if not isinstance(denoiser, VPDenoiser):
+        return []
+    return [
+        (cast(Prediction, p), reinterpreted(denoiser, cast(Prediction, p)))
+        for p in PREDICTIONS
+        if p != denoiser.prediction
+    ]

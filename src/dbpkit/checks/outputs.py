@@ -1,0 +1,133 @@
+"""Checks of what a classifier returns: bounded or saturating outputs that take the gradient away.
+
+The thing people get wrong: a head that changes no prediction is taken for harmless. Where it is flat for the
+label, no attack with a gradient of the outputs pushes the label down.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize, one_hot
+
+from dbpkit.checks.culprits import heading_module
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.foundation.types import RandomisedClassifier
+from dbpkit.models.heads import Head, heads_of
+from dbpkit.results.flags import Flag
+from dbpkit.threats.pixels import ThreatModel
+
+LOST = 2.0**-24
+"""Weight of the label, relative to the largest, that float32 loses beside it."""
+
+LOST_SHARE = 0.25
+"""Share of images that may lose something before it is an error."""
+
+FAIR = 0.5
+SKEWED = 0.25
+"""Any loss that does not depend on a shift of the logits gives the label half of all weights. A head that
+leaves it less than half of that, or the others less than half of theirs, is named."""
+
+PILE = 1e-3
+"""Share of the range of all outputs within which an output counts as lying at a bound."""
+
+UNDONE = (
+    "Every attacker of this spec attacks the values before it. The rows 'undefended' and 'transfer' do not:"
+    " their attack has the gradient of the outputs."
+)
+"""What is said where the remedy is in the spec."""
+
+REMEDY = (
+    "Let the classifier return the values before it, or add an attacker of them: knowledge = [...,"
+    ' { name = "unsquashed", gradient = "unsquashed" }].'
+)
+REMEDY_OF_A_PART = "Let every part of the classifier return the values before it, and average those."
+"""What helps against a head that squashes, and against one that is averaged with others."""
+
+
+def squashed_outputs(
+    model: RandomisedClassifier, x: Tensor, y: Tensor, noise: NoisePlan, threat: ThreatModel
+) -> list[Flag]:
+    """Flags a head that is so flat for the label or for all others that their gradient is lost.
+
+    With z the values before the head, s the outputs and the loss a cross-entropy, the weights of the rows of
+    dz/dx in the gradient are q = (ds/dz)^T (softmax(s) - e_y). If s = a z + b, whatever a and b are for an
+    image, they add up to 0 and the label's is half of the sum of their sizes. Inverted images help to find z.
+
+    Source:
+        Carlini & Wagner 2017 (arXiv:1608.04644), section V: a saturated output has no gradient to follow.
+    """
+    del threat
+    both, plan = torch.cat([x, 1 - x]), noise.rows(torch.arange(len(x)).repeat(2))
+    heads = heads_of(lambda: model(both, noise=plan))
+    if not heads:
+        return _piled_up(model(x, noise=noise).detach(), y)
+    right = heads[0].outputs[: len(x)].argmax(dim=1) == y
+    found: list[Flag] = []
+    for number, head in enumerate(heads):
+        weights = head.weights(softmax_error(head.outputs, y.repeat(2)))[: len(x)][right].double().abs()
+        culprit = heading_module(model, both, plan, head.values) if head.operations else ""
+        found += _flattened(head, weights, y[right], culprit, REMEDY_OF_A_PART if number else REMEDY)
+        if found and not number:
+            break
+    errors = [flag for flag in found if flag.severity == "error"]
+    return (errors or found)[-1:] or _piled_up(heads[0].outputs[: len(x)], y)
+
+
+def _flattened(head: Head, weights: Tensor, y: Tensor, culprit: str, remedy: str) -> list[Flag]:
+    """A flag if the label or all others have hardly any of the weights (B, K) of a head's values."""
+    label = weights.gather(1, y[:, None])[:, 0]
+    lost = ~(label > LOST * weights.amax(dim=1))
+    share = label / weights.sum(dim=1).clamp_min(1e-300)
+    skewed = (share - FAIR).abs() > FAIR - SKEWED
+    if not head.operations or int(skewed.sum()) * 2 <= len(weights):
+        return []
+    what = (
+        f"For {int(lost.sum())} of {len(lost)} images the label's derivative is lost in rounding"
+        if bool(lost.any())
+        else f"The label has {float(share.median()):.1%} of the gradient's weights where logits give it 50%"
+    )
+    message = (
+        f"{what}: values of {float(head.values.amin()):.3g} to {float(head.values.amax()):.3g} are squashed"
+        f" to outputs of {float(head.outputs.amin()):.3g} to {float(head.outputs.amax()):.3g}"
+        f" {f'in {culprit}' if culprit else f'by {head.operations[0]}'}. {remedy}"
+    )
+    severe = int(lost.sum()) > LOST_SHARE * len(weights)
+    return [Flag("squashed_outputs", "error" if severe else "warning", message)]
+
+
+def undone(flags: Sequence[Flag]) -> list[Flag]:
+    """Returns the flags for a spec whose attackers all attack the values before the head."""
+    return [
+        f._replace(severity="warning", message=f.message.replace(REMEDY, UNDONE))
+        if f.name == "squashed_outputs" and REMEDY in f.message
+        else f
+        for f in flags
+    ]
+
+
+def softmax_error(logits: Tensor, y: Tensor) -> Tensor:
+    """The direction of softmax(z) - e_y, (B, K), without cancellation at the label and of length 1."""
+    label = one_hot(y, logits.shape[1]).bool()
+    others = logits.double().masked_fill(label, -torch.inf).softmax(dim=1)  # sums to 1 without the label
+    error = torch.where(label, -torch.ones_like(others), others)
+    return normalize(error, dim=1).to(logits)
+
+
+def _piled_up(outputs: Tensor, y: Tensor) -> list[Flag]:
+    """A flag if most outputs lie at the two ends of their range although they move; log-probabilities may."""
+    live = outputs.amax(dim=0) > outputs.amin(dim=0)
+    if int(live.sum()) < 2 or float(outputs.logsumexp(dim=1).abs().max()) < 1e-3:
+        return []
+    low, high = outputs[:, live].amin(), outputs[:, live].amax()
+    ends = torch.minimum(outputs - low, high - outputs) <= PILE * (high - low)
+    share = float(ends[:, live].double().mean())
+    if share <= 0.5:
+        return []
+    label = ends.gather(1, y[:, None])[outputs.argmax(dim=1) == y]
+    severe = int(label.sum()) > LOST_SHARE * len(y)
+    message = (
+        f"{share:.0%} of the outputs lie within {PILE:.1%} of the ends of their range, {float(low):.3g} to"
+        f" {float(high):.3g}, where they are flat and an attack has no gradient to follow. {REMEDY}"
+    )
+    return [Flag("squashed_outputs", "error" if severe else "warning", message)]

@@ -1,0 +1,182 @@
+"""What a spec can name, and what each part takes: the text of ``dbpkit list`` and ``dbpkit show``."""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from dbpkit.analyses.analysis import analyses
+from dbpkit.attacks import attacks, losses
+from dbpkit.attacks.target import RESERVED
+from dbpkit.data import datasets
+from dbpkit.experiment.knowledge import known
+from dbpkit.experiment.spec import EvaluationSpec, PurifierSpec, ThreatSpec
+from dbpkit.foundation.amounts import amount
+from dbpkit.foundation.errors import UserError, nearest, shown
+from dbpkit.foundation.options import Option, check_needed, checked_options, options_of
+from dbpkit.foundation.packaged import specs, title
+from dbpkit.foundation.registry import names_of
+from dbpkit.foundation.spec import Strict
+from dbpkit.models.networks import networks
+from dbpkit.models.sources import classifier_sources, denoiser_sources, source
+from dbpkit.purification.purifier import gradients
+from dbpkit.purification.samplers import samplers
+from dbpkit.purification.samplers.method import Method, make_sampler
+from dbpkit.results.protocols import protocols
+from dbpkit.threats.pixels import make_threat, threats
+from dbpkit.training.levels import noise_levels
+from dbpkit.training.objectives import objectives
+from dbpkit.training.perturb import perturbations
+from dbpkit.training.spec import TrainingSpec
+
+REGISTRIES: dict[str, Any] = {
+    "analyses": analyses,
+    "attacks": attacks,
+    "classifiers": classifier_sources,
+    "data": datasets,
+    "denoisers": denoiser_sources,
+    "gradients": gradients,
+    "losses": losses,
+    "networks": networks,
+    "noise-levels": noise_levels,
+    "objectives": objectives,
+    "perturbations": perturbations,
+    "protocols": protocols,
+    "samplers": samplers,
+    "threats": threats,
+}
+
+_GIVEN = {"attacks": RESERVED, "gradients": ("model",), "losses": ("logits", "y"), "threats": ("eps",)}
+"""Parameters of parts that are no options, by kind."""
+
+
+MOST_STEPS = 100_000
+"""Steps of the longest grid that is made only to look at it."""
+
+
+def described(what: str = "") -> dict[str, dict[str, str]]:
+    """Returns kind to name to description: of one kind, of the parts of one name, or of all.
+
+    Raises:
+        UserError: if there is no such kind and no such part; the nearest is suggested.
+    """
+    listed: dict[str, dict[str, str]] = {kind: registry.describe() for kind, registry in REGISTRIES.items()}
+    listed["knowledge"] = {
+        name: ", ".join(sorted(k.shared_sites)) or f"gradient {k.gradient}" for name, k in known.items()
+    }
+    listed["specs"] = {name: title(path) for name, path in specs().items()}
+    if not what:
+        return listed
+    if what in listed:
+        return {what: listed[what]}
+    found = {kind: {what: parts[what]} for kind, parts in listed.items() if what in parts}
+    if not found:
+        near = nearest(what, {*listed, *(name for parts in listed.values() for name in parts)})
+        raise UserError(f"unknown kind or part '{what}'.{near} Available kinds: {', '.join(sorted(listed))}.")
+    return found
+
+
+def options(kind: str, name: str) -> dict[str, Option]:
+    """Returns the options of a registered part; those of a sampler's grid are called ``grid.NAME``."""
+    if kind not in REGISTRIES:
+        return {}
+    part = REGISTRIES[kind].get(name)
+    if isinstance(part, Method):
+        given = list(inspect.signature(part.sample).parameters)[:3]
+        grid = options_of(part.levels, ("t_star", "steps"))
+        return options_of(part.sample, (*given, "noise", "step")) | {f"grid.{n}": o for n, o in grid.items()}
+    return options_of(part, _GIVEN.get(kind, ())) if callable(part) and kind != "protocols" else {}
+
+
+def default(option: Option) -> str:
+    """Returns an option's default as a spec has it; ``needed`` if there is none, ``unset`` for None."""
+    if option.needed:
+        return "needed"
+    value = list(option.default) if isinstance(option.default, tuple) else option.default
+    return "unset" if value is None else shown(value, 40).replace("'", '"')
+
+
+def as_data(kind: str, name: str) -> dict[str, dict[str, str]]:
+    """Returns a part's options for programs."""
+    return {
+        n: {"takes": o.words, "default": default(o), "meaning": o.meaning}
+        for n, o in options(kind, name).items()
+    }
+
+
+def part_defaults(spec: Strict) -> Iterator[str]:
+    """Yields the options that a spec leaves at their defaults, by registered part; nothing is imported."""
+    for where, kind, name, given in _parts(spec):
+        if name not in REGISTRIES[kind]:
+            continue
+        left = {n: o for n, o in options(kind, name).items() if n not in given and not o.needed}
+        if left:
+            yield f"{where} '{name}': " + ", ".join(f"{n} = {default(o)}" for n, o in left.items())
+
+
+def check_parts(spec: Strict) -> None:
+    """Raises UserError for a part that no command would take: its name, an option, its budget or grid.
+
+    No import path is followed: such a part is passed over, and so is an option that names one.
+    """
+    with names_of("a spec that is only shown"):
+        for _, kind, name, given in _parts(spec):
+            name, more = source(name) if kind in ("classifiers", "denoisers") else (name, {})
+            if ":" not in name and kind != "samplers":
+                _check_part(kind, name, {**more, **given})
+        if isinstance(spec, EvaluationSpec):
+            _check_purifier(spec.purifier)
+            _check_budget(spec.threat)
+
+
+def _check_part(kind: str, name: str, given: Mapping[str, Any]) -> None:
+    """Raises UserError unless a part of this name takes these options, as far as its signature says."""
+    registry = REGISTRIES[kind]
+    part, what, known = registry.get(name), f"{registry.kind} '{name}'", options(kind, name)
+    plain = {n: v for n, v in given.items() if n not in known or not _names_code(v)}
+    if callable(part):
+        checked_options(part, plain, what, _GIVEN.get(kind, ()))
+        check_needed(known, given, what)
+
+
+def _check_purifier(spec: PurifierSpec) -> None:
+    """Raises UserError unless a registered sampler takes the purifier's options and grid."""
+    if ":" not in spec.sampler:
+        make_sampler(spec.sampler, spec.t_star, min(spec.steps, MOST_STEPS), spec.options, spec.grid)
+
+
+def _check_budget(spec: ThreatSpec) -> None:
+    """Raises UserError for a budget outside its threat's range, where that needs nothing but the number."""
+    if ":" not in spec.norm and not options("threats", spec.norm):
+        make_threat(spec.norm, amount(spec.eps))
+
+
+def _names_code(value: Any) -> bool:
+    """Whether a text somewhere in a value may be an import path."""
+    if isinstance(value, Mapping):
+        return any(map(_names_code, value.values()))
+    return (
+        any(map(_names_code, value)) if isinstance(value, list) else isinstance(value, str) and ":" in value
+    )
+
+
+def _parts(spec: Strict) -> Iterator[tuple[str, str, str, Mapping[str, Any]]]:
+    """Where, kind, name and options of the parts of a spec."""
+    if isinstance(spec, EvaluationSpec):
+        yield "data", "data", spec.data.name, spec.data.options
+        yield "classifier", "classifiers", spec.classifier.name, spec.classifier.options
+        yield "denoiser", "denoisers", spec.denoiser.name, spec.denoiser.options
+        grid = {f"grid.{n}": v for n, v in spec.purifier.grid.items()}
+        yield "purifier", "samplers", spec.purifier.sampler, {**spec.purifier.options, **grid}
+        yield "threat", "threats", spec.threat.norm, spec.threat.options
+        for number, attack in enumerate(spec.attacks):
+            yield f"attacks.{number}", "attacks", attack.name, attack.options
+        for setting in spec.knowledge:
+            yield f"knowledge '{setting.name}'", "gradients", setting.gradient, setting.gradient_options
+        for name, given in spec.analyses.items():
+            yield "analyses", "analyses", name, given
+    elif isinstance(spec, TrainingSpec):
+        yield "objective", "objectives", spec.objective, spec.objective_options
+        yield "data", "data", spec.data.name, spec.data.options
+        yield "test_data", "data", spec.test_data.name, spec.test_data.options
+        if spec.network is not None:
+            yield "network", "networks", spec.network.name, spec.network.options

@@ -1,0 +1,160 @@
+"""From a spec to the parts that run: data, models, attacks, threat."""
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+import dbpkit.attacks.libraries  # noqa: F401 - registers other libraries' attacks
+from dbpkit.attacks import attacks, make_attack
+from dbpkit.attacks.target import Attack, accepted_options, checked_attack_options
+from dbpkit.data import Dataset, in_order, load_dataset
+from dbpkit.experiment.coverage import tell_first
+from dbpkit.experiment.spec import EvaluationSpec, PurifierSpec
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.options import call_with_options
+from dbpkit.foundation.spec import PartSpec, amount
+from dbpkit.foundation.types import Denoiser
+from dbpkit.models.sources import load_classifier, load_denoiser, state_sha256
+from dbpkit.purification.purifier import PurifiedClassifier, Purifier, Undefended, gradients
+from dbpkit.purification.replay import DEFAULT_MEMORY
+from dbpkit.threats.perceptual import Perceptual
+from dbpkit.threats.pixels import ThreatModel, make_threat
+
+
+class Parts(NamedTuple):
+    """Everything an evaluation runs with, on its device.
+
+    Attributes:
+        data: the chosen examples.
+        denoiser: the diffusion model inside it.
+        model: the purified classifier.
+        undefended: the classifier alone.
+        threat: the budget.
+        attacks: name and attack, in the spec's order.
+        single_draw_attacks: the same for a deterministic model, where averaging over draws is a waste.
+        hashes: sha256 of classifier, denoiser and data, and of the classifier of a perceptual threat.
+    """
+
+    data: Dataset
+    denoiser: Denoiser
+    model: PurifiedClassifier
+    undefended: Undefended
+    threat: ThreatModel
+    attacks: list[tuple[str, Attack]]
+    single_draw_attacks: list[tuple[str, Attack]]
+    hashes: dict[str, str]
+
+
+def build(spec: EvaluationSpec, device: str = "cpu", memory_bytes: int = DEFAULT_MEMORY) -> Parts:
+    """Makes the parts of a spec and checks that they fit each other.
+
+    Raises:
+        UserError: if a name, an option, a file, or the fit of two parts is wrong.
+    """
+    where = checked_device(device)
+    data = chosen_examples(spec)
+    tell_first(data)
+    classifier = load_classifier(spec.classifier.name, spec.classifier.options).to(where)
+    denoiser: Any = load_denoiser(spec.denoiser.name, spec.denoiser.options)
+    if isinstance(denoiser, nn.Module):
+        denoiser = denoiser.to(where)
+    purifier = make_purifier(spec.purifier, denoiser, memory_bytes)
+    model = PurifiedClassifier(purifier, classifier, seed=spec.seed)
+    threat = make_threat(spec.threat.norm, amount(spec.threat.eps), spec.threat.options)
+    hashes = {
+        "classifier_sha256": state_sha256(classifier),
+        "denoiser_sha256": state_sha256(denoiser),
+        "data_sha256": data.sha256,
+    }
+    if isinstance(threat, Perceptual):
+        hashes["features_sha256"] = state_sha256(threat.features.classifier)
+    full = [(a.name, make_attack(a.name, attack_options(a))) for a in spec.attacks]
+    single = [(a.name, make_attack(a.name, single_draw(a))) for a in spec.attacks]
+    return Parts(data, denoiser, model, Undefended(classifier), threat, full, single, hashes)
+
+
+def make_purifier(spec: PurifierSpec, denoiser: Denoiser, memory_bytes: int = DEFAULT_MEMORY) -> Purifier:
+    """Builds the purifier a spec describes around a denoiser."""
+    return Purifier(
+        denoiser,
+        spec.sampler,
+        t_star=spec.t_star,
+        steps=spec.steps,
+        options=spec.options,
+        grid=spec.grid,
+        clamp=spec.clamp,
+        memory_bytes=memory_bytes,
+    )
+
+
+def chosen_examples(spec: EvaluationSpec) -> Dataset:
+    """Loads the spec's data and takes its examples in their order; UserError if there are not enough."""
+    data = load_dataset(spec.data.name, spec.data.options)
+    first, count = spec.examples.first, spec.examples.count
+    if first >= len(data) or (count is not None and first + count > len(data)):
+        raise UserError(
+            f"examples {first} to {first + (count or 1) - 1} were asked for, but data"
+            f" '{spec.data.name}' has {len(data)}. Lower examples.count or examples.first."
+        )
+    order = in_order(data, spec.examples.order, spec.seed)
+    return data.select(order[first : None if count is None else first + count])
+
+
+def checked_device(name: str) -> torch.device:
+    """Returns a device; UserError if it is unknown or not there. There is no quiet fall-back."""
+    if not isinstance(name, str) or not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name):
+        raise UserError(f"device '{name}' is unknown. Use cpu, cuda or cuda:N.")
+    if name == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"device '{name}' was asked for, but this torch ({torch.__version__}) sees no CUDA"
+            " device. Use --device cpu."
+        )
+    number = name.partition(":")[2]
+    if number and int(number) >= torch.cuda.device_count():
+        raise UserError(
+            f"device '{name}' was asked for, but there are {torch.cuda.device_count()} CUDA devices, from"
+            " cuda:0 on."
+        )
+    return torch.device(name)
+
+
+def attack_options(attack: PartSpec) -> dict[str, Any]:
+    """An attack's options as it takes them, with amounts such as ``step_size = "2/255"`` as numbers."""
+    return checked_attack_options(attack.name, attack.options)
+
+
+def of_attacks(**values: Any) -> dict[str, Any]:
+    """Returns values by name of option; an option that no attack has is a mistake in this package.
+
+    Raises:
+        RuntimeError: if no registered attack has one of them, at import of the module that names it.
+    """
+    known = {option for name in attacks for option in accepted_options(name)}
+    if unknown := values.keys() - known:
+        raise RuntimeError(f"no attack has the option {', '.join(sorted(unknown))}")
+    return values
+
+
+SINGLE_DRAW = of_attacks(eot=1, keep_draws=1, judge_draws=1, reevaluate=False)
+"""What attack options become where the model is deterministic for the attacker: more draws tell nothing."""
+
+
+def single_draw(attack: PartSpec) -> dict[str, Any]:
+    """An attack's options for a deterministic model: one draw, if it knows of draws at all."""
+    known = accepted_options(attack.name)
+    return {**attack_options(attack), **{k: v for k, v in SINGLE_DRAW.items() if k in known}}
+
+
+def make_view(model: PurifiedClassifier, gradient: str, options: Mapping[str, Any]) -> Any:
+    """Returns a model as an attacker with this gradient differentiates it.
+
+    Raises:
+        UserError: if the gradient's name, an option or a value is wrong.
+    """
+    return call_with_options(partial(gradients.resolve(gradient), model), options, f"gradient '{gradient}'")

@@ -1,0 +1,1 @@
+"""How good a denoiser is as a generative model: distances of feature distributions."""

@@ -1,0 +1,83 @@
+"""Files that may be anything: their kind and size are looked at before they are read.
+
+The thing people get wrong: a name in a folder need not be a file. Opening a pipe waits for its writer, and a
+link to a device, or a file of a terabyte that takes no space, is read until the memory is full.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from dbpkit.foundation.errors import UserError
+
+LARGEST = 2**28
+"""Bytes of the largest file that is read as a whole, if nothing else is said."""
+
+LONGEST_LINE = 2**26
+"""Bytes of the longest line of a file that is read line by line."""
+
+
+def read_whole(path: Path, most: int = LARGEST) -> bytes:
+    """Returns the content of a file.
+
+    Raises:
+        OSError: if it cannot be read, is no file, or has more than ``most`` bytes.
+    """
+    size = regular_size(path)
+    if size > most:
+        raise OSError(
+            errno.EFBIG, f"it has {size:,} bytes, and no such file has more than {most:,}", str(path)
+        )
+    return path.read_bytes()
+
+
+def regular_size(path: Path) -> int:
+    """Returns the size of a file in bytes; OSError if it is none, such as a pipe or a device."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is no file", str(path))
+    return status.st_size
+
+
+def bounded_lines(file: BinaryIO) -> Iterator[bytes]:
+    """Yields the lines of an open file; OSError if one is longer than any that is written."""
+    while line := file.readline(LONGEST_LINE):
+        if len(line) == LONGEST_LINE:
+            raise OSError(errno.EFBIG, f"a line has more than {LONGEST_LINE:,} bytes")
+        yield line
+
+
+def write_atomically(path: Path, content: bytes) -> str:
+    """Writes a file so that a reader sees the old one or the new one, never a part; returns the sha256.
+
+    Raises:
+        UserError: if the disk is full or the folder cannot be written; the old file is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)  # a link that lies there is not written through
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"cannot write '{path}' ({error.strerror}). Free space or choose another place; earlier"
+            " files are intact."
+        ) from error
+    return hashlib.sha256(content).hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """Returns the hexadecimal sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,303 @@
+"""Every random number of the package, as a pure function of its key.
+
+A key is (seed, stream, lane, draw, example id, site, step). It addresses the Philox4x32-10 counter-based
+generator, so a value does not depend on batch size, order, device, process count or earlier calls.
+The thing people get wrong: a plan is bound to its examples. Slice it (`rows`) together with ``x`` and
+``y``; a batch of another length is refused, never silently re-drawn.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dbpkit.foundation.errors import UserError, unknown_name
+from dbpkit.foundation.frozen import uncompiled
+from dbpkit.foundation.inputs import LIMIT, check_seed, whole
+from dbpkit.foundation.philox import BLOCK_BITS, LOW, SITES, STREAMS, UNIFORM, philox4x32, place, stream_key
+
+MAX_ID = 1 << 44
+"""Example ids lie below this."""
+
+MAX_ROWS = 1 << 24
+"""Most rows of one plan; as many small images take 200 GB."""
+
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+@dataclass(frozen=True, eq=False)
+class NoisePlan:
+    """The noise of a batch of examples: row ``b`` belongs to ``example_ids[b]``, whatever the batch.
+
+    Attributes:
+        seed: run seed, 0 <= seed < 2**32.
+        example_ids: (B,) int64, stable ids of the examples, each in [0, 2**44).
+        stream: one of `STREAMS`.
+        draw: (B,) int64, index of the independent repetition of each row, each in [0, 2**32).
+        lane: which of 2**24 independent copies of the stream; one per attack and tape.
+        shared: sites whose values come from another plan, see `sharing`.
+
+    Example:
+        >>> plan = NoisePlan.of(seed=0, example_ids=[3, 7])
+        >>> z = plan.normal("forward", 0, torch.zeros(2, 3, 8, 8))
+        >>> bool((z[1] == plan.rows([1]).normal("forward", 0, torch.zeros(1, 3, 8, 8))[0]).all())
+        True
+    """
+
+    seed: int
+    example_ids: Tensor
+    stream: str
+    draw: Tensor
+    shared: Mapping[str, "NoisePlan"] = field(default_factory=dict)
+    lane: int = 0
+
+    @classmethod
+    def of(
+        cls, seed: int, example_ids: Iterable[int] | Tensor, stream: str = "report", draw: int = 0
+    ) -> "NoisePlan":
+        """Makes a plan for examples, checking the ranges of every part of the key.
+
+        Raises:
+            UserError: if the seed or an id is out of range, or the stream is unknown.
+        """
+        seed, draw = check_seed(seed), _checked_draw(draw)
+        _check_stream(stream)
+        ids = _checked_ids(example_ids)
+        return cls(seed, ids, stream, torch.full_like(ids, draw))
+
+    def __len__(self) -> int:
+        return self.example_ids.numel()
+
+    @uncompiled
+    def normal(self, site: str, step: int, like: Tensor) -> Tensor:
+        """Draws standard normals for every row.
+
+        Args:
+            site: one of `SITES`.
+            step: index of the use within the site (sampler step), 0 <= step < 2**24.
+            like: (B, ...) gives shape, dtype and device.
+
+        Returns:
+            (B, ...) independent N(0, 1) values, |z| <= 6.77, computed in float64 and rounded.
+
+        Raises:
+            UserError: if ``like`` has another number of rows than the plan.
+
+        Source:
+            Salmon et al. 2011, Philox4x32-10; Box & Muller 1958.
+        """
+        _check_site(site)
+        words = self._words(site, step, like, kind=0)
+        if words is None:
+            return self.shared[site].normal(site, step, like)
+        radius = words[0::2].add(0.5).mul_(2.0**-32).log_().mul_(-2).sqrt_()
+        angle = words[1::2].mul(2 * math.pi * 2.0**-32)
+        pairs = torch.stack([angle.cos().mul_(radius), angle.sin_().mul_(radius)], dim=1)
+        return _shaped(pairs.flatten(0, 1), like)
+
+    @uncompiled
+    def uniform(self, site: str, step: int, like: Tensor) -> Tensor:
+        """Draws uniforms on [0, 1), multiples of 2**-24; arguments and errors as `normal`."""
+        _check_site(site)
+        words = self._words(site, step, like, kind=UNIFORM)
+        if words is None:
+            return self.shared[site].uniform(site, step, like)
+        return _shaped(words.mul_(2.0**-8).floor_().mul_(2.0**-24), like)
+
+    def repeat(self, draws: int) -> "NoisePlan":
+        """Returns a plan of B * draws rows: row ``b * draws + r`` is repetition r of example b.
+
+        Draw d becomes the draws ``d * draws + r``, so ``plan.at(i).repeat(eot)`` never repeats a value
+        for another i. Shared sites keep the source's own draw in every repetition.
+
+        Raises:
+            UserError: if there is no repetition, or one would be a draw of 2**32 or more.
+        """
+        draws = whole(draws, "count of draws", 1, LIMIT)
+        if len(self) * draws > MAX_ROWS:
+            raise UserError(f"{draws} draws of {len(self)} examples are more rows than fit one batch.")
+        if len(self) and (int(self.draw.max()) + 1) * draws > LIMIT:
+            raise UserError(
+                f"{draws} repetitions of draw {int(self.draw.max())} go beyond the last draw, 2**32 - 1."
+            )
+        ids = self.example_ids.repeat_interleave(draws)
+        offsets = torch.arange(draws).repeat(len(self))
+        rows = torch.arange(len(self)).repeat_interleave(draws)
+        shared = {site: source.rows(rows) for site, source in self.shared.items()}
+        return replace(
+            self,
+            example_ids=ids,
+            draw=self.draw.repeat_interleave(draws) * draws + offsets,
+            shared=shared,
+        )
+
+    def rows(self, index: Tensor | list[int] | slice) -> "NoisePlan":
+        """Returns the plan of the chosen rows, in the order of ``index``."""
+        if not isinstance(index, slice):
+            index = _checked_rows(index, len(self))
+        shared = {site: source.rows(index) for site, source in self.shared.items()}
+        return replace(self, example_ids=self.example_ids[index], draw=self.draw[index], shared=shared)
+
+    def on(self, stream: str) -> "NoisePlan":
+        """Returns the same rows on another stream."""
+        _check_stream(stream)
+        return replace(self, stream=stream)
+
+    def at(self, draw: int) -> "NoisePlan":
+        """Returns the same rows at another draw; shared sites keep theirs."""
+        return replace(self, draw=torch.full_like(self.draw, _checked_draw(draw)))
+
+    def in_lane(self, lane: int) -> "NoisePlan":
+        """Returns the same rows in another lane of the stream, whose draws are all new; 0 <= lane < 2**24."""
+        if not 0 <= whole(lane, "noise lane", low=-(1 << 62)) < 1 << 24:
+            raise UserError(f"noise lane {lane} is outside [0, 2**24).")
+        return replace(self, lane=lane)
+
+    def branch(self, part: int) -> "NoisePlan":
+        """Returns the same rows in lanes of their own for part 1 to 15 of an attack made of several.
+
+        No branch of one lane meets a branch of another, or an unbranched lane.
+
+        Raises:
+            UserError: if the part is out of range, or the lane is (as that of a branch).
+        """
+        if not 0 < whole(part, "part of a noise lane", low=-(1 << 62)) < 16 or self.lane >= 1 << 20:
+            raise UserError(
+                f"noise lane {self.lane} has no branch {part}: parts are 1 to 15, lanes below 2**20."
+            )
+        return self.in_lane(part << 20 | self.lane)
+
+    def sharing(self, sites: Iterable[str], source: "NoisePlan") -> "NoisePlan":
+        """Returns a plan that takes the values of ``sites`` from ``source``, row by row.
+
+        This is how an attacker is told the defender's noise: the attack's plan shares sites with
+        the report's plan.
+
+        Raises:
+            UserError: if the two plans hold other examples.
+        """
+        if not isinstance(source, NoisePlan) or not torch.equal(self.example_ids, source.example_ids):
+            raise UserError("noise can be shared only between plans of the same examples in the same order.")
+        if isinstance(sites, str) or not isinstance(sites, Iterable):
+            raise UserError("the noise sites to share are given as a list of names.")
+        sites = list(sites)
+        for site in sites:
+            _check_site(site)
+        return replace(self, shared={**self.shared, **dict.fromkeys(sites, source)})
+
+    def _words(self, site: str, step: int, like: Tensor, kind: int) -> Tensor | None:
+        """The 32-bit words of the key's blocks, (4, B, n) float64, or None where the site is shared."""
+        if not isinstance(like, Tensor) or not like.ndim or not like.is_floating_point():
+            raise UserError("noise is drawn like a tensor of floating point, (B, ...).")
+        if like.shape[0] != len(self):
+            raise UserError(
+                f"a noise plan of {len(self)} examples was used on a batch of {like.shape[0]}. "
+                "Slice the plan with rows() together with the batch."
+            )
+        if site in self.shared:
+            return None
+        if not 0 <= whole(step, "noise step", low=-(1 << 62)) < 1 << 24:
+            raise UserError(f"noise step {step} is outside [0, 2**24).")
+        blocks = -(-math.prod(like.shape[1:]) // 4)
+        if blocks > 1 << BLOCK_BITS:
+            raise UserError(
+                f"an example of {tuple(like.shape[1:])} values exceeds 2**22, the most a noise plan draws."
+            )
+        ids, draws = self.example_ids[:, None], self.draw[:, None]
+        block = torch.arange(blocks)[None]
+        high = ids >> 32 << BLOCK_BITS
+        last = torch.tensor([[place(kind, site, step)]])
+        counter = (block | high if bool(high.any()) else block, ids & LOW, draws, last)
+        key = stream_key(self.seed, self.stream, self.lane)
+        inside = torch._C._functorch.is_functorch_wrapped_tensor(block)  # of a transform of torch.func
+        if like.device.type == "cpu" and not inside:  # NumPy's integers are three times as fast as torch's
+            words = philox4x32([c.numpy().view(np.uint64) for c in counter], key)
+            return torch.from_numpy(np.stack(words).astype(np.float64))
+        return torch.stack(philox4x32([c.to(like.device) for c in counter], key)).double()
+
+
+def permutation(seed: int, count: int, epoch: int) -> Tensor:
+    """Returns a random order of ``range(count)``, (count,) int64, one per epoch and seed."""
+    plan = NoisePlan.of(seed, torch.arange(count), "train", draw=epoch)
+    return torch.argsort(
+        plan.uniform("order", 0, torch.zeros(count, 1, dtype=torch.float64))[:, 0], stable=True
+    )
+
+
+@contextlib.contextmanager
+def seeded_generator(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Makes torch's own random layers reproducible inside the block; the global state is restored.
+
+    This is the one place where torch's global generator is used: networks draw their first weights and
+    dropout layers their masks from it.
+
+    Args:
+        seed: of the CPU's generator and the device's, 0 <= seed < 2**64.
+        device: an accelerator whose generator is seeded too.
+    """
+    devices = [device] if device is not None and device.type != "cpu" else []
+    with torch.random.fork_rng(devices=devices, device_type=devices[0].type if devices else "cuda"):
+        torch.manual_seed(seed)  # noqa: TID251 - the one place
+        yield
+
+
+def _checked_draw(draw: int) -> int:
+    if not 0 <= whole(draw, "noise draw", low=-(1 << 200)) <= LOW:
+        raise UserError(f"noise draw {draw} is outside [0, 2**32).")
+    return int(draw)
+
+
+def _check_stream(stream: str) -> None:
+    if not isinstance(stream, str) or stream not in STREAMS:
+        raise unknown_name("stream", str(stream), STREAMS)
+
+
+def _check_site(site: str) -> None:
+    if not isinstance(site, str) or site not in SITES:
+        raise unknown_name("noise site", str(site), SITES)
+
+
+def _checked_ids(example_ids: Iterable[int] | Tensor) -> Tensor:
+    """Ids as int64 on the CPU; UserError unless they are flat, whole and in [0, 2**44)."""
+    wrong = UserError("example ids must be a flat list of integers in [0, 2**44).")
+    try:
+        ids = torch.as_tensor(example_ids if isinstance(example_ids, Tensor) else list(example_ids))
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise wrong from error
+    if (ids.dtype not in _WHOLE and ids.numel()) or ids.ndim != 1:
+        raise wrong
+    ids = ids.to("cpu", torch.int64)
+    if ids.numel() and (ids.min() < 0 or ids.max() >= MAX_ID):
+        raise wrong
+    return ids
+
+
+def _checked_rows(index: Any, count: int) -> Tensor:
+    """Positions in a plan, or a mask of its rows, as a tensor on the CPU; UserError for anything else."""
+    try:
+        rows = torch.as_tensor(index).cpu()
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise UserError("rows of a noise plan are chosen by a flat list of positions.") from error
+    rows = rows if rows.numel() else rows.long()  # an empty list has no integer type of its own
+    mask = rows.dtype == torch.bool
+    inside = len(rows) == count if mask and rows.ndim == 1 else rows.dtype in _WHOLE
+    if (
+        rows.ndim != 1
+        or not inside
+        or (not mask and len(rows) and not -count <= rows.min() <= rows.max() < count)
+    ):
+        raise UserError(
+            f"rows of a noise plan of {count} examples are chosen by a flat list of positions in it."
+        )
+    return rows
+
+
+def _shaped(parts: Tensor, like: Tensor) -> Tensor:
+    """Four (B, n) parts side by side, (4, B, n), cut to the shape of ``like``."""
+    flat = parts.transpose(0, 1).flatten(1)[:, : math.prod(like.shape[1:])]
+    return flat.to(like.dtype).reshape(like.shape)

@@ -1,0 +1,105 @@
+"""``--set key.path=value``: one leaf of a spec, changed from outside.
+
+The thing people get wrong: a spec may say ``denoiser = "embedded"`` for ``denoiser.name = "embedded"``, and
+may leave out what has a default. A path leads through both.
+"""
+
+import re
+import typing
+from typing import Any
+
+from pydantic import BaseModel
+
+from dbpkit.foundation.errors import UserError, shown
+from dbpkit.foundation.toml import parsed_value
+
+
+def override(table: dict[str, Any], text: str, model: type[BaseModel]) -> None:
+    """Sets one dotted key of a spec's table in place.
+
+    Args:
+        table: the spec as read.
+        text: ``"purifier.steps=20"``; the value is read as TOML, or as text if it is none.
+        model: what the table describes.
+
+    Raises:
+        UserError: if there is no such place, or the value is no TOML.
+    """
+    key, separator, written = text.partition("=")
+    path = [part.strip() for part in key.split(".")]
+    if not separator or not all(path):
+        raise UserError(f"override '{text}' is not of the form key.path=value.")
+    try:
+        value = parsed_value(written)
+    except ValueError as error:
+        raise UserError(f"override '{text}': {error}.") from error
+    try:
+        _set(table, path, value, model)
+    except LookupError as error:
+        raise UserError(
+            f"override '{text}' does not lead to a key: {error.args[0]}. Lists take a position, as in"
+            " attacks.0.name."
+        ) from error
+
+
+def _set(table: dict[str, Any], path: list[str], value: Any, model: type[BaseModel]) -> None:
+    """Sets the value at a path; LookupError says where the path ends."""
+    current: Any = table
+    for depth, step in enumerate(path[:-1]):
+        place: Any = _position(current, step) if isinstance(current, list) else step
+        if isinstance(current, dict) and step not in current:
+            current[step] = _default(model, path[: depth + 1])
+        if not isinstance(current[place], dict | list):
+            current[place] = _long_form(current[place], model, path[: depth + 1])
+        current = current[place]
+    current[_position(current, path[-1]) if isinstance(current, list) else path[-1]] = value
+
+
+def _position(items: list[Any], step: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,6}", step) or int(step) >= len(items):
+        have = f"it has 0 to {len(items) - 1}" if items else "it is empty"
+        raise LookupError(f"{shown(step)} is no position of the list, {have}")
+    return int(step)
+
+
+def _default(model: type[BaseModel], path: list[str]) -> Any:
+    """What a spec that leaves this key out has there, as a table or list; an empty table if nothing."""
+    owner = _model_at(model, path[:-1])
+    field = owner.model_fields.get(path[-1]) if owner else None
+    if field is None or field.is_required():
+        return {}
+    made = field.get_default(call_default_factory=True)
+    if isinstance(made, BaseModel):
+        return made.model_dump(mode="json")
+    if isinstance(made, list):
+        return [m.model_dump(mode="json") if isinstance(m, BaseModel) else m for m in made]
+    return {} if made is None else made
+
+
+def _long_form(value: Any, model: type[BaseModel], path: list[str]) -> dict[str, Any]:
+    """The table that a name alone stands for."""
+    there = _model_at(model, path)
+    if not isinstance(value, str) or there is None or "name" not in there.model_fields:
+        raise LookupError(f"{'.'.join(path)} is {shown(value)}, not a table")
+    return {"name": value}
+
+
+def _model_at(model: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
+    """The model that describes the table at a path, or the entries of the list; None if no model does."""
+    current: type[BaseModel] | None = model
+    for step in path:
+        if current is None:
+            return None
+        if step.isdigit() and step not in current.model_fields:
+            continue
+        field = current.model_fields.get(step)
+        current = _inner_model(field.annotation) if field else None
+    return current
+
+
+def _inner_model(annotation: Any) -> type[BaseModel] | None:
+    """The first model among an annotation and its arguments."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = (_inner_model(a) for a in typing.get_args(annotation))
+    return next((m for m in found if m is not None), None)

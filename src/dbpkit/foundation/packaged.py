@@ -1,0 +1,90 @@
+"""Files that come with the package for people: published specs, and the documentation.
+
+In a source checkout they lie in ``specs/`` and ``docs/``, in an installed package beside its modules.
+"""
+
+import os
+from pathlib import Path
+
+from dbpkit.foundation.errors import UserError, nearest, shown
+
+HERE = Path(__file__).parents[1]
+
+TEMPLATE = HERE / "assets" / "init.toml"
+"""What `dbpkit init` writes."""
+
+
+def asset(name: str) -> Path:
+    """Returns the path of a file that the package carries."""
+    return HERE / "assets" / name
+
+
+def folder(kind: str) -> Path:
+    """Returns the folder of ``"specs"`` or ``"docs"``; UserError if this installation has none."""
+    checkout = HERE.parents[1]
+    places = [HERE / kind, *([checkout / kind] if (checkout / "pyproject.toml").is_file() else [])]
+    for place in places:
+        if place.is_dir():
+            return place
+    raise UserError(
+        f"this installation of dbpkit has no {kind}. Install the wheel, or use a source checkout."
+    )
+
+
+def specs() -> dict[str, Path]:
+    """Returns the published specs by name, such as ``cifar10-ddpm`` or ``train/cifar10-addt``."""
+    root = folder("specs")
+    return {p.relative_to(root).with_suffix("").as_posix(): p for p in sorted(root.rglob("*.toml"))}
+
+
+def find_spec(path: str | Path, *, or_run: bool = False) -> Path:
+    """Returns the file of a spec: the path as it is, or else a published spec of that name.
+
+    Args:
+        path: what the user typed.
+        or_run: whether it might have been meant for a run directory, which the error then says.
+
+    Raises:
+        UserError: if there is neither; the nearest name is suggested.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"a spec is named by its path or its published name, not by {shown(path)}.")
+    path = Path(os.fsdecode(path))
+    if path.is_file():
+        return path
+    name = path.as_posix().removesuffix(".toml")
+    known = specs()
+    if name not in known:
+        what, or_folder = ("spec or run", " or a run directory") if or_run else ("spec", "")
+        raise UserError(
+            f"{what} '{path}' does not exist.{nearest(name, known)} Give the path of a TOML file{or_folder},"
+            " or the name of a published spec such as cifar10-ddpm (dbpkit list specs)."
+        )
+    return known[name]
+
+
+def title(path: Path) -> str:
+    """Returns the first words of a spec or a page: its comment or heading."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.strip("# "):
+            return line.strip("# ")
+    return ""
+
+
+def pages() -> dict[str, Path]:
+    """Returns the pages of the documentation by name, such as ``guide``."""
+    return {p.stem: p for p in sorted(folder("docs").glob("*.md"))}
+
+
+def write_template(path: Path) -> None:
+    """Writes a commented spec for the user's own parts into a new file.
+
+    Raises:
+        UserError: if something of that name is there already.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as file:
+            file.write(TEMPLATE.read_text(encoding="utf-8"))
+    except FileExistsError as error:
+        raise UserError(f"'{path}' exists already and is left as it is. Choose another name.") from error

@@ -1,0 +1,197 @@
+"""Where classifiers and denoisers come from: embedded, weights files, diffusers, the user's own code.
+
+The thing people get wrong: a classifier takes pixels in [0, 1] and normalises inside, and returns logits.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dbpkit.foundation.errors import UserError, shown, unknown_name
+from dbpkit.foundation.packaged import asset as asset
+from dbpkit.foundation.registry import Registry, call_with_options
+from dbpkit.foundation.types import Denoiser
+from dbpkit.models.denoisers import from_pretrained
+from dbpkit.models.schedule import discrete_sigmas
+from dbpkit.models.weights import Architecture, load_weights, refuse_pickle
+
+classifier_sources: Registry[Callable[..., nn.Module]] = Registry("classifier")
+denoiser_sources: Registry[Callable[..., Any]] = Registry("denoiser")
+
+EMBEDDED_CLASSIFIER = "cifar10-resnet9.safetensors"
+EMBEDDED_DENOISERS = {"vanilla": "cifar10-unet.safetensors", "addt": "cifar10-unet-addt.safetensors"}
+
+EMBEDDED_LAST = {"vanilla": 300, "addt": 120}
+"""Largest of 1,000 times that they were trained on, see ``specs/train``; their files do not say."""
+
+
+def load_embedded() -> tuple[nn.Module, nn.Module]:
+    """Returns the package's own CIFAR-10 denoiser and classifier, frozen and in eval mode."""
+    return embedded_denoiser(), embedded_classifier()
+
+
+@classifier_sources.register("embedded")
+def embedded_classifier(mirror: bool = True) -> nn.Module:
+    """The CIFAR-10 classifier that the package carries.
+
+    Args:
+        mirror: whether logits are averaged over the image and its mirror image, at twice the cost.
+    """
+    model, _ = load_weights(asset(EMBEDDED_CLASSIFIER))
+    model.mirror = mirror  # type: ignore[assignment]
+    return model
+
+
+@denoiser_sources.register("embedded")
+def embedded_denoiser(variant: str = "vanilla") -> nn.Module:
+    """The CIFAR-10 denoiser that the package carries.
+
+    Args:
+        variant: ``vanilla``, or ``addt`` for the one fine-tuned from it by ADDT.
+    """
+    if variant not in EMBEDDED_DENOISERS:
+        raise unknown_name("variant", variant, EMBEDDED_DENOISERS)
+    model, _ = load_weights(asset(EMBEDDED_DENOISERS[variant]))
+    sigmas = discrete_sigmas()
+    model.trained_levels = (float(sigmas[0]), float(sigmas[EMBEDDED_LAST[variant]]))  # type: ignore[assignment]
+    return model
+
+
+@classifier_sources.register("weights")
+def classifier_from_weights(path: str, sha256: str | None = None) -> nn.Module:
+    """A classifier trained with ``dbpkit train``.
+
+    Args:
+        path: the .safetensors file.
+        sha256: digest that the file must have; unset takes any.
+    """
+    return _of_kind("classifier", path, sha256)
+
+
+@denoiser_sources.register("weights")
+def denoiser_from_weights(path: str, sha256: str | None = None) -> nn.Module:
+    """A denoiser trained with ``dbpkit train``.
+
+    Args:
+        path: the .safetensors file.
+        sha256: digest that the file must have; unset takes any.
+    """
+    return _of_kind("denoiser", path, sha256)
+
+
+@denoiser_sources.register("diffusers")
+def denoiser_from_diffusers(path: str, subfolder: str | None = None, prediction: Any = None) -> nn.Module:
+    """Any diffusers UNet2DModel directory or Hub id.
+
+    Args:
+        path: the directory, or the Hub id.
+        subfolder: part of it that holds the network, such as ``unet``.
+        prediction: what the network predicts; unset reads it from the scheduler's configuration.
+    """
+    model = from_pretrained(path, subfolder, prediction)
+    config = {k: v for k, v in getattr(model.network, "config", {}).items() if not k.startswith("_")}
+    size = config.get("sample_size") or 32
+    height, width = (size, size) if isinstance(size, int) else size
+    model.architecture = Architecture(  # type: ignore[assignment]  # training goes on from it
+        "denoiser",
+        "diffusers",
+        {"config": config},
+        "vp",
+        {"prediction": model.prediction},
+        (config.get("in_channels", 3), height, width),
+    )
+    return model
+
+
+def load_classifier(name: str, options: Mapping[str, Any] | None = None) -> nn.Module:
+    """Loads a classifier by registered name or import path.
+
+    Raises:
+        UserError: if it cannot be made, or is no ``nn.Module``.
+    """
+    made = _make(classifier_sources, name, options)
+    if not isinstance(made, nn.Module):
+        raise UserError(f"classifier '{name}' must be a torch.nn.Module, not {type(made).__name__}.")
+    return made.requires_grad_(False).eval()
+
+
+def load_denoiser(name: str, options: Mapping[str, Any] | None = None) -> Denoiser:
+    """Loads a denoiser by registered name or import path.
+
+    Raises:
+        UserError: if it cannot be made, or cannot be called.
+    """
+    made = _make(denoiser_sources, name, options)
+    if not callable(made):
+        raise UserError(
+            f"denoiser '{name}' must be callable as denoiser(x, sigma), not {type(made).__name__}."
+        )
+    return made.requires_grad_(False).eval() if isinstance(made, nn.Module) else made
+
+
+def source(text: str) -> tuple[str, dict[str, Any]]:
+    """Returns the source and its options for a text: weights file, name or import path.
+
+    Raises:
+        UserError: if it is no text, or a pickle.
+    """
+    if not isinstance(text, str | os.PathLike):
+        raise UserError(
+            "a model is named by a registered name, an import path or a .safetensors file, not by"
+            f" {shown(text)}."
+        )
+    text = os.fsdecode(text)
+    refuse_pickle(text)
+    return ("weights", {"path": text}) if text.endswith(".safetensors") else (text, {})
+
+
+def state_sha256(model: Any) -> str:
+    """Returns the sha256 of a model's tensors, names included; of its name where it has none."""
+    digest = hashlib.sha256(type(model).__qualname__.encode())
+    if isinstance(model, nn.Module):
+        for name, tensor in sorted(model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _make(registry: Registry, name: str, options: Mapping[str, Any] | None) -> Any:
+    """A part built by its source; an nn.Module instance at an import path is taken as it is."""
+    name, more = source(name)
+    if options is not None and not isinstance(options, Mapping):
+        raise UserError(f"options of {registry.kind} '{name}' must be a table by name, not {shown(options)}.")
+    if ":" not in name and name not in registry and os.path.isdir(name):  # noqa: PTH112 - of any text
+        raise _folder_refused(registry.kind, Path(name))
+    made_by = registry.resolve(name)
+    if isinstance(made_by, nn.Module):
+        if options:
+            raise UserError(f"{registry.kind} '{name}' is a finished module and takes no options.")
+        return made_by
+    return call_with_options(made_by, {**more, **(options or {})}, f"{registry.kind} '{name}'")
+
+
+def _folder_refused(kind: str, folder: Path) -> UserError:
+    """The error for a folder in place of a model's name, with what to write for what lies in it."""
+    said = f"{kind} '{folder}' is a folder."
+    for inside, more in (("", ""), ("unet", ", subfolder = 'unet'")):
+        if kind == "denoiser" and (folder / inside / "config.json").is_file():
+            typed = f" --set denoiser.options.subfolder={inside}" if inside else ""
+            return UserError(
+                f"{said} A diffusers network is named by --denoiser diffusers --set"
+                f" denoiser.options.path='{folder}'{typed}, in a spec by denoiser = {{ name = 'diffusers',"
+                f" options = {{ path = '{folder}'{more} }} }}."
+            )
+    files = sorted(folder.glob("*.safetensors"))
+    return UserError(f"{said} Name the weights file{f' in it: {files[0]}' if files else ''}.")
+
+
+def _of_kind(kind: str, path: str, sha256: str | None) -> nn.Module:
+    model, architecture = load_weights(path, sha256)
+    if architecture.kind != kind:
+        raise UserError(f"weights '{path}' hold a {architecture.kind}; a {kind} was expected.")
+    return model

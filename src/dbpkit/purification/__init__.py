@@ -1,0 +1,1 @@
+"""Purifiers, the samplers they run, and what an attacker differentiates of them."""

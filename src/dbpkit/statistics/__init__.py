@@ -1,0 +1,1 @@
+"""Estimates, intervals and resampling: pure functions of numbers."""

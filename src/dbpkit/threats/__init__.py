@@ -1,0 +1,1 @@
+"""What a perturbation may be: budgets on pixels and on features."""
