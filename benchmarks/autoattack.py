@@ -24,7 +24,7 @@ from dbpkit.experiment.build import single_draw
 from dbpkit.foundation.machine import settle
 from dbpkit.foundation.spec import PartSpec, amount
 from dbpkit.models.sources import source
-from dbpkit.purification.purifier import Undefended
+from dbpkit.purification.classifier import Undefended
 from dbpkit.threats.pixels import make_threat
 
 NORMS = {"linf": "Linf", "l2": "L2"}

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from dbpkit.models.denoisers import EDMDenoiser, VPDenoiser, from_pretrained
     from dbpkit.models.sources import load_classifier, load_denoiser, load_embedded
     from dbpkit.models.weights import load_weights
-    from dbpkit.purification.purifier import PurifiedClassifier, Purifier, Undefended
+    from dbpkit.purification.classifier import PurifiedClassifier, Undefended
+    from dbpkit.purification.diffusion import Purifier
     from dbpkit.results.run_directory import RunDirectory
     from dbpkit.results.summary import summarise
     from dbpkit.threats.perceptual import FeatureDistance
@@ -51,12 +52,12 @@ _PLACES = {
     "Knowledge": "dbpkit.experiment.knowledge",
     "Linf": "dbpkit.threats.pixels",
     "NoisePlan": "dbpkit.foundation.noise",
-    "PurifiedClassifier": "dbpkit.purification.purifier",
-    "Purifier": "dbpkit.purification.purifier",
+    "PurifiedClassifier": "dbpkit.purification.classifier",
+    "Purifier": "dbpkit.purification.diffusion",
     "RunDirectory": "dbpkit.results.run_directory",
     "Target": "dbpkit.attacks",
     "TrainingSpec": "dbpkit.training.spec",
-    "Undefended": "dbpkit.purification.purifier",
+    "Undefended": "dbpkit.purification.classifier",
     "UserError": "dbpkit.foundation.errors",
     "VPDenoiser": "dbpkit.models.denoisers",
     "benchmark": "dbpkit.evaluation.benchmark",

@@ -22,7 +22,7 @@ from dbpkit.foundation.options import checked_options
 from dbpkit.foundation.spec import Strict, amount, as_toml, read_spec, spec_hash, validate
 from dbpkit.models.networks import networks
 from dbpkit.models.sources import asset, load_classifier, load_denoiser
-from dbpkit.purification.purifier import PurifiedClassifier
+from dbpkit.purification.classifier import PurifiedClassifier
 from dbpkit.results.protocols import chosen_protocol
 from dbpkit.threats.pixels import make_threat
 from dbpkit.training.objectives import make_objective

@@ -11,7 +11,7 @@ from dbpkit.attacks import Target, attacks, losses, make_attack
 from dbpkit.attacks.pgd import pgd
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import SITES, NoisePlan
-from dbpkit.purification.purifier import Undefended
+from dbpkit.purification.classifier import Undefended
 from dbpkit.threats.pixels import L2, Linf, make_threat, threats
 from tests.oracles import NoisyClassifier, TinyClassifier, case_name, cross_entropy, uniform
 

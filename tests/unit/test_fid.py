@@ -27,7 +27,7 @@ from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.models.networks import ResNet9
 from dbpkit.models.sources import load_classifier
-from dbpkit.purification.purifier import Purifier
+from dbpkit.purification.diffusion import Purifier
 from dbpkit.purification.samplers import samplers
 from tests.oracles import GaussianDenoiser, TinyClassifier, few_steps, tiny_denoiser, uniform
 from tests.parts import data

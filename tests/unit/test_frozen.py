@@ -18,14 +18,9 @@ from dbpkit.foundation.noise import NoisePlan
 from dbpkit.models.denoisers import EDMDenoiser, VPDenoiser
 from dbpkit.models.schedule import discrete_sigmas
 from dbpkit.models.sources import load_embedded
-from dbpkit.purification.purifier import (
-    PurifiedClassifier,
-    Purifier,
-    StraightThrough,
-    Taped,
-    Undefended,
-    gradients,
-)
+from dbpkit.purification.classifier import PurifiedClassifier, Undefended
+from dbpkit.purification.diffusion import Purifier
+from dbpkit.purification.views import StraightThrough, Taped, gradients
 from tests.oracles import TinyClassifier, TinyNetwork, tiny_denoiser, uniform
 
 X, NOISE = uniform(2, 1, 4, 4), NoisePlan.of(3, [4, 5])

@@ -14,9 +14,11 @@ from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.frozen import Function
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.models.denoisers import EDMDenoiser
-from dbpkit.purification.purifier import PurifiedClassifier, Purifier, Undefended, gradients
+from dbpkit.purification.classifier import PurifiedClassifier, Undefended
+from dbpkit.purification.diffusion import Purifier
 from dbpkit.purification.replay import DEFAULT_MEMORY, Replay, directional_derivatives, straight_through
 from dbpkit.purification.samplers import make_sampler
+from dbpkit.purification.views import gradients
 from tests.oracles import (
     TinyClassifier,
     TinyNetwork,

@@ -16,7 +16,8 @@ from dbpkit import Linf, NoisePlan, UserError
 from dbpkit.attacks import Target, make_attack
 from dbpkit.checks.outputs import squashed_outputs
 from dbpkit.models.heads import Unsquashed, heads_of, ranks_agree
-from dbpkit.purification.purifier import Undefended, gradients
+from dbpkit.purification.classifier import Undefended
+from dbpkit.purification.views import gradients
 
 X = NoisePlan.of(0, range(4)).uniform("probe", 0, torch.zeros(4, 3, 4, 4))
 PLAN = NoisePlan.of(0, range(4), "select")

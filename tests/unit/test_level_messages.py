@@ -21,7 +21,7 @@ from dbpkit.checks.levels import LEAST_LEVEL, MOST_LEVEL, assumptions, reach_of,
 from dbpkit.experiment.knowledge import known
 from dbpkit.models.denoisers import ALIASES, VPDenoiser, prediction_of, reinterpreted
 from dbpkit.models.diffusers import _short
-from dbpkit.purification.purifier import gradients
+from dbpkit.purification.views import gradients
 
 
 def test_suspicious_level_of_a_large_budget_says_the_rule_of_the_reach() -> None:

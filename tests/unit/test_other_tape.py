@@ -9,7 +9,9 @@ from dbpkit import Execution, RunDirectory, evaluate
 from dbpkit.experiment.knowledge import known
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.foundation.noise import NoisePlan
-from dbpkit.purification.purifier import PurifiedClassifier, Purifier, gradients
+from dbpkit.purification.classifier import PurifiedClassifier
+from dbpkit.purification.diffusion import Purifier
+from dbpkit.purification.views import gradients
 from tests.oracles import TinyClassifier, tiny_denoiser, uniform
 
 

@@ -16,8 +16,8 @@ from dbpkit.evaluation.watch import Watch
 from dbpkit.experiment.build import accepted_options
 from dbpkit.foundation.spec import spec_hash, validate
 from dbpkit.models.sources import classifier_sources, denoiser_sources
-from dbpkit.purification.purifier import gradients
 from dbpkit.purification.samplers import samplers
+from dbpkit.purification.views import gradients
 from dbpkit.results.protocols import headline, protocol_flags, protocols
 from dbpkit.statistics.estimates import any_iterate, wilson
 from dbpkit.threats.pixels import threats

@@ -28,7 +28,8 @@ from dbpkit.evaluation.rows import check_execution
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.models.denoisers import EDMDenoiser, VPDenoiser
-from dbpkit.purification.purifier import PurifiedClassifier, Purifier, Undefended
+from dbpkit.purification.classifier import PurifiedClassifier, Undefended
+from dbpkit.purification.diffusion import Purifier
 from dbpkit.threats.pixels import L2, Linf
 from dbpkit.training.spec import TrainingSpec
 from tests.oracles import TinyClassifier, tiny_denoiser, uniform

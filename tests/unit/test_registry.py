@@ -20,8 +20,8 @@ from dbpkit.foundation.registry import (
 )
 from dbpkit.models.denoisers import denoisers
 from dbpkit.models.networks import networks
-from dbpkit.purification.purifier import gradients
 from dbpkit.purification.samplers import samplers
+from dbpkit.purification.views import gradients
 from dbpkit.threats.pixels import threats
 
 REGISTRIES = [attacks, datasets, denoisers, gradients, losses, networks, samplers, threats]

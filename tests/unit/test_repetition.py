@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from dbpkit.foundation.noise import NoisePlan
-from dbpkit.purification.purifier import PurifiedClassifier, Purifier, gradients
+from dbpkit.purification.classifier import PurifiedClassifier
+from dbpkit.purification.diffusion import Purifier
 from dbpkit.purification.replay import Replay
 from dbpkit.purification.samplers import samplers
+from dbpkit.purification.views import gradients
 from tests.oracles import TinyClassifier, few_steps, tiny_denoiser, uniform
 
 REPETITIONS = 10

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
-from dbpkit.purification.purifier import Purifier
+from dbpkit.purification.diffusion import Purifier
 from dbpkit.purification.samplers import Method, make_sampler, samplers
 from dbpkit.purification.samplers.method import REVERSE_SITES
 from tests.oracles import (

@@ -20,7 +20,7 @@ from dbpkit.experiment.knowledge import known
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.options import Count
 from dbpkit.foundation.types import Denoiser
-from dbpkit.purification.purifier import Purifier
+from dbpkit.purification.diffusion import Purifier
 from dbpkit.purification.samplers import diffuse
 from dbpkit.results.analysis import AnalysisResult, Chart, Claim, Number, Series
 from dbpkit.statistics.intervals import bands, mean

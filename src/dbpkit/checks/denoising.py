@@ -13,7 +13,7 @@ from torch import Tensor
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.types import Denoiser, RandomisedClassifier
 from dbpkit.models.denoisers import Prediction, VPDenoiser, reinterpreted
-from dbpkit.purification.purifier import Purifier
+from dbpkit.purification.diffusion import Purifier
 from dbpkit.results.flags import Flag
 from dbpkit.threats.pixels import ThreatModel
 

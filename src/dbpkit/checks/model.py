@@ -32,7 +32,7 @@ from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.inputs import check_outputs
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.types import RandomisedClassifier
-from dbpkit.purification.purifier import Purifier
+from dbpkit.purification.diffusion import Purifier
 from dbpkit.purification.replay import directional_derivatives
 from dbpkit.results.flags import Flag
 from dbpkit.threats.pixels import ThreatModel

@@ -18,9 +18,9 @@ from dbpkit.foundation.registry import names_of
 from dbpkit.foundation.spec import Strict
 from dbpkit.models.networks import networks
 from dbpkit.models.sources import classifier_sources, denoiser_sources, source
-from dbpkit.purification.purifier import gradients
 from dbpkit.purification.samplers import samplers
 from dbpkit.purification.samplers.method import Method, make_sampler
+from dbpkit.purification.views import gradients
 from dbpkit.results.protocols import protocols
 from dbpkit.threats.pixels import make_threat, threats
 from dbpkit.training.levels import noise_levels

@@ -31,7 +31,8 @@ from dbpkit.foundation.inputs import check_seed, whole
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.spec import amount, spec_hash, validate
 from dbpkit.models.sources import state_sha256
-from dbpkit.purification.purifier import PurifiedClassifier, Purifier, Undefended
+from dbpkit.purification.classifier import PurifiedClassifier, Undefended
+from dbpkit.purification.diffusion import Purifier
 from dbpkit.purification.samplers.method import REVERSE_SITES
 from dbpkit.results.flags import Flag
 from dbpkit.results.summary import NO_DENOISER, Row, Summary

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dbpkit.foundation.errors import OutputError
 from dbpkit.foundation.noise import NoisePlan
-from dbpkit.purification.purifier import Purifier
+from dbpkit.purification.diffusion import Purifier
 
 
 class _Counted:

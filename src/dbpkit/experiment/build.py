@@ -19,8 +19,10 @@ from dbpkit.foundation.options import call_with_options
 from dbpkit.foundation.spec import PartSpec, amount
 from dbpkit.foundation.types import Denoiser
 from dbpkit.models.sources import load_classifier, load_denoiser, state_sha256
-from dbpkit.purification.purifier import PurifiedClassifier, Purifier, Undefended, gradients
+from dbpkit.purification.classifier import PurifiedClassifier, Undefended
+from dbpkit.purification.diffusion import Purifier
 from dbpkit.purification.replay import DEFAULT_MEMORY
+from dbpkit.purification.views import gradients
 from dbpkit.threats.perceptual import Perceptual
 from dbpkit.threats.pixels import ThreatModel, make_threat
 

@@ -19,7 +19,7 @@ _HEADLINE = ("white_box", "dw_fwd", "dw_rev", "dw_both", "fixed")
 
 
 class PurifierSpec(Strict):
-    """How images are purified; see `dbpkit.purification.purifier.Purifier`.
+    """How images are purified; see `dbpkit.purification.diffusion.Purifier`.
 
     Attributes:
         sampler: registered name or import path.

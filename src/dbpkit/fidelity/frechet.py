@@ -24,7 +24,7 @@ from dbpkit.foundation.noise import NoisePlan, permutation
 from dbpkit.foundation.registry import Registry, call_with_options
 from dbpkit.foundation.types import Denoiser
 from dbpkit.models.sources import load_classifier, state_sha256
-from dbpkit.purification.purifier import Purifier
+from dbpkit.purification.diffusion import Purifier
 
 feature_sources: Registry[Callable[..., "Features"]] = Registry("features")
 

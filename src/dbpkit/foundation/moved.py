@@ -64,7 +64,7 @@ MOVED = {
     "pretrained": "models.diffusers",
     "program": "foundation.program",
     "progress": "cli.progress",
-    "purify": "purification.purifier",
+    "purify": "purification",
     "registry": "foundation.registry",
     "report": "reporting",
     "report.analyses": "reporting.analyses",

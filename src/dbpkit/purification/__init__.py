@@ -1,1 +1,7 @@
 """Purifiers, the samplers they run, and what an attacker differentiates of them."""
+
+from dbpkit.purification.classifier import BoundClassifier, PurifiedClassifier, Undefended
+from dbpkit.purification.diffusion import Purifier
+from dbpkit.purification.views import gradients
+
+__all__ = ["BoundClassifier", "PurifiedClassifier", "Purifier", "Undefended", "gradients"]

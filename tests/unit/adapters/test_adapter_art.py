@@ -10,7 +10,7 @@ from dbpkit.attacks.libraries.art import UNSEEDED, art
 from dbpkit.attacks.pgd import pgd
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
-from dbpkit.purification.purifier import Undefended
+from dbpkit.purification.classifier import Undefended
 from dbpkit.threats.pixels import L2, Linf, ThreatModel
 from tests.oracles import NoisyClassifier, TinyClassifier, uniform
 from tests.unit.adapters.models import COUNT, Aligned, labelled_images

@@ -11,7 +11,7 @@ from dbpkit.attacks.libraries.alignment import AlignedView
 from dbpkit.attacks.libraries.pyautoattack import PARTS, _configure, pyautoattack
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
-from dbpkit.purification.purifier import Undefended
+from dbpkit.purification.classifier import Undefended
 from dbpkit.threats.pixels import L2, Linf, ThreatModel
 from tests.oracles import TinyClassifier, uniform
 from tests.unit.adapters.models import COUNT, Aligned, Taped, labelled_images

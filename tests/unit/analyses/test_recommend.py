@@ -16,7 +16,7 @@ from dbpkit.experiment.build import build
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.spec import validate
-from dbpkit.purification.purifier import Purifier
+from dbpkit.purification.diffusion import Purifier
 from dbpkit.results.analysis import AnalysisResult
 
 PARTS = {

@@ -16,7 +16,7 @@ from dbpkit.attacks.apgd import apgd, apgd_targeted, checkpoints
 from dbpkit.attacks.dlr import dlr, dlr_targeted
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
-from dbpkit.purification.purifier import Undefended
+from dbpkit.purification.classifier import Undefended
 from dbpkit.threats.pixels import L2, Linf, ThreatModel, make_threat
 from tests.oracles import NoisyClassifier, TinyClassifier, fill, uniform
 

@@ -14,7 +14,7 @@ from dbpkit.experiment.build import single_draw
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.spec import PartSpec
-from dbpkit.purification.purifier import Undefended
+from dbpkit.purification.classifier import Undefended
 from dbpkit.threats.pixels import Linf
 from tests.oracles import NoisyClassifier, TinyClassifier, fill, uniform
 

@@ -12,9 +12,11 @@ from dbpkit.attacks.diffattack import diffattack
 from dbpkit.attacks.pgd import pgd
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
-from dbpkit.purification.purifier import PurifiedClassifier, Purifier, Undefended, gradients
+from dbpkit.purification.classifier import PurifiedClassifier, Undefended
+from dbpkit.purification.diffusion import Purifier
 from dbpkit.purification.replay import DEFAULT_MEMORY
 from dbpkit.purification.samplers import make_sampler
+from dbpkit.purification.views import gradients
 from dbpkit.threats.pixels import L2, Linf
 from tests.oracles import (
     GaussianDenoiser,

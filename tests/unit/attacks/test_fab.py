@@ -12,7 +12,7 @@ from dbpkit.attacks import Target, make_attack
 from dbpkit.attacks.fab import fab, logit_difference, nearest_on_plane
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
-from dbpkit.purification.purifier import Undefended
+from dbpkit.purification.classifier import Undefended
 from dbpkit.threats.pixels import L2, Linf, make_threat
 from tests.oracles import NoisyClassifier, TinyClassifier, uniform
 

@@ -15,7 +15,7 @@ from dbpkit.data import load_dataset
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.models.sources import embedded_classifier
-from dbpkit.purification.purifier import Undefended
+from dbpkit.purification.classifier import Undefended
 from dbpkit.threats.pixels import L2, Linf, make_threat
 from tests.oracles import NoisyClassifier, TinyClassifier, cross_entropy, uniform
 

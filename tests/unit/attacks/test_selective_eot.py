@@ -12,7 +12,7 @@ from dbpkit.attacks.pgd import pgd
 from dbpkit.attacks.selective_eot import selective_eot
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
-from dbpkit.purification.purifier import Undefended
+from dbpkit.purification.classifier import Undefended
 from dbpkit.threats.pixels import L2, Linf
 from tests.oracles import NoisyClassifier, TinyClassifier, uniform
 

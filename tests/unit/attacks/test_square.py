@@ -13,7 +13,7 @@ from dbpkit.attacks.pgd import pgd
 from dbpkit.attacks.square import bump, bump_pair, share, square, square_l2, square_linf, stripes, tiles
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
-from dbpkit.purification.purifier import Undefended
+from dbpkit.purification.classifier import Undefended
 from dbpkit.threats.pixels import L2, Linf, make_threat
 from tests.oracles import NoisyClassifier, TinyClassifier, uniform
 

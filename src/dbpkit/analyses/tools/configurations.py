@@ -18,7 +18,7 @@ from dbpkit.experiment.spec import PurifierSpec
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.spec import amount, validate
-from dbpkit.purification.purifier import PurifiedClassifier
+from dbpkit.purification.classifier import PurifiedClassifier
 from dbpkit.purification.replay import DEFAULT_MEMORY
 from dbpkit.threats.pixels import make_threat
 

@@ -1,0 +1,178 @@
+"""Diffusion as a purifier: noise an image to t*, denoise it.
+
+Only this file knows that diffusion models want [-1, 1].
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.frozen import Frozen, call_apart, uncompiled
+from dbpkit.foundation.inputs import (
+    real,
+    whole,
+)
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.foundation.types import Denoiser, StepHook
+from dbpkit.models.denoisers import EDMDenoiser, VPDenoiser
+from dbpkit.purification.purifier import check_call
+from dbpkit.purification.replay import DEFAULT_MEMORY, Replay
+from dbpkit.purification.samplers import make_sampler
+
+
+class Purifier(Frozen):
+    """Noises images to t* and denoises them.
+
+    Weights are frozen and in eval mode at every call; gradients with respect to the image are exact, second
+    ones too. A denoiser in another precision gets images in its own.
+
+    Args:
+        denoiser: any `Denoiser`.
+        sampler: registered name or import path.
+        t_star: diffusion time where purification starts, in (0, 1).
+        steps: S of the sampler's published grid.
+        options: keyword arguments of the sampler.
+        grid: further keyword arguments of its grid.
+        clamp: whether the purified image is clipped to [0, 1]; None does as published for the sampler.
+        memory_bytes: budget for kept graphs, see `dbpkit.purification.replay.Replay`.
+
+    Raises:
+        UserError: if a name or an option is unknown or out of range.
+
+    Example:
+        >>> from dbpkit import NoisePlan, Purifier, load_embedded
+        >>> denoiser, _ = load_embedded()
+        >>> purifier = Purifier(denoiser, "ddim", steps=100)
+        >>> purifier(torch.full((1, 3, 32, 32), 0.5), noise=NoisePlan.of(0, [0])).shape
+        torch.Size([1, 3, 32, 32])
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        sampler: str = "ddpm",
+        *,
+        t_star: float = 0.1,
+        steps: int = 1000,
+        options: Mapping[str, Any] | None = None,
+        grid: Mapping[str, Any] | None = None,
+        clamp: bool | None = None,
+        memory_bytes: int = DEFAULT_MEMORY,
+    ) -> None:
+        super().__init__()
+        if isinstance(denoiser, nn.Module):
+            denoiser.requires_grad_(False).eval()
+        elif isinstance(denoiser, type) or not callable(denoiser):
+            raise UserError(f"the denoiser must be callable as denoiser(x, sigma), not {denoiser!r:.60}.")
+        if not isinstance(sampler, str):
+            raise UserError(f"the sampler is given by name or import path, not as {type(sampler).__name__}.")
+        if not 0 < real(t_star, "t_star") < 1:
+            raise UserError(f"t_star must lie in (0, 1), not {t_star:g}.")
+        self.denoiser = denoiser
+        self.settings: dict[str, Any] = {
+            "sampler": sampler,
+            "t_star": t_star,
+            "steps": whole(steps, "steps", 1),
+            "options": options,
+            "grid": grid,
+        }
+        self.sampler = make_sampler(sampler, t_star, steps, options, grid)
+        self.clamp = self.sampler.clamps if clamp is None else bool(clamp)
+        self.memory_bytes = whole(memory_bytes, "memory_bytes")
+        self.verify_replay = False
+
+    @property
+    def calls(self) -> int:
+        """Sampler steps of one purification, each one or two network calls."""
+        return len(self.sampler.levels) - 1
+
+    @uncompiled
+    def forward(self, x: Tensor, *, noise: NoisePlan) -> Tensor:
+        """Purifies images.
+
+        Args:
+            x: images (B, C, H, W), nominally in [0, 1].
+            noise: plan of the same B examples.
+
+        Returns:
+            Purified images (B, C, H, W), in [0, 1] if ``clamp``.
+
+        Raises:
+            UserError: if ``x`` holds no such images, or the plan is one of another batch.
+        """
+        check_call(x, noise, "Purifier")
+        return self._purify(x, noise, self._hook())
+
+    @uncompiled
+    def traced(self, x: Tensor, *, noise: NoisePlan) -> tuple[Tensor, Tensor]:
+        """Purifies images and tells how far the way back strays from the way there.
+
+        Of every third state, counted from the purified image upwards, the deviation is the mean squared
+        difference from the forward state at its level, on the same draw and in the sampler's own units.
+
+        Args:
+            x: images (B, C, H, W), nominally in [0, 1].
+            noise: plan of the same B examples.
+
+        Returns:
+            Purified images (B, C, H, W) and deviations (B,), both differentiable in ``x``.
+
+        Raises:
+            UserError: if the sampler does not pass one state per level to its step hook.
+
+        Source:
+            Kang et al. 2023 (DiffAttack, NeurIPS), the deviated-reconstruction loss at a third of the steps,
+            taken evenly and weighted equally.
+        """
+        check_call(x, noise, "Purifier")
+        hook = self._hook()
+        states: list[Tensor] = []
+
+        def kept(function: Callable[[Tensor], Tensor], state: Tensor) -> Tensor:
+            states.append(hook(function, state))
+            return states[-1]
+
+        x_pure = self._purify(x, noise, kept)
+        if len(states) != self.calls:
+            raise UserError(
+                f"sampler '{self.settings['sampler']}' made {len(states)} steps on a grid of {self.calls};"
+                " its states cannot be compared with forward states. Use an attack without their deviation."
+            )
+        image, sampler = 2 * x - 1, self.sampler
+        z = noise.normal("forward", 0, image) if "forward" in sampler.sites else torch.zeros_like(image)
+        gaps = []
+        for state, sigma in list(zip(states, sampler.levels[1:].tolist(), strict=True))[::-3]:
+            forward = sampler.scale(sigma) * (image + sigma * z)
+            gaps.append((state - forward).square().flatten(1).mean(dim=1))
+        return x_pure, torch.stack(gaps, dim=1).mean(dim=1)
+
+    def _hook(self) -> Replay:
+        return Replay(self.calls, self.memory_bytes, verify=self.verify_replay, settle=self.settle)
+
+    def _denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """One call of the denoiser, on a copy of the sampler's state in the denoiser's own precision."""
+        if isinstance(self.denoiser, VPDenoiser | EDMDenoiser):  # they see to their network themselves
+            return self.denoiser(x, sigma)
+        x0 = call_apart(self.denoiser, x, sigma)
+        if not isinstance(x0, Tensor) or x0.shape != x.shape:
+            found = tuple(x0.shape) if isinstance(x0, Tensor) else type(x0).__name__
+            raise UserError(f"the denoiser must return clean images {tuple(x.shape)}, got {found}.")
+        return x0
+
+    def _purify(self, x: Tensor, noise: NoisePlan, step: StepHook) -> Tensor:
+        self.settle()
+        x0 = self.sampler.sample(self._denoise, 2 * x - 1, self.sampler.levels, noise=noise, step=step)
+        x_pure = (x0 + 1) / 2
+        return x_pure.clamp(0, 1) if self.clamp else x_pure
+
+    def with_steps(self, steps: int) -> "Purifier":
+        """Returns the same purifier on another step grid, sharing the weights."""
+        return Purifier(
+            self.denoiser,
+            **{**self.settings, "steps": steps},
+            clamp=self.clamp,
+            memory_bytes=self.memory_bytes,
+        )
