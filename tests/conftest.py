@@ -8,9 +8,13 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: tests share their machine
 
+import importlib
 from pathlib import Path
 
 import pytest
+
+for plugin in os.environ.get("DBPKIT_TEST_PLUGINS", "").split():
+    importlib.import_module(plugin)  # before tests are collected, so that registries have its parts
 
 
 @pytest.fixture(scope="session")
