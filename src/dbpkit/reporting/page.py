@@ -169,7 +169,7 @@ def _files(stem: str, chart: ResponsiveChart | None, analyses: Sequence[Analysis
 
 def _template() -> Any:
     environment = Environment(
-        loader=PackageLoader("dbpkit", "report"),
+        loader=PackageLoader("dbpkit", "reporting"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
