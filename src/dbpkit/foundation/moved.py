@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 MOVED = {
     "adapters": "attacks.libraries",
@@ -17,7 +18,6 @@ MOVED = {
     "amounts": "foundation.amounts",
     "analyses.boundary": "analyses.tools.boundary",
     "analyses.configurations": "analyses.tools.configurations",
-    "analyses.law": "analyses.law.law",
     "analyses.law_charts": "analyses.law.charts",
     "analyses.law_numbers": "analyses.law.numbers",
     "analyses.law_table": "analyses.law.table",
@@ -94,15 +94,31 @@ MOVED = {
     "spec": "foundation.spec",
     "threat": "threats.pixels",
     "toml": "foundation.toml",
-    "training.fid": "quality.frechet",
+    "training.fid": "fidelity.frechet",
     "types": "foundation.types",
     "weights": "models.weights",
 }
 """Old and new places of modules, below ``dbpkit``."""
 
 
+FUNCTIONS = frozenset({"report"})
+"""Old paths that are names of public functions now."""
+
+
+class Callable(ModuleType):
+    """A module at an old path that is the name of a public function now, and can be called as such."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Calls the function of the same name."""
+        name = self.__name__.rpartition(".")[2]
+        return importlib.import_module("dbpkit").__getattr__(name)(*arguments, **options)
+
+
 class MovedModules(MetaPathFinder, Loader):
     """Finds a module at its old path, warns, and gives the module at the new one."""
+
+    def __init__(self) -> None:
+        self._specs: dict[int, ModuleSpec | None] = {}
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -114,20 +130,24 @@ class MovedModules(MetaPathFinder, Loader):
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """Imports the module at its new path, with a deprecation note."""
-        new = f"dbpkit.{MOVED[spec.name.removeprefix('dbpkit.')]}"
-        warnings.warn(
-            f"{spec.name} is {new} now; the old path goes in 0.3.", DeprecationWarning, stacklevel=2
-        )
+        old = spec.name.removeprefix("dbpkit.")
+        new = f"dbpkit.{MOVED[old]}"
+        note = f"{spec.name} is {new} now; the old path goes in 0.3."
+        warnings.warn(note, DeprecationWarning, stacklevel=2)
         found = importlib.import_module(new)
-        self._own = getattr(found, "__spec__", None)
+        self._specs[id(found)] = found.__spec__
+        if old in FUNCTIONS:
+            both = Callable(spec.name)
+            both.__dict__.update({k: v for k, v in vars(found).items() if k not in ("__name__", "__spec__")})
+            return both
         return found
 
     def exec_module(self, module: ModuleType) -> None:
         """Leaves a module that has run already alone, and gives it back its own spec."""
-        module.__spec__ = self._own
+        module.__spec__ = self._specs.pop(id(module), module.__spec__)
 
 
 def install() -> None:
-    """Makes the old paths importable, once."""
+    """Makes the old paths importable, once; before others look into the folders that modules moved to."""
     if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
-        sys.meta_path.append(MovedModules())
+        sys.meta_path.insert(0, MovedModules())

@@ -1,5 +1,5 @@
 """The law of compression: what fixed-randomness robustness a compression rate predicts."""
 
-from dbpkit.analyses.law.law import Law
+from dbpkit.analyses.law.law import Law, combine
 
-__all__ = ["Law"]
+__all__ = ["Law", "combine"]
