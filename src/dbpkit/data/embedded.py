@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from dbpkit.data.dataset import Dataset, datasets
 from dbpkit.data.pictures import read_picture
 from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.png import png_bytes
 
 NAME = "cifar10-test-256"
 TILES, SIDE = 16, 32
@@ -93,5 +93,5 @@ def write_embedded(dataset: Dataset, folder: Path) -> None:
         "labels": dataset.labels.tolist(),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.ascontiguousarray(mosaic)).save(folder / f"{NAME}.png", optimize=True)
+    (folder / f"{NAME}.png").write_bytes(png_bytes(mosaic))
     (folder / f"{NAME}.json").write_text(json.dumps(described) + "\n", "utf-8")

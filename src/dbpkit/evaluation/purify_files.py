@@ -4,14 +4,12 @@ The thing people get wrong: noise by position. Here an image's noise follows its
 is purified alike whatever stands beside it.
 """
 
-import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from dbpkit.checks.levels import outside_trained_levels, suspicious_grid
@@ -22,6 +20,7 @@ from dbpkit.experiment.spec import PurifierSpec
 from dbpkit.foundation.errors import UserError, excerpt
 from dbpkit.foundation.image_folder import ImageFolder
 from dbpkit.foundation.noise import NoisePlan
+from dbpkit.foundation.png import eight_bits, png_bytes
 from dbpkit.models.sources import load_denoiser, source
 
 log = logging.getLogger(__name__)
@@ -44,10 +43,7 @@ def as_png(x: Tensor, where: str = "image") -> bytes:
         raise UserError(f"{where}: an image of 1 or 3 channels is expected, not {tuple(x.shape)}.")
     if not bool(torch.isfinite(x).all()):
         raise UserError(f"{where}: the purified image is not finite.")
-    pixels = (x.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-    file = io.BytesIO()
-    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, format="PNG")
-    return file.getvalue()
+    return png_bytes(eight_bits(x.detach().cpu()), smallest=False)
 
 
 def purify_files(

@@ -7,7 +7,6 @@ get wrong: averaged weights need averaged batch-norm statistics too, so the aver
 
 import contextlib
 import importlib.util
-import io
 import json
 import logging
 import math
@@ -20,7 +19,6 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from PIL import Image
 from torch import Tensor, nn
 
 from dbpkit.data import Dataset, load_dataset
@@ -28,6 +26,7 @@ from dbpkit.foundation.errors import UserError, check_kind, check_progress
 from dbpkit.foundation.files import write_atomically
 from dbpkit.foundation.locking import writing
 from dbpkit.foundation.noise import NoisePlan, permutation, seeded_generator
+from dbpkit.foundation.png import eight_bits, png_bytes
 from dbpkit.models.sources import state_sha256
 from dbpkit.models.weights import Architecture, fill, rounded, save_weights
 from dbpkit.training.card import model_card
@@ -267,10 +266,8 @@ def _sample(run: Run, done: int) -> None:
         picture = run.objective.picture(run.average.eval(), run.test, run.spec.seed)
     if picture is None:
         return
-    pixels = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    png = io.BytesIO()
-    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(png, format="PNG")
-    write_atomically(run.directory.path / "samples" / f"{done:07d}.png", png.getvalue())
+    png = png_bytes(eight_bits(picture.cpu()), smallest=False)
+    write_atomically(run.directory.path / "samples" / f"{done:07d}.png", png)
 
 
 def _batches(run: Run, done: int) -> Iterator[tuple[int, Batch]]:
