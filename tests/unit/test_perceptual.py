@@ -18,7 +18,7 @@ from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.spec import as_toml, read_spec, spec_hash
 from dbpkit.models.sources import embedded_classifier, state_sha256
 from dbpkit.threats.perceptual import Perceptual
-from dbpkit.threats.pixels import make_threat
+from dbpkit.threats.pixels import make_threat, measured_length
 from tests.oracles import NoisyClassifier, TinyClassifier, uniform
 
 ROUND_OFF = 1e-12
@@ -318,3 +318,26 @@ def test_build_perceptual_threat_notes_the_hash_of_its_features() -> None:
     parts = build(small())
     assert parts.hashes["features_sha256"] == state_sha256(embedded_classifier(mirror=False))
     assert "features_sha256" not in build(small(threat={"norm": "linf"})).hashes
+
+
+def test_typical_length_perceptual_noise_uses_the_budget_up() -> None:
+    """Bisection along the clipped noise and along the noise, then clipped, find nearly the same."""
+    threat, x = threat_of(0.004), uniform(3, 3, 8, 8, low=0.4, high=0.6)
+    torch.testing.assert_close(threat.typical_length(x), measured_length(threat, x), rtol=0.02, atol=0)
+
+
+@pytest.mark.slow
+def test_typical_length_perceptual_is_that_of_attacks_within_a_factor_of_two() -> None:
+    spec = small(
+        classifier={"name": "embedded"},
+        data={"name": "embedded"},
+        denoiser={"name": "embedded"},
+        purifier={"sampler": "ddim", "steps": 50},
+        threat={"norm": "perceptual", "eps": 0.05},
+    )
+    parts = build(spec)
+    x, noise = parts.data.x(), NoisePlan.of(0, parts.data.ids, "attack")
+    attack = make_attack("pgd", {"iterations": 8, "eot": 2})
+    found = attack(Target(parts.model), x, parts.data.labels, threat=parts.threat, noise=noise)
+    ratio = (found.x_adv - x).flatten(1).norm(dim=1) / parts.threat.typical_length(x)
+    assert 0.5 < float(ratio.min()) <= float(ratio.max()) < 2

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
-from dbpkit.threats.pixels import L2, Linf, make_threat, threats
+from dbpkit.threats.pixels import L2, Linf, make_threat, measured_length, threats, typical_length
 from tests.oracles import uniform
 
 ROUND_OFF = 1e-9
@@ -231,3 +231,48 @@ def test_make_threat_unknown_norm_raises_with_nearest() -> None:
 def test_make_threat_budget_that_is_no_number_raises(name: str) -> None:
     with pytest.raises(UserError, match=r"threat\.eps nan"):
         make_threat(name, math.nan)
+
+
+class Squared:
+    """Squared Euclidean distance, as a threat of a user's own that does not say how long it lets noise be."""
+
+    def __init__(self, eps: float) -> None:
+        self.eps = eps
+
+    def distance(self, x: Tensor, x_adv: Tensor) -> Tensor:
+        return (x_adv - x).flatten(1).square().sum(dim=1)
+
+
+def test_typical_length_linf_is_the_root_mean_square_of_uniform_noise() -> None:
+    noise = uniform(2000, 3, 4, 4, low=-0.06, high=0.06)
+    expected = math.sqrt(float(noise.square().flatten(1).sum(dim=1).mean()))
+    assert Linf(0.06).typical_length(noise).tolist() == [pytest.approx(expected, rel=0.01)] * 2000
+
+
+def test_typical_length_l2_is_the_budget() -> None:
+    assert L2(0.4).typical_length(uniform(3, 3, 4, 4)).tolist() == [0.4] * 3
+
+
+@each_threat
+def test_measured_length_budget_on_pixels_is_the_typical_one(name: str) -> None:
+    """Of one draw of uniform noise with 3072 values, whose length is known to 1 in 100."""
+    threat, x = threat_of(name), torch.full((2, 3, 32, 32), 0.5, dtype=torch.float64)
+    torch.testing.assert_close(measured_length(threat, x), threat.typical_length(x), rtol=0.03, atol=0)
+
+
+def test_typical_length_threat_that_says_nothing_is_measured() -> None:
+    """A squared length of at most 0.09 is a length of at most 0.3."""
+    x = uniform(3, 3, 8, 8, low=0.4, high=0.6)
+    assert typical_length(Squared(0.09), x).tolist() == [pytest.approx(0.3, rel=1e-3)] * 3
+
+
+def test_typical_length_budget_beyond_every_image_is_the_length_of_the_noise_that_fits() -> None:
+    x = torch.full((1, 3, 8, 8), 0.5, dtype=torch.float64)
+    (length,) = typical_length(Squared(1e9), x).tolist()
+    assert math.sqrt(192 / 12) < length < 0.5 * math.sqrt(192)
+
+
+def test_typical_length_does_not_depend_on_the_batch() -> None:
+    x = uniform(4, 3, 8, 8)
+    whole = typical_length(Squared(2.0), x)
+    assert torch.equal(whole[2:3], typical_length(Squared(2.0), x[2:3]))

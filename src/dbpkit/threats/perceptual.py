@@ -14,16 +14,13 @@ from torch import Tensor, nn
 from dbpkit.foundation.errors import UserError, check_kind
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.models.sources import load_classifier, source
-from dbpkit.threats.pixels import threats
+from dbpkit.threats.pixels import HALVINGS, threats, uniform_direction
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Mish)
 """Layers whose outputs are features unless layers are named."""
 
 STEP_SIZE = 2 / 255
 """Default step of an attack, in [0, 1] pixel units: the published one for 8/255."""
-
-HALVINGS = 16
-"""Of the interval in which a projection searches; the share of the way it keeps is right to 2e-5."""
 
 TINY = 1e-10
 """Added to a squared length, so that a place without features gives 0 and a finite gradient."""
@@ -149,6 +146,17 @@ class Perceptual:
     def distance(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """Feature distance, (B,)."""
         return torch.cat([self.features(*pair) for pair in zip(x.split(1), x_adv.split(1), strict=True)])
+
+    def typical_length(self, x: Tensor) -> Tensor:
+        """Length of uniform noise that is scaled down until it is allowed, (B,); see `measured_length`.
+
+        At 0.05 with embedded features it is 0.54 to 0.77 on four CIFAR-10 images, where PGD on the embedded
+        purified classifier ends at 0.35 to 0.62 and the low-frequency attack at 0.79 to 1.02. An attack on
+        the undefended classifier, which moves the features directly, ends at a third of it.
+        """
+        noisy = self.project(x, x + uniform_direction(x))
+        length: Tensor = (noisy - x).double().flatten(1).norm(dim=1)
+        return length
 
     @torch.no_grad()
     def _within(self, x: Tensor, x_adv: Tensor, budget: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Threat models: which perturbed images count as attacks.
+"""Threat models: which perturbed images count as attacks, and the two budgets on pixel values.
 
 The thing people get wrong: the budget is on pixels in [0, 1]. A budget of 8/255 there is 16/255 in the
 [-1, 1] units that diffusion models use.
@@ -23,12 +23,18 @@ threats: Registry[Callable[..., "ThreatModel"]] = Registry("threat model", ["dbp
 
 _TINY = 1e-10
 
+HALVINGS = 16
+"""Of an interval in which a bisection searches a share of the pixel range; it is right to 2e-5."""
+
 L2_MOST = 100.0
 """Largest Euclidean budget: nearly twice the distance from black to white of 32 x 32 colour images."""
 
 
 class ThreatModel(Protocol):
-    """A set of allowed images around each clean one; images (B, C, H, W) in [0, 1]."""
+    """A set of allowed images around each clean one; images (B, C, H, W) in [0, 1].
+
+    It may have a method ``typical_length(x)`` besides; of one that has none, `typical_length` measures it.
+    """
 
     @property
     def eps(self) -> float:
@@ -101,6 +107,10 @@ class Linf:
         """Largest absolute change of a pixel value, (B,)."""
         return (x_adv - x).abs().flatten(1).amax(dim=1)
 
+    def typical_length(self, x: Tensor) -> Tensor:
+        """Root mean square length of uniform noise in the cube, eps sqrt(d / 3) for d values, (B,)."""
+        return _constant(self.eps * (x[0].numel() / 3) ** 0.5, x)
+
 
 @threats.register("l2")
 @dataclass(frozen=True)
@@ -145,12 +155,77 @@ class L2:
 
     def steepest(self, grad: Tensor) -> Tensor:
         """The gradient at unit norm; zero where the gradient is."""
-        norm = grad.flatten(1).norm(dim=1)
+        norm: Tensor = grad.flatten(1).norm(dim=1)
         return grad / (norm + _TINY)[:, None, None, None]
 
     def distance(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """Euclidean norm of the change, (B,)."""
-        return (x_adv - x).flatten(1).norm(dim=1)
+        length: Tensor = (x_adv - x).flatten(1).norm(dim=1)
+        return length
+
+    def typical_length(self, x: Tensor) -> Tensor:
+        """The budget itself, (B,)."""
+        return _constant(self.eps, x)
+
+
+def typical_length(threat: ThreatModel, x: Tensor) -> Tensor:
+    """Returns the typical Euclidean length of a perturbation that uses a budget up.
+
+    Budgets of different kinds are compared by it: 8/255 in Linf, 0.5 in L2 and 0.05 in a feature distance are
+    no numbers of one scale.
+
+    Args:
+        threat: the budget; its own ``typical_length`` where it has one, `measured_length` where it has none.
+        x: images (B, C, H, W) in [0, 1].
+
+    Returns:
+        Lengths (B,) in [0, 1] pixel units, float64. Under a budget on pixels they are the same for every
+        image; under any other they are not.
+    """
+    own = getattr(threat, "typical_length", None)
+    return measured_length(threat, x) if own is None else own(x)
+
+
+@torch.no_grad()
+def measured_length(threat: ThreatModel, x: Tensor) -> Tensor:
+    """Measures how long uniform noise may be before a threat's distance exceeds its budget.
+
+    Noise u, uniform in [-1, 1] and the same for every image and every call, is scaled up until the distance
+    of ``x`` and clip(x + a u) uses the budget up, or a is 1. The scale is found by bisection, to within
+    2**-16 of the pixel range, which takes for granted that the distance grows with it.
+
+    Args:
+        threat: needs ``eps`` and ``distance``.
+        x: images (B, C, H, W) in [0, 1].
+
+    Returns:
+        Euclidean lengths (B,) of clip(x + a u) - x, in [0, 1] pixel units, float64.
+    """
+    u = uniform_direction(x)
+    low, high = torch.zeros_like(x[:, 0, 0, 0]), torch.ones_like(x[:, 0, 0, 0])
+
+    def moved(scale: Tensor) -> Tensor:
+        return (x + scale[:, None, None, None] * u).clamp(0, 1)
+
+    low = torch.where(threat.distance(x, moved(high)) <= threat.eps, high, low)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        allowed = threat.distance(x, moved(middle)) <= threat.eps
+        low, high = torch.where(allowed, middle, low), torch.where(allowed, high, middle)
+    length: Tensor = (moved(low) - x).double().flatten(1).norm(dim=1)
+    return length
+
+
+def uniform_direction(x: Tensor) -> Tensor:
+    """Uniform noise in [-1, 1] (B, C, H, W) that depends on nothing but the shape of an image."""
+    plan = NoisePlan.of(0, torch.zeros(len(x), dtype=torch.int64), "control")
+    u: Tensor = plan.uniform("probe", 0, x)
+    return 2 * u - 1
+
+
+def _constant(length: float, x: Tensor) -> Tensor:
+    """The same length for every image, (B,) float64."""
+    return torch.full((len(x),), length, dtype=torch.float64, device=x.device)
 
 
 def check_threat(threat: Any, where: str) -> None:
