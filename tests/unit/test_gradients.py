@@ -13,9 +13,11 @@ from torch.autograd import forward_ad
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.frozen import Function
 from dbpkit.foundation.noise import NoisePlan
+from dbpkit.foundation.types import State
 from dbpkit.models.denoisers import EDMDenoiser
 from dbpkit.purification.classifier import PurifiedClassifier, Undefended
 from dbpkit.purification.diffusion import Purifier
+from dbpkit.purification.driver import drive, plainly
 from dbpkit.purification.replay import DEFAULT_MEMORY, Replay, directional_derivatives, straight_through
 from dbpkit.purification.samplers import make_sampler
 from dbpkit.purification.views import gradients
@@ -62,21 +64,14 @@ def counting(*without: Tensor) -> Iterator[Saved]:
         yield saved
 
 
-def plain(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """The step hook that leaves everything to autograd."""
-    return function(x)
-
-
 def purify(name: str, options: dict[str, Any], x: Tensor, hook: Any, denoiser: Any = None) -> Tensor:
     sampler = make_sampler(name, 0.1, few_steps(name), options)
     noise = NoisePlan.of(3, range(len(x)))
-    return sampler.sample(
-        denoiser or tiny_denoiser().requires_grad_(False), x, sampler.levels, noise=noise, step=hook
-    )
+    return drive(sampler, denoiser or tiny_denoiser().requires_grad_(False), x, noise, hook)
 
 
 def steps_of(name: str) -> int:
-    return len(make_sampler(name, 0.1, few_steps(name)).levels) - 1
+    return make_sampler(name, 0.1, few_steps(name)).steps
 
 
 def input_gradient(name: str, options: dict[str, Any], hook: Any, denoiser: Any = None) -> Tensor:
@@ -89,14 +84,14 @@ def one_step_bytes(name: str, options: dict[str, Any]) -> int:
     """Bytes of the graph of the first step alone, weights included."""
     total = 0
 
-    def measured(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    def measured(step: Callable[[State], State], state: State) -> State:
         nonlocal total
         if total:
-            return function(x)
+            return step(state)
         with counting() as saved:
-            y = function(x)
+            after = step(state)
             total = saved.total
-        return y
+        return after
 
     purify(name, options, uniform(2, 1, 3, 4).requires_grad_(), measured)
     return total
@@ -124,7 +119,7 @@ def test_replay_any_budget_equals_plain_autograd(name: str, options: dict[str, A
     steps = steps_of(name)
     memory = {"none": 0, "middle": int(2.5 * one_step_bytes(name, options)), "all": DEFAULT_MEMORY}[budget]
     hook = Replay(steps, memory)
-    expected = input_gradient(name, options, plain)
+    expected = input_gradient(name, options, plainly)
     assert float(expected.abs().min()) > 0
     torch.testing.assert_close(input_gradient(name, options, hook), expected, rtol=ROUND_OFF, atol=0)
     if budget == "none":
@@ -138,7 +133,7 @@ def test_replay_any_budget_equals_plain_autograd(name: str, options: dict[str, A
 @each_sampler
 def test_replay_any_budget_leaves_the_value_alone(name: str, options: dict[str, Any]) -> None:
     x = uniform(2, 1, 3, 4, low=-0.8, high=0.8)
-    expected = purify(name, options, x, plain)
+    expected = purify(name, options, x, plainly)
     assert torch.equal(purify(name, options, x, Replay(steps_of(name), 0)), expected)
     for memory in (0, one_step_bytes(name, options), DEFAULT_MEMORY):
         hook = Replay(steps_of(name), memory)
@@ -198,9 +193,7 @@ def test_replay_without_budget_grows_by_one_state_per_step() -> None:
         denoiser.requires_grad_(False)
         sampler = make_sampler("ddpm", 0.1, steps)
         with counting(*denoiser.parameters()) as saved:
-            pure = sampler.sample(
-                denoiser, x, sampler.levels, noise=NoisePlan.of(3, [0, 1]), step=Replay(calls, 0)
-            )
+            pure = drive(sampler, denoiser, x, NoisePlan.of(3, [0, 1]), Replay(calls, 0))
         totals[calls] = saved.total
         state = x.untyped_storage().nbytes()
         del pure
@@ -213,7 +206,7 @@ def test_plain_autograd_keeps_far_more_than_replay() -> None:
     denoiser, x = tiny_denoiser(), uniform(2, 1, 8, 8).requires_grad_()
     denoiser.requires_grad_(False)
     with counting(*denoiser.parameters()) as saved:
-        pure = purify("ddpm", {}, x, plain, denoiser)
+        pure = purify("ddpm", {}, x, plainly, denoiser)
     assert saved.total > 5 * 6 * x.untyped_storage().nbytes()
     del pure
 
@@ -280,7 +273,7 @@ def test_replay_outside_autocast_runs_steps_in_the_precision_of_the_forward_pass
             pure = purify("ddpm", {}, x, hook, denoiser)
         return torch.autograd.grad(pure.float().sin().sum(), x)[0]
 
-    low, full = gradient(plain, True), gradient(plain, False)
+    low, full = gradient(plainly, True), gradient(plainly, False)
     # bfloat16 keeps 8 bits: a replay in the wrong precision would be off by about 2**-8 relative.
     assert float((low - full).abs().max()) > 1e-4
     for memory in (0, 3000):
@@ -491,7 +484,7 @@ def test_second_derivatives_of_a_replayed_gradient_equal_those_of_kept_graphs(
         of_a_sine = torch.autograd.functional.hvp(lambda z: pure(z).sin().sum(), x, v)[1]
         return [of_a_sum, of_a_sine, torch.autograd.functional.jvp(pure, x, v)[1], penalised]
 
-    found = derivatives(lambda: Replay(steps_of(name), memory_bytes)), derivatives(lambda: plain)
+    found = derivatives(lambda: Replay(steps_of(name), memory_bytes)), derivatives(lambda: plainly)
     for replayed, kept in zip(*found, strict=True):
         assert float(kept.abs().max()) > 1e-3
         torch.testing.assert_close(replayed, kept, rtol=ROUND_OFF, atol=ROUND_OFF)

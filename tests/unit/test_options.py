@@ -34,7 +34,7 @@ from dbpkit.foundation.options import (
 from dbpkit.purification.samplers import samplers
 
 PARTS = [
-    (kind, name, getattr(part, "sample", part) if kind == "samplers" else part)
+    (kind, name, part)
     for kind, registry in {**REGISTRIES, "features": feature_sources}.items()
     if kind not in ("protocols",)
     for name, part in registry._parts.items()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dbpkit.foundation.noise import NoisePlan
+from dbpkit.foundation.types import State
 from dbpkit.purification.classifier import PurifiedClassifier
 from dbpkit.purification.diffusion import Purifier
 from dbpkit.purification.replay import Replay
@@ -90,12 +91,12 @@ def test_first_step_whose_graph_is_kept_notices_a_change_in_place() -> None:
     """As plain autograd does: a saved tensor that was changed gives no gradient at all."""
     inner: list[Tensor] = []
 
-    def step(x: Tensor) -> Tensor:
-        inner.append(x.sin())
-        return inner[-1] * inner[-1]
+    def step(state: State) -> State:
+        inner.append(state[0].sin())
+        return (inner[-1] * inner[-1],)
 
     x = uniform(1, 1, 2, 2).requires_grad_()
-    y = Replay(2, 2**30)(step, x)
+    (y,) = Replay(2, 2**30)(step, (x,))
     with torch.no_grad():
         inner[0].mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):

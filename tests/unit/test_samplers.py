@@ -12,7 +12,6 @@ import itertools
 import math
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -24,9 +23,10 @@ from torch import Tensor
 
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
+from dbpkit.foundation.types import State
 from dbpkit.purification.diffusion import Purifier
-from dbpkit.purification.samplers import Method, make_sampler, samplers
-from dbpkit.purification.samplers.method import REVERSE_SITES
+from dbpkit.purification.driver import drive
+from dbpkit.purification.samplers import REVERSE_SITES, Chain, make_sampler, samplers
 from tests.oracles import (
     CountingDenoiser,
     GaussianDenoiser,
@@ -43,11 +43,6 @@ ROUND_OFF = 1e-10
 VARIANCES = (0.01, 0.25, 1.0)
 CASES = sampler_cases()
 each_sampler = pytest.mark.parametrize(("name", "options"), CASES, ids=case_name)
-
-
-def plain(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """The step hook that does nothing."""
-    return function(x)
 
 
 def passive(x: Tensor, sigma: Tensor) -> Tensor:
@@ -71,11 +66,21 @@ def jacobian(purifier: Purifier, mean: float = 0.0) -> float:
     return float(matrix[0, 0])
 
 
+def on_grid(name: str, levels: Tensor, **options: Any) -> Chain:
+    """A registered sampler on a grid of the test's own."""
+    return samplers.get(name)(tuple(levels.tolist()), **options)
+
+
+def levels_of(name: str, steps: int, **grid: Any) -> Tensor:
+    """The noise levels of a sampler's own grid."""
+    return torch.tensor(make_sampler(name, 0.1, steps, grid=grid).levels, dtype=torch.float64)
+
+
 def slope(name: str, levels: Tensor, denoiser: GaussianDenoiser, **options: Any) -> float:
     """The Jacobian of a sampler on a grid of the test's own; exact, because the sampler is affine."""
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64).reshape(2, 1, 1, 1)
     noise = NoisePlan.of(3, [5, 5])  # one example twice, so that both ends meet the same noise
-    pure = samplers.get(name).sample(denoiser, ends, levels, noise=noise, step=plain, **options).flatten()
+    pure = drive(on_grid(name, levels, **options), denoiser, ends, noise).flatten()
     return float(pure[1] - pure[0])
 
 
@@ -101,18 +106,14 @@ def test_ddpm_gaussian_data_jacobian_is_theta_for_any_steps(steps: int, kind: st
     bar = golden("step_grids")["forward_at_100"]["alpha_bar"]
     theta = bar * variance / (bar * variance + 1 - bar)
     assert jacobian(purifier, 0.1) == pytest.approx(theta, rel=1e-4)  # alpha_bar is published to five digits
-    assert jacobian(purifier, 0.1) == pytest.approx(
-        denoiser.theta(float(purifier.sampler.levels[0])), abs=ROUND_OFF
-    )
+    assert jacobian(purifier, 0.1) == pytest.approx(denoiser.theta(purifier.sampler.levels[0]), abs=ROUND_OFF)
 
 
 @pytest.mark.parametrize("variance", VARIANCES)
 def test_one_step_gaussian_data_jacobian_is_theta(variance: float) -> None:
     denoiser = GaussianDenoiser(0.1, variance)
     purifier = Purifier(denoiser, "one_step", options={"clip": False}, clamp=False)
-    assert jacobian(purifier, 0.1) == pytest.approx(
-        denoiser.theta(float(purifier.sampler.levels[0])), abs=ROUND_OFF
-    )
+    assert jacobian(purifier, 0.1) == pytest.approx(denoiser.theta(purifier.sampler.levels[0]), abs=ROUND_OFF)
 
 
 @pytest.mark.parametrize("variance", VARIANCES)
@@ -123,7 +124,7 @@ def test_reverse_only_gaussian_data_jacobian_is_theta_over_root_alpha_bar(
     """The unscaled image is the variance-preserving state, so it is divided by sqrt(alpha_bar)."""
     denoiser = GaussianDenoiser(0.1, variance)
     purifier = Purifier(denoiser, "reverse_only", steps=steps, options={"clip": False}, clamp=False)
-    sigma = float(purifier.sampler.levels[0])
+    sigma = purifier.sampler.levels[0]
     assert jacobian(purifier) == pytest.approx(denoiser.theta(sigma) * math.sqrt(1 + sigma**2), abs=ROUND_OFF)
 
 
@@ -132,9 +133,7 @@ def test_reverse_only_scaled_gaussian_data_jacobian_is_theta(steps: int) -> None
     denoiser = GaussianDenoiser()
     options = {"clip": False, "scaled": True}
     purifier = Purifier(denoiser, "reverse_only", steps=steps, options=options, clamp=False)
-    assert jacobian(purifier) == pytest.approx(
-        denoiser.theta(float(purifier.sampler.levels[0])), abs=ROUND_OFF
-    )
+    assert jacobian(purifier) == pytest.approx(denoiser.theta(purifier.sampler.levels[0]), abs=ROUND_OFF)
 
 
 @pytest.mark.parametrize("variance", VARIANCES)
@@ -142,9 +141,7 @@ def test_vpsde_published_grid_gaussian_data_jacobian_is_theta_to_its_step(varian
     """The first-order error of steps of 1 / 1000 is up to 0.003; the next test shows that it vanishes."""
     denoiser = GaussianDenoiser(0.1, variance)
     purifier = Purifier(denoiser, "vpsde", steps=1000)
-    assert jacobian(purifier, 0.1) == pytest.approx(
-        denoiser.theta(float(purifier.sampler.levels[0])), abs=3e-3
-    )
+    assert jacobian(purifier, 0.1) == pytest.approx(denoiser.theta(purifier.sampler.levels[0]), abs=3e-3)
 
 
 @pytest.mark.parametrize("variance", VARIANCES)
@@ -153,7 +150,9 @@ def test_vpsde_finer_grids_gaussian_data_jacobian_tends_to_theta_at_first_order(
     denoiser = GaussianDenoiser(0.0, variance)
     errors = []
     for steps in (1000, 2000, 4000):
-        levels = make_sampler("vpsde", 0.1, steps, grid={"t_last": 1 / steps}).levels
+        levels = torch.tensor(
+            make_sampler("vpsde", 0.1, steps, grid={"t_last": 1 / steps}).levels, dtype=torch.float64
+        )
         errors.append(slope("vpsde", levels, denoiser) - denoiser.theta(float(levels[0])))
     assert 1e-6 < abs(errors[-1]) < 1e-3  # far above round-off, so that the ratios mean something
     for coarse, fine in itertools.pairwise(errors):
@@ -205,7 +204,9 @@ def test_heun_finer_grids_gaussian_data_jacobian_converges_at_second_order(varia
     target = math.sqrt((variance + 0.002**2) / (variance + 0.5**2)) * denoiser.theta(0.002)
     errors = []
     for steps in (25, 50, 100):
-        levels = make_sampler("heun", steps=steps, grid={"sigma_max": 0.5}).levels
+        levels = torch.tensor(
+            make_sampler("heun", steps=steps, grid={"sigma_max": 0.5}).levels, dtype=torch.float64
+        )
         errors.append(slope("heun", levels, denoiser) - target)
     assert abs(errors[-1]) > 1e-8
     for coarse, fine in itertools.pairwise(errors):
@@ -242,9 +243,9 @@ def test_ddpm_fixed_image_has_the_derived_mean_and_variance(kind: str, steps: in
     count, x, denoiser = 40_000, 0.4, GaussianDenoiser(-0.2, 0.05)
     sampler = make_sampler("ddpm", 0.1, steps, {"variance": kind, "clip": False})
     image = torch.full((1, 1, 200, 200), x, dtype=torch.float64)
-    pure = sampler.sample(denoiser, image, sampler.levels, noise=NoisePlan.of(1, [0]), step=plain).flatten()
+    pure = drive(sampler, denoiser, image, NoisePlan.of(1, [0])).flatten()
     variance = posterior_recursion(list(range(100, -1, -stride)), 0.05, kind, 0.0)
-    mean = -0.2 + denoiser.theta(float(sampler.levels[0])) * (x + 0.2)
+    mean = -0.2 + denoiser.theta(sampler.levels[0]) * (x + 0.2)
     assert float(pure.mean()) == pytest.approx(mean, abs=5 * math.sqrt(variance / count))
     assert float(pure.var()) == pytest.approx(variance, rel=5 * math.sqrt(2 / count))
     assert stats.kstest(pure.numpy(), "norm", args=(mean, math.sqrt(variance))).pvalue > 1e-3
@@ -266,9 +267,7 @@ def test_ddpm_gaussian_data_with_many_steps_keeps_the_data_distribution(kind: st
     data = stats.norm.ppf((np.arange(count) + 0.5) / count, loc=-0.2, scale=math.sqrt(variance))
     image = torch.from_numpy(data).reshape(1, 1, 200, 200)
     sampler = make_sampler("ddpm", 0.1, 1000, {"variance": kind, "clip": False})
-    pure = sampler.sample(
-        GaussianDenoiser(-0.2, variance), image, sampler.levels, noise=NoisePlan.of(1, [0]), step=plain
-    )
+    pure = drive(sampler, GaussianDenoiser(-0.2, variance), image, NoisePlan.of(1, [0]))
     derived = posterior_recursion(list(range(100, -1, -1)), variance, kind, variance)
     assert derived == pytest.approx(variance, rel=0.05)  # the chain's own O(1 / steps)
     assert float(pure.var()) == pytest.approx(derived, rel=5 * math.sqrt(2 / count))
@@ -279,7 +278,7 @@ def test_heun_fixed_noise_equals_the_closed_form_flow() -> None:
     """x(0) = m + sqrt(v / (v + s^2)) (x + s z - m) in the limit; the published grid is 1e-3 away from it."""
     x, noise = uniform(2, 1, 4, 4, low=-0.5, high=0.5), NoisePlan.of(2, [8, 9])
     sampler = make_sampler("heun", steps=50, grid={"sigma_max": 0.5})
-    pure = sampler.sample(GaussianDenoiser(0.1, 0.25), x, sampler.levels, noise=noise, step=plain)
+    pure = drive(sampler, GaussianDenoiser(0.1, 0.25), x, noise)
     z = noise.normal("forward", 0, x)
     expected = 0.1 + math.sqrt(0.25 / (0.25 + 0.5**2)) * (x + 0.5 * z - 0.1)
     torch.testing.assert_close(pure, expected, rtol=0, atol=1e-3)
@@ -295,8 +294,8 @@ def test_heun_churn_of_a_passive_denoiser_adds_the_published_variance() -> None:
         "heun", steps=50, options={"churn": float(published["churn"])}, grid={"sigma_max": 0.5}
     )
     x, noise = uniform(1, 1, 50, 50, low=-1, high=1), NoisePlan.of(2, [8])
-    pure = sampler.sample(passive, x, sampler.levels, noise=noise, step=plain)
-    churned = [(i, s) for i, s in enumerate(sampler.levels[:-1].tolist()) if 0.01 <= s <= 0.46]
+    pure = drive(sampler, passive, x, noise)
+    churned = [(i, s) for i, s in enumerate(sampler.levels[:-1]) if 0.01 <= s <= 0.46]
     assert len(churned) == published["churned_steps"]
     expected = x + 0.5 * noise.normal("forward", 0, x)
     for i, s in churned:
@@ -309,9 +308,7 @@ def test_heun_churn_at_its_limit_raises_the_level_by_root_two() -> None:
     """gamma = min(churn / steps, sqrt(2) - 1): one churn then adds the variance of the level itself."""
     levels = torch.tensor([0.4, 0.0], dtype=torch.float64)
     x, noise = torch.zeros(1, 1, 3, 3, dtype=torch.float64), NoisePlan.of(2, [8])
-    pure = samplers.get("heun").sample(
-        passive, x, levels, noise=noise, step=plain, churn=100.0, churn_noise=1.0
-    )
+    pure = drive(on_grid("heun", levels, churn=100.0, churn_noise=1.0), passive, x, noise)
     expected = 0.4 * noise.normal("forward", 0, x) + 0.4 * noise.normal("churn", 0, x)
     torch.testing.assert_close(pure, expected, rtol=0, atol=ROUND_OFF)
 
@@ -368,7 +365,7 @@ def test_ddpm_same_noise_matches_diffusers(
     for t in scheduler.timesteps[round(0.9 * steps) - 1 :]:
         state = scheduler.step(vp_noise(state, scheduler.alphas_cumprod[t]), t, state).prev_sample
     sampler = make_sampler("ddpm", 0.1, steps, {"variance": kind, "clip": clip})
-    pure = sampler.sample(bumpy, x, sampler.levels, noise=noise, step=plain)
+    pure = drive(sampler, bumpy, x, noise)
     torch.testing.assert_close(pure, state, rtol=0, atol=ROUND_OFF)
 
 
@@ -390,7 +387,7 @@ def test_ddim_same_noise_matches_diffusers(
     for t in scheduler.timesteps[round(0.9 * steps) - 1 :]:
         state = scheduler.step(vp_noise(state, scheduler.alphas_cumprod[t]), t, state, eta=eta).prev_sample
     sampler = make_sampler("ddim", 0.1, steps, {"eta": eta, "clip": clip})
-    pure = sampler.sample(bumpy, x, sampler.levels, noise=noise, step=plain)
+    pure = drive(sampler, bumpy, x, noise)
     torch.testing.assert_close(pure, state, rtol=0, atol=ROUND_OFF)
 
 
@@ -408,7 +405,7 @@ def test_vpsde_same_noise_matches_diffusers(monkeypatch: pytest.MonkeyPatch) -> 
     for t, bar in zip(times, bars, strict=True):
         state, mean = scheduler.step_pred(vp_noise(state, bar), state, t)
     sampler = make_sampler("vpsde", 0.1, 1000)
-    pure = sampler.sample(bumpy, x, sampler.levels, noise=noise, step=plain)
+    pure = drive(sampler, bumpy, x, noise)
     torch.testing.assert_close(pure, mean, rtol=0, atol=1e-8)  # 1 - exp(-B) loses eight digits at t = 0.001
 
 
@@ -436,7 +433,7 @@ def test_vpsde_corrector_one_step_matches_the_published_formula() -> None:
         rows.append(state[b] + size * score(state)[b] + (2 * size).sqrt() * z[b])
     state = torch.stack(rows)
     expected = state + (beta * state / 2 + beta * score(state)) * time
-    pure = samplers.get("vpsde").sample(denoiser, x, levels, noise=noise, step=plain, corrector_steps=1)
+    pure = drive(on_grid("vpsde", levels, corrector_steps=1), denoiser, x, noise)
     torch.testing.assert_close(pure, expected, rtol=0, atol=ROUND_OFF)
 
 
@@ -450,14 +447,14 @@ def test_ddim_eta_1_unclipped_equals_ddpm_of_small_variance(steps: int) -> None:
         ("ddpm", {"variance": "small", "clip": False}),
     ):
         sampler = make_sampler(name, 0.1, steps, options)
-        pure.append(sampler.sample(bumpy, x, sampler.levels, noise=noise, step=plain))
+        pure.append(drive(sampler, bumpy, x, noise))
     torch.testing.assert_close(pure[0], pure[1], rtol=0, atol=ROUND_OFF)
 
 
 def test_one_step_clip_limits_the_estimate() -> None:
     x, noise = uniform(1, 1, 8, 8, low=-1, high=1), NoisePlan.of(7, [4])
     unclipped, clipped = (
-        s.sample(bumpy, x, s.levels, noise=noise, step=plain)
+        drive(s, bumpy, x, noise)
         for s in (make_sampler("one_step", options={"clip": clip}) for clip in (False, True))
     )
     assert float(unclipped.abs().max()) > 1
@@ -496,7 +493,7 @@ def test_sampler_published_settings_call_the_network_as_often_as_published(
 def purified(name: str, options: dict[str, Any], x: Tensor, noise: NoisePlan) -> Tensor:
     """The sampler's output with a tiny network, in [-1, 1] units and unclamped."""
     sampler = make_sampler(name, 0.1, few_steps(name), options)
-    return sampler.sample(tiny_denoiser(), x, sampler.levels, noise=noise, step=plain)
+    return drive(sampler, tiny_denoiser(), x, noise)
 
 
 @each_sampler
@@ -546,17 +543,17 @@ def test_sampler_every_random_step_goes_through_the_hook(name: str, options: dic
         NoisePlan.of(1, [2, 4]),
         CountingDenoiser(tiny_denoiser()),
     )
-    expected = sampler.sample(denoiser, x, sampler.levels, noise=noise, step=plain)
+    expected = drive(sampler, denoiser, x, noise)
     calls, denoiser.calls, steps = denoiser.calls, 0, 0
 
-    def twice(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    def twice(step: Callable[[State], State], state: State) -> State:
         nonlocal steps
         steps += 1
-        function(x)
-        return function(x)
+        step(state)
+        return step(state)
 
-    assert torch.equal(sampler.sample(denoiser, x, sampler.levels, noise=noise, step=twice), expected)
-    assert steps == len(sampler.levels) - 1
+    assert torch.equal(drive(sampler, denoiser, x, noise, twice), expected)
+    assert steps == sampler.steps
     assert denoiser.calls == 2 * calls
 
 
@@ -564,9 +561,9 @@ def test_sampler_every_random_step_goes_through_the_hook(name: str, options: dic
 def test_sampler_levels_decrease_to_zero_from_the_level_of_t_star(name: str, options: dict[str, Any]) -> None:
     deep, shallow = (make_sampler(name, t, 100, options).levels for t in (0.3, 0.1))
     for levels in (deep, shallow):
-        assert bool((levels[1:] < levels[:-1]).all())
-        assert float(levels[-1]) == 0
-    assert float(deep[0]) > 2 * float(shallow[0])
+        assert all(after < before for before, after in itertools.pairwise(levels))
+        assert levels[-1] == 0
+    assert deep[0] > 2 * shallow[0]
 
 
 @each_sampler
@@ -608,10 +605,8 @@ def test_sampler_unknown_variance_raises(name: str) -> None:
         UserError, match=rf"sampler '{name}': variance must be 'large' or 'small', not 'medium'"
     ):
         make_sampler(name, 0.1, 50, {"variance": "medium"})
-    sampler = make_sampler(name, 0.1, 50)
-    function = partial(sampler.sample, variance="medium")
-    with pytest.raises(UserError, match=r"variance 'medium' is unknown\. Available: large, small"):
-        function(bumpy, uniform(1, 1, 2, 2), sampler.levels, noise=NoisePlan.of(0, [0]), step=plain)
+    with pytest.raises(UserError, match="variance must be 'large' or 'small', not 'medium'"):
+        on_grid(name, torch.tensor([0.3, 0.0]), variance="medium")
 
 
 def test_sampler_users_function_by_import_path_runs_on_the_discrete_grid(module: ModuleType) -> None:
@@ -625,14 +620,16 @@ def test_sampler_users_function_by_import_path_runs_on_the_discrete_grid(module:
     sampler = make_sampler("users_samplers:halve", 0.1, 50, {"factor": 4})
     assert len(sampler.levels) - 1 == 6
     assert sampler.sites == REVERSE_SITES | {"forward"}
-    assert torch.equal(sampler.sample(bumpy, x, sampler.levels, noise=noise, step=plain), x / 4)
+    assert torch.equal(drive(sampler, bumpy, x, noise), x / 4)
     with pytest.raises(UserError, match=r"has no option 'noise'\. Available: factor\."):
         make_sampler("users_samplers:halve", options={"noise": 1})
 
 
 @pytest.mark.parametrize("levels", [[0.3, 0.1], [0.3, 0.3, 0.0], [0.1, 0.3, 0.0], [0.0], [], [[0.3, 0.0]]])
 def test_sampler_users_levels_not_decreasing_to_zero_raise(module: ModuleType, levels: list[Any]) -> None:
-    module.broken = Method(samplers.get("ddpm").sample, levels=lambda **_: torch.tensor(levels))
+    module.broken = type(
+        "Broken", (samplers.get("ddpm"),), {"grid": staticmethod(lambda **_: torch.tensor(levels))}
+    )
     with pytest.raises(UserError, match="noise levels must decrease strictly to 0"):
         make_sampler("users_samplers:broken")
 
@@ -647,7 +644,7 @@ def test_purifier_clamps_as_published(name: str, options: dict[str, Any]) -> Non
     published = {"ddpm": True, "ddim": True, "heun": True, "vpsde": False}
     clamps = make_sampler(name, 0.1, few_steps(name)).clamps
     assert clamps == published.get(name, clamps)
-    if "clip" in inspect.signature(samplers.get(name).sample).parameters:
+    if "clip" in inspect.signature(samplers.get(name)).parameters:
         options = {**options, "clip": False}
     raw, default = (
         Purifier(tripled, name, steps=few_steps(name), options=options, clamp=clamp)(x, noise=noise)

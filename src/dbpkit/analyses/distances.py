@@ -19,8 +19,9 @@ from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, 
 from dbpkit.experiment.knowledge import known
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.options import Count
-from dbpkit.foundation.types import Denoiser
+from dbpkit.foundation.types import Denoiser, State
 from dbpkit.purification.diffusion import Purifier
+from dbpkit.purification.driver import drive
 from dbpkit.purification.samplers import diffuse
 from dbpkit.results.analysis import AnalysisResult, Chart, Claim, Number, Series
 from dbpkit.statistics.intervals import bands, mean
@@ -128,10 +129,10 @@ class Recorder:
         self._note = note
         self._starts = False
 
-    def step(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    def step(self, function: Callable[[State], State], state: State) -> State:
         """The step hook."""
         self._starts = True
-        return function(x)
+        return function(state)
 
     def denoiser(self, x: Tensor, sigma: Tensor) -> Tensor:
         """The denoiser that a recorded sampler gets."""
@@ -169,10 +170,10 @@ def distances_on_the_way(subject: Subject, x: Tensor, start: Tensor, noise: Nois
 
         note(image)
         if "forward" in purifier.sampler.sites:
-            for level in levels[1:-1].flip(0):
+            for level in reversed(levels[1:-1]):
                 note(diffuse(image, level, plan))
         recorder = Recorder(purifier.denoiser, note)
-        x0 = purifier.sampler.sample(recorder.denoiser, image, levels, noise=plan, step=recorder.step)
+        x0 = drive(purifier.sampler, recorder.denoiser, image, plan, recorder.step)
         note(x0.clamp(-1, 1) if purifier.clamp else x0)
         pieces.append(torch.stack(points, dim=2))
     return torch.cat(pieces)

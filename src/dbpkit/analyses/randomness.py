@@ -18,7 +18,7 @@ from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, 
 from dbpkit.experiment.knowledge import known
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.options import Count, Several
-from dbpkit.purification.samplers.method import REVERSE_SITES
+from dbpkit.purification.samplers import REVERSE_SITES
 from dbpkit.results.analysis import AnalysisResult, Chart, Claim, Number, Series
 from dbpkit.statistics.intervals import mean
 

@@ -120,7 +120,7 @@ def purifier_destroys(
 
 def _noised(purifier: Purifier, x: Tensor, noise: NoisePlan) -> tuple[float, Tensor, Tensor]:
     """The level where purification starts, and the images in [-1, 1], clean and noised to it."""
-    sigma, clean = float(purifier.sampler.levels[0]), 2 * x - 1
+    sigma, clean = purifier.sampler.levels[0], 2 * x - 1
     return sigma, clean, clean + sigma * noise.on("control").normal("probe", 4, clean)
 
 

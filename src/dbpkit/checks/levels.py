@@ -3,9 +3,8 @@
 The thing people get wrong: a network answers at every level. Beyond those it was trained on, that is noise.
 """
 
+from collections.abc import Sequence
 from typing import Any
-
-from torch import Tensor
 
 from dbpkit.results.flags import Flag
 
@@ -19,7 +18,7 @@ FEW_STEPS = 5
 """Below so many steps from t* an ancestral chain purifies badly."""
 
 
-def outside_trained_levels(denoiser: Any, levels: Tensor) -> list[Flag]:
+def outside_trained_levels(denoiser: Any, levels: Sequence[float]) -> list[Flag]:
     """Flags a start at a larger noise level than a denoiser's ``trained_levels``; none if it does not say.
 
     Args:
@@ -27,10 +26,10 @@ def outside_trained_levels(denoiser: Any, levels: Tensor) -> list[Flag]:
         levels: of the sampler, decreasing.
     """
     trained = getattr(denoiser, "trained_levels", None)
-    if trained is None or float(levels[0]) <= TRAINED_TOLERANCE * trained[1]:
+    if trained is None or levels[0] <= TRAINED_TOLERANCE * trained[1]:
         return []
     message = (
-        f"Purification starts at noise level {float(levels[0]):.3g}, but the denoiser was trained on levels"
+        f"Purification starts at noise level {levels[0]:.3g}, but the denoiser was trained on levels"
         f" up to {trained[1]:.3g} (in [-1, 1] units): what it returns from there is no image. Lower t_star."
     )
     return [Flag("outside_trained_levels", "warning", message)]

@@ -464,14 +464,15 @@ def purifier_flags(parts: Parts, spec: EvaluationSpec) -> list[Flag]:
     """Flags of where purification starts, in how many steps, and of what is assumed of its network."""
     if parts.denoiser is None:
         return []
-    levels, norm = parts.model.purifier.sampler.levels, spec.threat.norm
+    sampler, norm = parts.model.purifier.sampler, spec.threat.norm
+    levels = sampler.levels
     reach = reach_of(norm, parts.threat.eps, parts.data.images[0].numel())
     settings = spec.purifier
     start = f"t* = {settings.t_star:g}" if settings.sampler != "heun" else f"grid of {settings.sampler}"
     return [
-        *suspicious_level(float(levels[0]), norm, str(spec.threat.eps), reach, start),
+        *suspicious_level(levels[0], norm, str(spec.threat.eps), reach, start),
         *outside_trained_levels(parts.denoiser, levels),
-        *suspicious_grid(settings.sampler, len(levels) - 1),
+        *suspicious_grid(settings.sampler, sampler.steps),
         *assumptions(parts.denoiser, tuple(parts.data.images.shape[-2:])),
     ]
 

@@ -25,7 +25,7 @@ from dbpkit.experiment.build import SINGLE_DRAW, accepted_options
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.types import RandomisedClassifier
 from dbpkit.purification.classifier import PurifiedClassifier, Undefended
-from dbpkit.purification.samplers.method import REVERSE_SITES
+from dbpkit.purification.samplers import REVERSE_SITES
 from dbpkit.purification.views import gradients
 from dbpkit.results.chance import Answer, labels_permuted, near_chance, one_class
 from dbpkit.results.flags import Flag

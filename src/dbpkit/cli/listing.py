@@ -1,6 +1,5 @@
 """What a spec can name, and what each part takes: the text of ``dbpkit list`` and ``dbpkit show``."""
 
-import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,8 +17,7 @@ from dbpkit.foundation.registry import names_of
 from dbpkit.foundation.spec import Strict
 from dbpkit.models.networks import networks
 from dbpkit.models.sources import classifier_sources, denoiser_sources, source
-from dbpkit.purification.samplers import samplers
-from dbpkit.purification.samplers.method import Method, make_sampler
+from dbpkit.purification.samplers import make_sampler, sampler_options, samplers
 from dbpkit.purification.views import gradients
 from dbpkit.results.protocols import protocols
 from dbpkit.threats.pixels import make_threat, threats
@@ -80,10 +78,9 @@ def options(kind: str, name: str) -> dict[str, Option]:
     if kind not in REGISTRIES:
         return {}
     part = REGISTRIES[kind].get(name)
-    if isinstance(part, Method):
-        given = list(inspect.signature(part.sample).parameters)[:3]
-        grid = options_of(part.levels, ("t_star", "steps"))
-        return options_of(part.sample, (*given, "noise", "step")) | {f"grid.{n}": o for n, o in grid.items()}
+    if kind == "samplers":
+        own, grid = sampler_options(part)
+        return own | {f"grid.{n}": o for n, o in grid.items()}
     return options_of(part, _GIVEN.get(kind, ())) if callable(part) and kind != "protocols" else {}
 
 

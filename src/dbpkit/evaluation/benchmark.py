@@ -33,7 +33,7 @@ from dbpkit.foundation.spec import amount, spec_hash, validate
 from dbpkit.models.sources import state_sha256
 from dbpkit.purification.classifier import PurifiedClassifier, Undefended
 from dbpkit.purification.diffusion import Purifier
-from dbpkit.purification.samplers.method import REVERSE_SITES
+from dbpkit.purification.samplers import REVERSE_SITES
 from dbpkit.results.flags import Flag
 from dbpkit.results.summary import NO_DENOISER, Row, Summary
 from dbpkit.statistics.estimates import Estimate

@@ -90,7 +90,7 @@ def purify_files(
     purifier = make_purifier(spec, network).to(checked_device(device))
     for flag in [
         *outside_trained_levels(network, purifier.sampler.levels),
-        *suspicious_grid(spec.sampler, len(purifier.sampler.levels) - 1),
+        *suspicious_grid(spec.sampler, purifier.calls),
     ]:
         log.warning("%s", flag.message)
     one = _One(purifier, network, seed, checked_device(device))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import SITES, NoisePlan
-from dbpkit.purification.samplers.method import REVERSE_SITES
+from dbpkit.purification.samplers import REVERSE_SITES
 
 
 class Knowledge(NamedTuple):

@@ -86,7 +86,7 @@ MOVED = {
     "samplers.ddim": "purification.samplers.ddim",
     "samplers.ddpm": "purification.samplers.ddpm",
     "samplers.heun": "purification.samplers.heun",
-    "samplers.method": "purification.samplers.method",
+    "samplers.method": "purification.samplers",
     "samplers.one_step": "purification.samplers.one_step",
     "samplers.reverse_only": "purification.samplers.reverse_only",
     "samplers.vpsde": "purification.samplers.vpsde",

@@ -27,17 +27,31 @@ class Denoiser(Protocol):
         ...
 
 
-StepHook = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
-"""``step(function, x)`` returns ``function(x)``; the hook decides what is kept for the backward pass."""
+State = tuple[Tensor, ...]
+"""What a sampler carries from one step to the next: tensors whose first axis is the batch."""
+
+StepHook = Callable[[Callable[[State], State], State], State]
+"""``hook(step, state)`` returns ``step(state)``; it decides what is kept for the backward pass."""
 
 
 class Sampler(Protocol):
-    """Purifies images by noising them to ``levels[0]`` and denoising down to 0."""
+    """Purifies images in steps; `dbpkit.purification.driver` takes them."""
 
-    def __call__(
-        self, denoiser: Denoiser, x: Tensor, levels: Tensor, *, noise: NoisePlan, step: StepHook
-    ) -> Tensor:
-        """Purifies ``x``, (B, C, H, W) in [-1, 1] units; returns the same shape, unclipped at the end."""
+    @property
+    def steps(self) -> int:
+        """How many steps one purification takes, at least 1."""
+        ...
+
+    def start(self, x: Tensor, noise: NoisePlan) -> State:
+        """Returns the state before the first step, from images (B, C, H, W) in [-1, 1]."""
+        ...
+
+    def step(self, denoiser: Denoiser, state: State, i: int, noise: NoisePlan) -> State:
+        """Returns the state after step ``i`` = 0, 1, ...; a function of its arguments alone."""
+        ...
+
+    def finish(self, state: State) -> Tensor:
+        """Returns the purified images (B, C, H, W) of the last state, in [-1, 1] units and not clipped."""
         ...
 
 

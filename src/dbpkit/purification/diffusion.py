@@ -3,14 +3,13 @@
 Only this file knows that diffusion models want [-1, 1].
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from dbpkit.foundation.errors import UserError
-from dbpkit.foundation.frozen import Frozen, call_apart, uncompiled
+from dbpkit.foundation.frozen import Counter, Frozen, call_apart, uncompiled
 from dbpkit.foundation.inputs import (
     real,
     whole,
@@ -18,6 +17,7 @@ from dbpkit.foundation.inputs import (
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.types import Denoiser, StepHook
 from dbpkit.models.denoisers import EDMDenoiser, VPDenoiser
+from dbpkit.purification.driver import Trace, drive
 from dbpkit.purification.purifier import check_call
 from dbpkit.purification.replay import DEFAULT_MEMORY, Replay
 from dbpkit.purification.samplers import make_sampler
@@ -83,11 +83,17 @@ class Purifier(Frozen):
         self.clamp = self.sampler.clamps if clamp is None else bool(clamp)
         self.memory_bytes = whole(memory_bytes, "memory_bytes")
         self.verify_replay = False
+        self._network_calls = Counter()
 
     @property
     def calls(self) -> int:
         """Sampler steps of one purification, each one or two network calls."""
-        return len(self.sampler.levels) - 1
+        return self.sampler.steps
+
+    @property
+    def network_calls(self) -> int:
+        """How often the denoiser has been called, by all purifications so far; replayed steps count too."""
+        return self._network_calls.value
 
     @uncompiled
     def forward(self, x: Tensor, *, noise: NoisePlan) -> Tensor:
@@ -110,8 +116,7 @@ class Purifier(Frozen):
     def traced(self, x: Tensor, *, noise: NoisePlan) -> tuple[Tensor, Tensor]:
         """Purifies images and tells how far the way back strays from the way there.
 
-        Of every third state, counted from the purified image upwards, the deviation is the mean squared
-        difference from the forward state at its level, on the same draw and in the sampler's own units.
+        The deviation is that of `dbpkit.purification.driver.Trace.deviation`.
 
         Args:
             x: images (B, C, H, W), nominally in [0, 1].
@@ -121,39 +126,25 @@ class Purifier(Frozen):
             Purified images (B, C, H, W) and deviations (B,), both differentiable in ``x``.
 
         Raises:
-            UserError: if the sampler does not pass one state per level to its step hook.
-
-        Source:
-            Kang et al. 2023 (DiffAttack, NeurIPS), the deviated-reconstruction loss at a third of the steps,
-            taken evenly and weighted equally.
+            UserError: if a sampler function does not pass one state per level to its step hook.
         """
         check_call(x, noise, "Purifier")
-        hook = self._hook()
-        states: list[Tensor] = []
-
-        def kept(function: Callable[[Tensor], Tensor], state: Tensor) -> Tensor:
-            states.append(hook(function, state))
-            return states[-1]
-
-        x_pure = self._purify(x, noise, kept)
-        if len(states) != self.calls:
+        trace = Trace(self.sampler, self._hook())
+        x_pure = self._purify(x, noise, trace)
+        if len(trace.images) != self.calls:
             raise UserError(
-                f"sampler '{self.settings['sampler']}' made {len(states)} steps on a grid of {self.calls};"
-                " its states cannot be compared with forward states. Use an attack without their deviation."
+                f"sampler '{self.settings['sampler']}' made {len(trace.images)} steps on a grid of"
+                f" {self.calls}; its states cannot be compared with forward states. Use an attack without"
+                " their deviation."
             )
-        image, sampler = 2 * x - 1, self.sampler
-        z = noise.normal("forward", 0, image) if "forward" in sampler.sites else torch.zeros_like(image)
-        gaps = []
-        for state, sigma in list(zip(states, sampler.levels[1:].tolist(), strict=True))[::-3]:
-            forward = sampler.scale(sigma) * (image + sigma * z)
-            gaps.append((state - forward).square().flatten(1).mean(dim=1))
-        return x_pure, torch.stack(gaps, dim=1).mean(dim=1)
+        return x_pure, trace.deviation(2 * x - 1, noise)
 
     def _hook(self) -> Replay:
         return Replay(self.calls, self.memory_bytes, verify=self.verify_replay, settle=self.settle)
 
     def _denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         """One call of the denoiser, on a copy of the sampler's state in the denoiser's own precision."""
+        self._network_calls.take()
         if isinstance(self.denoiser, VPDenoiser | EDMDenoiser):  # they see to their network themselves
             return self.denoiser(x, sigma)
         x0 = call_apart(self.denoiser, x, sigma)
@@ -162,9 +153,9 @@ class Purifier(Frozen):
             raise UserError(f"the denoiser must return clean images {tuple(x.shape)}, got {found}.")
         return x0
 
-    def _purify(self, x: Tensor, noise: NoisePlan, step: StepHook) -> Tensor:
+    def _purify(self, x: Tensor, noise: NoisePlan, hook: StepHook) -> Tensor:
         self.settle()
-        x0 = self.sampler.sample(self._denoise, 2 * x - 1, self.sampler.levels, noise=noise, step=step)
+        x0 = drive(self.sampler, self._denoise, 2 * x - 1, noise, hook)
         x_pure = (x0 + 1) / 2
         return x_pure.clamp(0, 1) if self.clamp else x_pure
 

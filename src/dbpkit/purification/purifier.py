@@ -11,13 +11,13 @@ from dbpkit.foundation.inputs import (
     check_unit,
 )
 from dbpkit.foundation.noise import NoisePlan
-from dbpkit.purification.samplers.method import BoundSampler
+from dbpkit.purification.samplers.chain import Chain
 
 
 class PurifiesImages(Protocol):
     """What `PurifiedClassifier` needs of a purifier; `Purifier` and the attackers' views of it have it."""
 
-    sampler: BoundSampler
+    sampler: Chain
 
     def __call__(self, x: Tensor, *, noise: NoisePlan) -> Tensor:
         """Purifies images (B, C, H, W) in [0, 1]."""

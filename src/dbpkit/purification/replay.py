@@ -10,13 +10,14 @@ noise is a function of its key, autocast is restored, and networks are put back 
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.types import State
 
 DEFAULT_MEMORY = 2 * 2**30
 """Bytes that kept graphs of one forward pass may take by default (2 GiB)."""
@@ -25,11 +26,11 @@ DEFAULT_MEMORY = 2 * 2**30
 class Replay:
     """The step hook for exact gradients: replays early steps, keeps the graphs of the last ones.
 
-    One object serves one forward pass. Replayed steps are differentiated with respect to the state only, so
-    weights must be frozen, as a `Purifier` makes them.
+    One object serves one forward pass. Replayed steps are differentiated with respect to the tensors of the
+    state only, so weights must be frozen, as a `Purifier` makes them.
 
     Args:
-        steps: how many times the sampler will call the hook.
+        steps: how many steps the sampler makes; further ones are replayed, whatever the budget.
         memory_bytes: budget for the graphs that are kept. The last step's is kept whatever the budget: the
             backward pass needs one such graph at a time anyway.
         verify: whether each replayed step must reproduce its stored result bit for bit.
@@ -51,18 +52,20 @@ class Replay:
         self.kept = 1
         self._done = 0
 
-    def __call__(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Returns ``function(x)``, differentiable in ``x``."""
+    def __call__(self, step: Callable[[State], State], state: State) -> State:
+        """Returns ``step(state)``, differentiable in every tensor of the state."""
         self._done += 1
-        if not (torch.is_grad_enabled() and x.requires_grad) or _transformed(x):
-            return function(x)
+        if not torch.is_grad_enabled() or not any(x.requires_grad for x in state):
+            return step(state)
+        if any(map(_transformed, state)):
+            return step(state)
         if self._done == 1 and self.memory_bytes and self.steps > 1:
-            return self._first(function, x)
-        if self._done > self.steps - self.kept:
-            return function(x)
-        return _Replayed.apply(x, self._step(function, x), None)
+            return self._first(step, state)
+        if self.steps - self.kept < self._done <= self.steps:
+            return step(state)
+        return self._replayed(step, state, None)
 
-    def _first(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    def _first(self, step: Callable[[State], State], state: State) -> State:
         """Runs the first step with its graph, to learn how many such graphs fit the budget."""
         sizes: dict[int, int] = {}
 
@@ -72,15 +75,16 @@ class Replay:
             return _Saved(saved)
 
         with torch.autograd.graph.saved_tensors_hooks(weigh, _Saved.unpack):
-            y = function(x)
+            result = step(state)
         # Frozen weights are among the saved tensors; counting them at every step errs on the safe side.
         self.kept = min(self.steps, max(1, self.memory_bytes // max(sum(sizes.values()), 1)))
         if self.kept == self.steps:
-            return y
-        return _Replayed.apply(x, self._step(function, x), y.detach())
+            return result
+        return self._replayed(step, state, tuple(y.detach() for y in result))
 
-    def _step(self, function: Callable[[Tensor], Tensor], x: Tensor) -> "_Step":
-        return _Step(function, x.device.type, self.verify, self.settle)
+    def _replayed(self, step: Callable[[State], State], state: State, result: State | None) -> State:
+        again = _Step(step, state[0].device.type, self.verify, self.settle)
+        return cast(State, _Replayed.apply(again, result, *state))
 
 
 def _transformed(x: Tensor) -> bool:
@@ -90,7 +94,12 @@ def _transformed(x: Tensor) -> bool:
     """
     if torch._C._functorch.is_functorch_wrapped_tensor(x):
         return True
-    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None
+    return forward_ad._current_level >= 0 and _tangent(x) is not None
+
+
+def _tangent(x: Tensor) -> Tensor | None:
+    unpack: Callable[[Tensor], Any] = forward_ad.unpack_dual
+    return cast(Tensor | None, unpack(x).tangent)
 
 
 class _Saved:
@@ -119,50 +128,73 @@ class _Saved:
 
 
 class _Step:
-    """A step's function with the precision it first ran in."""
+    """A sampler's step with the precision it first ran in."""
 
     def __init__(
-        self, function: Callable[[Tensor], Tensor], device: str, verify: bool, settle: Callable[[], None]
+        self, step: Callable[[State], State], device: str, verify: bool, settle: Callable[[], None]
     ) -> None:
-        self.function = function
+        self.step = step
         self.device = device
         self.verify = verify
         self.settle = settle
         self.autocast = torch.is_autocast_enabled(device)
         self.dtype = torch.get_autocast_dtype(device)
 
-    def again(self, x: Tensor) -> Tensor:
-        """Runs the function in that precision."""
+    def again(self, state: State) -> State:
+        """Runs the step in that precision."""
         self.settle()
         with torch.autocast(self.device, self.dtype, enabled=self.autocast):
-            return self.function(x)
+            return self.step(state)
 
 
 class _Replayed(torch.autograd.Function):
-    """A step that stores its input only and runs again to be differentiated, as often as is asked for."""
+    """A step that stores its state only and runs again to be differentiated, as often as is asked for."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, step: _Step, result: Tensor | None) -> Tensor:
-        y = step.function(x) if result is None else result
-        ctx.step = step
-        ctx.save_for_backward(x, *([y] if step.verify else []))
-        return y
+    def forward(ctx: Any, step: _Step, result: State | None, *state: Tensor) -> State:
+        ctx.set_materialize_grads(False)
+        after = step.step(state) if result is None else result
+        ctx.step, ctx.size = step, len(state)
+        ctx.save_for_backward(*state, *(after if step.verify else ()))
+        return after
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        x, *stored = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        state, stored = ctx.saved_tensors[: ctx.size], ctx.saved_tensors[ctx.size :]
         asked = torch.is_grad_enabled()  # only where a graph of the gradient is asked for
+        needed = ctx.needs_input_grad[2:]
         with torch.enable_grad():
-            x = x if asked else x.detach().requires_grad_()
-            y = ctx.step.again(x)
-        if stored and not torch.equal(y, stored[0]):
-            raise UserError(
-                "a purification step gave another result when it was run again with the same noise"
-                f" (largest difference {float((y - stored[0]).abs().max()):.3g}). Put the network"
-                " in eval mode and remove randomness it draws itself, or its gradients are wrong."
+            # Views, so that where one tensor of the state came from another, each gets its own part only.
+            state = tuple(x.view_as(x) if asked else x.detach() for x in state)
+            leaves = [
+                x if asked else x.requires_grad_() for x, wanted in zip(state, needed, strict=True) if wanted
+            ]
+            after = ctx.step.again(state)
+        for again, first in zip(after, stored, strict=False):
+            _same(again, first)
+        reached = [(y, g) for y, g in zip(after, grads, strict=True) if g is not None and y.requires_grad]
+        if not reached:
+            return (None, None, *(None for _ in needed))
+        found = iter(
+            torch.autograd.grad(
+                [y for y, _ in reached],
+                leaves,
+                [g for _, g in reached],
+                create_graph=asked,
+                materialize_grads=True,
             )
-        (grad,) = torch.autograd.grad(y, x, grads[0], create_graph=asked, materialize_grads=True)
-        return grad, None, None
+        )
+        return None, None, *(next(found) if wanted else None for wanted in needed)
+
+
+def _same(again: Tensor, first: Tensor) -> None:
+    """Raises UserError unless a step that ran again gave its first result."""
+    if not torch.equal(again, first):
+        raise UserError(
+            "a purification step gave another result when it was run again with the same noise"
+            f" (largest difference {float((again - first).abs().max()):.3g}). Put the network"
+            " in eval mode and remove randomness it draws itself, or its gradients are wrong."
+        )
 
 
 def straight_through(pure: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.purification.classifier import PurifiedClassifier, Undefended
 from dbpkit.purification.diffusion import Purifier
+from dbpkit.purification.driver import drive
 from dbpkit.purification.replay import DEFAULT_MEMORY
 from dbpkit.purification.samplers import make_sampler
 from dbpkit.purification.views import gradients
@@ -80,12 +81,13 @@ def test_deviation_any_sampler_compares_every_third_state_with_its_forward_state
     x = uniform(2, 1, 4, 4, low=0.2, high=0.8)
     states: list[Tensor] = []
 
-    def collect(function: Any, state: Tensor) -> Tensor:
-        states.append(function(state))
-        return states[-1]
+    def collect(step: Any, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        after = step(state)
+        states.append(after[0])
+        return after
 
     bound = make_sampler(name, 0.1, few_steps(name), options)
-    bound.sample(denoiser, 2 * x - 1, bound.levels, noise=noise, step=collect)
+    drive(bound, denoiser, 2 * x - 1, noise, collect)
     z = noise.normal("forward", 0, x) if name != "reverse_only" else torch.zeros_like(x)
     gaps = []
     for i in range(len(states) - 1, -1, -3):

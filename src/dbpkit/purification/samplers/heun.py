@@ -1,72 +1,16 @@
 """EDM's second-order sampler with optional churn."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.options import Positive
-from dbpkit.foundation.types import Denoiser, StepHook
+from dbpkit.foundation.types import Denoiser, State
 from dbpkit.models.schedule import karras_levels, vp_sigma
-from dbpkit.purification.samplers.method import Method, diffuse, level, samplers
-
-
-def heun(
-    denoiser: Denoiser,
-    x: Tensor,
-    levels: Tensor,
-    *,
-    noise: NoisePlan,
-    step: StepHook,
-    churn: Positive = 0.0,
-    churn_min: Positive = 0.01,
-    churn_max: Positive = 0.46,
-    churn_noise: Positive = 1.007,
-) -> Tensor:
-    """EDM's Heun sampler; without churn it is the deterministic flow.
-
-    Args:
-        denoiser: estimates the clean image; called twice a step, once in the last.
-        x: images (B, C, H, W) in [-1, 1].
-        levels: (S + 1,) noise levels, decreasing to 0.
-        noise: gives the ``forward`` and, with churn, the ``churn`` draws.
-        step: hook around every step.
-        churn: S_churn; 0 is "EDM-ODE", 6 the published "EDM-SDE".
-        churn_min: S_min, lowest level that is churned.
-        churn_max: S_max, highest level that is churned.
-        churn_noise: S_noise, factor on the added noise.
-
-    Returns:
-        Purified images (B, C, H, W).
-
-    Source:
-        Karras et al. 2022 (arXiv:2206.00364), algorithm 2; settings of Liu et al., ICLR 2025.
-    """
-    steps = len(levels) - 1
-    x = diffuse(x, levels[0], noise)
-    for i, (sigma, sigma_next) in enumerate(zip(levels[:-1].tolist(), levels[1:].tolist(), strict=True)):
-        gamma = min(churn / steps, math.sqrt(2) - 1) if churn_min <= sigma <= churn_max else 0.0
-
-        def heun_step(
-            x: Tensor,
-            i: int = i,
-            sigma: float = sigma,
-            sigma_next: float = sigma_next,
-            gamma: float = gamma,
-        ) -> Tensor:
-            sigma_hat = sigma * (1 + gamma)
-            if gamma > 0:
-                x = x + math.sqrt(sigma_hat**2 - sigma**2) * churn_noise * noise.normal("churn", i, x)
-            slope = (x - denoiser(x, level(sigma_hat, x))) / sigma_hat
-            x_next = torch.add(x, slope, alpha=sigma_next - sigma_hat)
-            if sigma_next == 0:
-                return x_next
-            slope_next = (x_next - denoiser(x_next, level(sigma_next, x))) / sigma_next
-            return torch.add(x, slope + slope_next, alpha=(sigma_next - sigma_hat) / 2)
-
-        x = step(heun_step, x)
-    return x
+from dbpkit.purification.samplers.chain import Chain, level, samplers
 
 
 def heun_levels(
@@ -92,10 +36,43 @@ def heun_levels(
     return karras_levels(top, steps, sigma_min, rho)
 
 
-samplers.register("heun")(
-    Method(
-        heun,
-        levels=heun_levels,
-        sites=lambda o: frozenset({"forward", "churn"} if o.get("churn", 0) else {"forward"}),
-    )
-)
+@samplers.register("heun")
+@dataclass(frozen=True)
+class Heun(Chain):
+    """EDM's Heun sampler; without churn it is the deterministic flow.
+
+    Attributes:
+        churn: S_churn; 0 is "EDM-ODE", 6 the published "EDM-SDE".
+        churn_min: S_min, lowest level that is churned.
+        churn_max: S_max, highest level that is churned.
+        churn_noise: S_noise, factor on the added noise.
+
+    Source:
+        Karras et al. 2022 (arXiv:2206.00364), algorithm 2; settings of Liu et al., ICLR 2025.
+    """
+
+    churn: Positive = 0.0
+    churn_min: Positive = 0.01
+    churn_max: Positive = 0.46
+    churn_noise: Positive = 1.007
+    grid = staticmethod(heun_levels)
+
+    @property
+    def sites(self) -> frozenset[str]:
+        """Noise sites, with that of the churn if there is any."""
+        return frozenset({"forward", "churn"} if self.churn else {"forward"})
+
+    def step(self, denoiser: Denoiser, state: State, i: int, noise: NoisePlan) -> State:
+        """Churn, Euler step, correction; two calls of the denoiser, one in the last step."""
+        (x,), (sigma, sigma_next) = state, self.levels[i : i + 2]
+        churned = self.churn_min <= sigma <= self.churn_max
+        gamma = min(self.churn / self.steps, math.sqrt(2) - 1) if churned else 0.0
+        sigma_hat = sigma * (1 + gamma)
+        if gamma > 0:
+            x = x + math.sqrt(sigma_hat**2 - sigma**2) * self.churn_noise * noise.normal("churn", i, x)
+        slope = (x - denoiser(x, level(sigma_hat, x))) / sigma_hat
+        x_next = torch.add(x, slope, alpha=sigma_next - sigma_hat)
+        if sigma_next == 0:
+            return (x_next,)
+        slope_next = (x_next - denoiser(x_next, level(sigma_next, x))) / sigma_next
+        return (torch.add(x, slope + slope_next, alpha=(sigma_next - sigma_hat) / 2),)

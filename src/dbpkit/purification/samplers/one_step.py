@@ -1,41 +1,13 @@
 """One-step denoising: a single clean estimate from t*."""
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from dbpkit.foundation.noise import NoisePlan
-from dbpkit.foundation.types import Denoiser, StepHook
+from dbpkit.foundation.types import Denoiser, State
 from dbpkit.models.schedule import discrete_levels
-from dbpkit.purification.samplers.method import Method, clipped, diffuse, level, samplers
-
-
-def one_step(
-    denoiser: Denoiser,
-    x: Tensor,
-    levels: Tensor,
-    *,
-    noise: NoisePlan,
-    step: StepHook,
-    clip: bool = True,
-) -> Tensor:
-    """One call of the denoiser at t*, as in denoised smoothing.
-
-    Args:
-        denoiser: estimates the clean image; called once.
-        x: images (B, C, H, W) in [-1, 1].
-        levels: only the first noise level is used.
-        noise: gives the ``forward`` draw.
-        step: hook around the call.
-        clip: whether the estimate is limited to [-1, 1].
-
-    Returns:
-        Purified images (B, C, H, W).
-
-    Source:
-        Carlini et al. 2023 (arXiv:2206.10550), algorithm 1.
-    """
-    sigma = float(levels[0])
-    x = diffuse(x, levels[0], noise)
-    return step(lambda x: clipped(denoiser(x, level(sigma, x)), clip), x)
+from dbpkit.purification.samplers.chain import Chain, clipped, level, samplers
 
 
 def one_level(t_star: float, steps: int) -> Tensor:
@@ -43,4 +15,23 @@ def one_level(t_star: float, steps: int) -> Tensor:
     return discrete_levels(t_star, steps)[[0, -1]]
 
 
-samplers.register("one_step")(Method(one_step, levels=one_level, sites=lambda _: frozenset({"forward"})))
+@samplers.register("one_step")
+@dataclass(frozen=True)
+class OneStep(Chain):
+    """One call of the denoiser at t*, as in denoised smoothing.
+
+    Attributes:
+        clip: whether the estimate is limited to [-1, 1].
+
+    Source:
+        Carlini et al. 2023 (arXiv:2206.10550), algorithm 1.
+    """
+
+    clip: bool = True
+    grid = staticmethod(one_level)
+    sites = frozenset({"forward"})
+
+    def step(self, denoiser: Denoiser, state: State, i: int, noise: NoisePlan) -> State:
+        """The clean estimate."""
+        (x,) = state
+        return (clipped(denoiser(x, level(self.levels[i], x)), self.clip),)

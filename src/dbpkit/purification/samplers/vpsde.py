@@ -1,104 +1,86 @@
 """The reverse variance-preserving SDE by Euler-Maruyama, with an optional Langevin corrector."""
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.options import CountOrNone, Length, Positive
-from dbpkit.foundation.types import Denoiser, StepHook
+from dbpkit.foundation.types import Denoiser, State
 from dbpkit.models.schedule import BETA_MAX, BETA_MIN, continuous_levels, vp_time
-from dbpkit.purification.samplers.method import Method, diffuse, level, samplers
+from dbpkit.purification.samplers.chain import Chain, diffuse, level, samplers
 
 
-def vpsde(
-    denoiser: Denoiser,
-    x: Tensor,
-    levels: Tensor,
-    *,
-    noise: NoisePlan,
-    step: StepHook,
-    corrector_steps: CountOrNone = 0,
-    snr: Positive = 0.16,
-    beta_min: Positive = BETA_MIN,
-    beta_max: Length = BETA_MAX,
-) -> Tensor:
+@samplers.register("vpsde")
+@dataclass(frozen=True)
+class VPSDE(Chain):
     """Reverse VP-SDE (the DiffPure sampler), returning the last step's mean.
 
-    Args:
-        denoiser: estimates the clean image; called once a predictor and once a corrector step.
-        x: images (B, C, H, W) in [-1, 1].
-        levels: (S + 1,) noise levels, decreasing to 0.
-        noise: gives ``forward``, ``reverse`` and ``corrector`` draws.
-        step: hook around every predictor step (with its correctors).
+    The state is variance preserving: (x0 + sigma z) / sqrt(1 + sigma^2).
+
+    Attributes:
         corrector_steps: Langevin steps before each predictor step; 0 is the published default row.
         snr: signal-to-noise ratio of the corrector, per example.
         beta_min: schedule's beta at t = 0.
         beta_max: schedule's beta at t = 1.
 
-    Returns:
-        Purified images (B, C, H, W), not clipped.
-
     Source:
         Song et al. 2021 (arXiv:2011.13456), algorithms 3 and 5; grid and last mean as in Liu et al. 2025.
     """
-    times = [*vp_time(levels[:-1], beta_min, beta_max).tolist(), 0.0]
-    first = float(levels[0])
-    state = diffuse(x, levels[0], noise) / math.sqrt(1 + first**2)  # variance preserving from here on
-    for i, sigma in enumerate(levels[:-1].tolist()):
 
-        def score(state: Tensor, sigma: float = sigma) -> Tensor:
-            signal = 1 / math.sqrt(1 + sigma**2)
-            x0 = denoiser(state / signal, level(sigma, state))
-            return (signal * x0 - state) / (signal * sigma) ** 2
+    corrector_steps: CountOrNone = 0
+    snr: Positive = 0.16
+    beta_min: Positive = BETA_MIN
+    beta_max: Length = BETA_MAX
+    grid = staticmethod(continuous_levels)
+    clamps = False
 
-        def predict(state: Tensor, i: int = i, score: Callable[[Tensor], Tensor] = score) -> Tensor:
-            beta = beta_min + times[i] * (beta_max - beta_min)
-            dt = times[i] - times[i + 1]
-            for j in range(corrector_steps):
-                state = _correct(
-                    state,
-                    score(state),
-                    noise.normal("corrector", i * corrector_steps + j, state),
-                    beta,
-                    snr,
-                )
-            mean = state + (0.5 * beta * state + beta * score(state)) * dt
-            if i + 1 == len(times) - 1:
-                return mean
-            return mean + math.sqrt(beta * dt) * noise.normal("reverse", i, state)
+    @property
+    def sites(self) -> frozenset[str]:
+        """Noise sites, with the corrector's if it runs."""
+        return frozenset({"forward", "reverse"} | ({"corrector"} if self.corrector_steps else set()))
 
-        state = step(predict, state)
-    return state
+    @cached_property
+    def times(self) -> list[float]:
+        """VP times of the levels, the last one 0."""
+        levels = torch.tensor(self.levels[:-1], dtype=torch.float64)
+        return [*vp_time(levels, self.beta_min, self.beta_max).tolist(), 0.0]
+
+    def start(self, x: Tensor, noise: NoisePlan) -> State:
+        """Returns the images, noised to the first level and scaled."""
+        return (diffuse(x, self.levels[0], noise) / math.sqrt(1 + self.levels[0] ** 2),)
+
+    def step(self, denoiser: Denoiser, state: State, i: int, noise: NoisePlan) -> State:
+        """Correctors and predictor; a call of the denoiser for each."""
+        (x,), (t, t_next) = state, self.times[i : i + 2]
+        beta = self.beta_min + t * (self.beta_max - self.beta_min)
+        for j in range(self.corrector_steps):
+            score = self.score(denoiser, x, i)
+            z = noise.normal("corrector", i * self.corrector_steps + j, x)
+            x = correct(x, score, z, beta, self.snr)
+        dt = t - t_next
+        mean = x + (0.5 * beta * x + beta * self.score(denoiser, x, i)) * dt
+        if i + 1 == self.steps:
+            return (mean,)
+        return (mean + math.sqrt(beta * dt) * noise.normal("reverse", i, x),)
+
+    def score(self, denoiser: Denoiser, x: Tensor, i: int) -> Tensor:
+        """Returns the score at a state (B, C, H, W) before step ``i``."""
+        sigma, signal = self.levels[i], self.scale(self.levels[i])
+        x0 = denoiser(x / signal, level(sigma, x))
+        return (signal * x0 - x) / (signal * sigma) ** 2
+
+    def scale(self, sigma: float) -> float:
+        """Returns sqrt(alpha_bar) at level ``sigma``."""
+        return 1 / math.sqrt(1 + sigma**2)
 
 
-def _correct(state: Tensor, score: Tensor, z: Tensor, beta: float, snr: float) -> Tensor:
-    """One Langevin step whose size is set by the ratio of norms of each example."""
+def correct(x: Tensor, score: Tensor, z: Tensor, beta: float, snr: float) -> Tensor:
+    """One Langevin step of a state (B, C, H, W), its size set by the ratio of norms of each example."""
     ratio = z.flatten(1).norm(dim=1) / score.flatten(1).norm(dim=1)
     size = ((snr * ratio) ** 2 * 2 * (1 - beta / 1000))[:, None, None, None]
-    return state + size * score + torch.sqrt(2 * size) * z
-
-
-def _scale(sigma: float) -> float:
-    """The variance-preserving state at level sigma is this times x0 + sigma z."""
-    return 1 / math.sqrt(1 + sigma**2)
-
-
-def _sites(options: Mapping[str, Any]) -> frozenset[str]:
-    """Noise sites, with the corrector's if it runs."""
-    corrector = {"corrector"} if options.get("corrector_steps", 0) else set()
-    return frozenset({"forward", "reverse"} | corrector)
-
-
-samplers.register("vpsde")(
-    Method(
-        vpsde,
-        levels=continuous_levels,
-        clamps=False,
-        sites=_sites,
-        scale=_scale,
-    )
-)
+    corrected: Tensor = x + size * score + torch.sqrt(2 * size) * z
+    return corrected

@@ -1,0 +1,83 @@
+"""A sampler from its name, its grid and its options, each checked."""
+
+from collections.abc import Callable, Mapping
+from inspect import isabstract
+from typing import Any
+
+from torch import Tensor
+
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.options import Option, call_with_options, checked_options, options_of
+from dbpkit.purification.samplers.chain import GIVEN, Chain, samplers
+from dbpkit.purification.samplers.functions import FunctionSampler, Method, as_method
+
+RESERVED = ("t_star", "steps")
+"""Arguments of a grid that have a place of their own in a spec."""
+
+
+def make_sampler(
+    name: str,
+    t_star: float = 0.1,
+    steps: int = 1000,
+    options: Mapping[str, Any] | None = None,
+    grid: Mapping[str, Any] | None = None,
+) -> Chain:
+    """Makes a sampler with its levels and options.
+
+    Args:
+        name: registered name, or import path of a `Chain` or of a sampler function.
+        t_star: diffusion time where purification starts, in (0, 1).
+        steps: S of the sampler's published grid.
+        options: its fields (``eta``, ``variance``, ``clip``, ...).
+        grid: further keyword arguments of the grid (``sigma_max``, ...).
+
+    Raises:
+        UserError: if a name or an option is unknown, or the levels do not decrease to 0.
+    """
+    part, what = samplers.resolve(name), f"sampler '{name}'"
+    if isinstance(part, type) and issubclass(part, Chain):
+        chosen = checked_options(part, options or {}, what, GIVEN)
+        levels = _levels(part.grid, t_star, steps, grid, name)
+        if isabstract(part):
+            raise UserError(f"{what} has no method step(denoiser, state, i, noise). Give it one.")
+        return part(tuple(levels.tolist()), **chosen)
+    method = as_method(part, name)
+    chosen = checked_options(method.sample, options or {}, what, method.given)
+    levels = _levels(method.levels, t_star, steps, grid, name)
+    return FunctionSampler(tuple(levels.tolist()), method, chosen, levels)
+
+
+def sampler_options(part: Any) -> tuple[dict[str, Option], dict[str, Option]]:
+    """Returns the options of a registered sampler and those of its grid, by name."""
+    if isinstance(part, type) and issubclass(part, Chain):
+        return options_of(part, GIVEN), options_of(part.grid, RESERVED)
+    method = part if isinstance(part, Method) else Method(part)
+    return options_of(method.sample, method.given), options_of(method.levels, RESERVED)
+
+
+def check_levels(levels: Tensor, name: str) -> None:
+    """Raises UserError unless ``levels`` (S + 1,) decrease strictly to 0."""
+    if (
+        levels.ndim != 1
+        or len(levels) < 2
+        or bool((levels[1:] >= levels[:-1]).any())
+        or float(levels[-1]) != 0
+    ):
+        raise UserError(f"sampler '{name}': noise levels must decrease strictly to 0, got {levels.tolist()}.")
+
+
+def _levels(
+    grid: Callable[..., Tensor], t_star: float, steps: int, options: Mapping[str, Any] | None, name: str
+) -> Tensor:
+    """The noise levels of a sampler's grid, (S + 1,)."""
+    if not isinstance(options or {}, Mapping):
+        raise UserError(f"the grid of sampler '{name}' must be a table of names and values.")
+    for reserved in RESERVED:
+        if reserved in (options or {}):
+            raise UserError(
+                f"the grid of sampler '{name}' has no option '{reserved}'. Give it beside the grid."
+            )
+    settings = {"t_star": t_star, "steps": steps, **(options or {})}
+    levels: Tensor = call_with_options(grid, settings, f"the grid of sampler '{name}'")
+    check_levels(levels, name)
+    return levels
