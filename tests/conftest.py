@@ -7,6 +7,7 @@ protocols are not ``runtime_checkable``, and beartype refuses every function ann
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: tests share their machine
+os.environ.setdefault("DBPKIT_NO_PLUGINS", "1")  # what else is installed here is not under test
 
 import importlib
 from pathlib import Path

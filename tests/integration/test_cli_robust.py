@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from dbpkit import cli
 from dbpkit.cli import crash
 from tests.integration.test_cli import run
 
@@ -99,7 +98,7 @@ def test_unforeseen_fault_is_a_sentence_and_a_report(
     def broken(*_: object, **__: object) -> None:
         raise ValueError("too many values to unpack (expected 2)")
 
-    monkeypatch.setattr("dbpkit.evaluation.run.evaluate", broken)
+    monkeypatch.setattr("dbpkit.evaluate", broken)
     monkeypatch.setenv(crash.FOLDER, str(tmp_path / "crashes"))
     code, out, err = run("evaluate", tiny_toml, "--out", tmp_path / "run")
     (report,) = (tmp_path / "crashes").iterdir()
@@ -116,7 +115,7 @@ def test_interrupt_of_a_command_that_does_not_continue_does_not_say_so(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dbpkit.evaluation.quick_check.quick_check", interrupted)
+    monkeypatch.setattr("dbpkit.check_spec", interrupted)
     code, out, err = run("check", tiny_toml)
     assert (code, out, err) == (130, "", "stopped.\n")
 
@@ -127,7 +126,7 @@ def test_interrupt_outside_the_work_ends_with_130(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "read_spec", interrupted)
+    monkeypatch.setattr("dbpkit.read_spec", interrupted)
     code, out, err = run("show", tiny_toml)
     assert (code, out, err) == (130, "", "error: stopped.\n")
 

@@ -347,7 +347,7 @@ def test_evaluate_l2_threat_keeps_the_norm(tiny: Tiny, tmp_path: Path) -> None:
 def test_compare_same_run_is_zero_and_other_data_is_refused(
     finished: Path, tiny: Tiny, tmp_path: Path
 ) -> None:
-    differences = compare(RunDirectory(finished), RunDirectory(finished))
+    differences = compare(finished, finished).differences
     assert set(differences) == set(ROWS)
     assert all(e.value == 0 for e in differences.values())
     evaluate(tiny(data={"name": "tests.parts:data", "options": {"classes": 2}}), tmp_path / "other")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dbpkit.foundation.errors import UserError
-from dbpkit.results.compare import compare, compare_runs
+from dbpkit.results.compare import compare
 from dbpkit.results.run_directory import RunDirectory
 
 SPEC: dict[str, Any] = {
@@ -67,11 +67,11 @@ HALF = [[1, 0], [1, 1], [0, 0], [0, 1]]
 NONE = [[0, 0], [0, 1], [0, 0], [0, 0]]
 
 
-def test_compare_runs_other_model_says_what_differs_and_warns_of_nothing(make: Make) -> None:
+def test_compare_other_model_says_what_differs_and_warns_of_nothing(make: Make) -> None:
     def fine_tuned(spec: dict[str, Any]) -> None:
         spec.update(name="fine-tuned", denoiser={"name": "cifar10-unet-addt", "options": {}})
 
-    found = compare_runs(make("a", HALF), make("b", NONE, fine_tuned))
+    found = compare(make("a", HALF), make("b", NONE, fine_tuned))
     assert found.changed == ["denoiser.name embedded -> cifar10-unet-addt"]
     assert found.warnings == []
     # halves of a draw by example: 1, 2, 0, 1 of two draws against 0, 1, 0, 0
@@ -80,22 +80,22 @@ def test_compare_runs_other_model_says_what_differs_and_warns_of_nothing(make: M
     assert found.p_values == {}  # two draws per example: no single pairs
 
 
-def test_compare_returns_the_differences_alone(make: Make) -> None:
+def test_compare_takes_paths_as_well_as_run_directories(make: Make) -> None:
     a, b = make("a", HALF), make("b", NONE)
-    assert compare(a, b) == compare_runs(a, b).differences
+    assert compare(a.path, b.path).differences == compare(a, b).differences
 
 
-def test_compare_runs_single_draws_have_mcnemars_p_value(make: Make) -> None:
+def test_compare_single_draws_have_mcnemars_p_value(make: Make) -> None:
     """Four examples right in A alone: 2 / 2^4."""
-    found = compare_runs(make("a", [[1]] * 4 + [[0]]), make("b", [[0]] * 5))
+    found = compare(make("a", [[1]] * 4 + [[0]]), make("b", [[0]] * 5))
     assert found.p_values == {"white_box": pytest.approx(2 / 16)}
 
 
-def test_compare_runs_single_draw_on_two_tapes_has_no_p_value(make: Make) -> None:
+def test_compare_single_draw_on_two_tapes_has_no_p_value(make: Make) -> None:
     runs = [make("a", [[1]] * 2), make("b", [[0]] * 2)]
     for run in runs:
         run.append([{**record, "tape": 1} for record in run.records()])
-    assert compare_runs(*runs).p_values == {}
+    assert compare(*runs).p_values == {}
 
 
 @pytest.mark.parametrize(
@@ -116,8 +116,8 @@ def test_compare_runs_single_draw_on_two_tapes_has_no_p_value(make: Make) -> Non
         ),
     ],
 )
-def test_compare_runs_more_than_the_model_differs_warns(change, leaf: str, sentence: str, make: Make) -> None:
-    found = compare_runs(make("a", HALF), make("b", NONE, change))
+def test_compare_more_than_the_model_differs_warns(change, leaf: str, sentence: str, make: Make) -> None:
+    found = compare(make("a", HALF), make("b", NONE, change))
     assert found.changed == [leaf]
     (warning,) = found.warnings
     assert sentence in warning
@@ -134,44 +134,44 @@ def test_compare_runs_more_than_the_model_differs_warns(change, leaf: str, sente
         (lambda s: s.update(name="another title"), []),
     ],
 )
-def test_compare_runs_what_does_not_touch_the_difference_is_no_warning(change, changed, make: Make) -> None:
-    found = compare_runs(make("a", HALF), make("b", NONE, change))
+def test_compare_what_does_not_touch_the_difference_is_no_warning(change, changed, make: Make) -> None:
+    found = compare(make("a", HALF), make("b", NONE, change))
     assert (found.changed, found.warnings) == (changed, [])
 
 
-def test_compare_runs_other_weights_under_the_same_name_are_named(make: Make) -> None:
+def test_compare_other_weights_under_the_same_name_are_named(make: Make) -> None:
     a = make("a", HALF, session={"denoiser_sha256": "a" * 64})
     b = make("b", NONE, session={"denoiser_sha256": "b" * 64})
-    assert compare_runs(a, b).changed == [f"denoiser_sha256 {'a' * 12} -> {'b' * 12}"]
+    assert compare(a, b).changed == [f"denoiser_sha256 {'a' * 12} -> {'b' * 12}"]
 
 
-def test_compare_runs_some_examples_in_common_compares_those_and_says_so(make: Make) -> None:
-    found = compare_runs(make("a", HALF), make("b", NONE, first=2))
+def test_compare_some_examples_in_common_compares_those_and_says_so(make: Make) -> None:
+    found = compare(make("a", HALF), make("b", NONE, first=2))
     assert found.differences["white_box"].examples == 2
     assert found.warnings == ["Only examples that both runs have are compared; 1 of 1 rows have others."]
 
 
-def test_compare_runs_other_data_with_the_same_labels_warns(make: Make) -> None:
+def test_compare_other_data_with_the_same_labels_warns(make: Make) -> None:
     def corrupted(spec: dict[str, Any]) -> None:
         spec["data"] = {"name": "my:corrupted", "options": {}}
 
-    found = compare_runs(make("a", HALF), make("b", NONE, corrupted, session={"data_sha256": "e"}))
+    found = compare(make("a", HALF), make("b", NONE, corrupted, session={"data_sha256": "e"}))
     (warning,) = found.warnings
     assert "data.name embedded -> my:corrupted" in warning
 
 
-def test_compare_runs_other_labels_are_other_data_and_refused(make: Make) -> None:
+def test_compare_other_labels_are_other_data_and_refused(make: Make) -> None:
     other = make("b", NONE, session={"data_sha256": "e"}, label=2)
     with pytest.raises(UserError, match="runs on different data"):
-        compare_runs(make("a", HALF), other)
+        compare(make("a", HALF), other)
 
 
-def test_compare_runs_no_common_example_is_refused(make: Make) -> None:
+def test_compare_no_common_example_is_refused(make: Make) -> None:
     with pytest.raises(UserError, match="no example and row in common"):
-        compare_runs(make("a", HALF), make("b", NONE, first=10))
+        compare(make("a", HALF), make("b", NONE, first=10))
 
 
-def test_compare_runs_does_not_change_what_a_run_says_of_itself(make: Make) -> None:
+def test_compare_does_not_change_what_a_run_says_of_itself(make: Make) -> None:
     a, b = make("a", HALF), make("b", NONE)
-    compare_runs(a, b)
+    compare(a, b)
     assert a.spec()["spec"] == b.spec()["spec"] == SPEC

@@ -234,7 +234,9 @@ def test_demo_full_evaluates_analyses_and_continues(
     run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "demo.toml").write_text(SMALL)
-    monkeypatch.setattr(cli, "asset", lambda _name: tmp_path / "demo.toml")  # the real one takes minutes
+    monkeypatch.setattr(
+        "dbpkit.cli.evaluate.asset", lambda _name: tmp_path / "demo.toml"
+    )  # the real one takes minutes
     monkeypatch.syspath_prepend(Path(__file__).parents[2])
     code, out, _ = run("demo", "--full", "--out", tmp_path / "run")
     assert code == 0
@@ -251,7 +253,7 @@ def test_demo_without_full_runs_no_analysis(
     run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "demo.toml").write_text(SMALL)
-    monkeypatch.setattr(cli, "asset", lambda _name: tmp_path / "demo.toml")
+    monkeypatch.setattr("dbpkit.cli.evaluate.asset", lambda _name: tmp_path / "demo.toml")
     monkeypatch.syspath_prepend(Path(__file__).parents[2])
     code, _, _ = run("demo", "--out", tmp_path / "run")
     assert code == 0

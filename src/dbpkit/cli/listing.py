@@ -13,6 +13,7 @@ from dbpkit.foundation.amounts import amount
 from dbpkit.foundation.errors import UserError, nearest, shown
 from dbpkit.foundation.options import Option, check_needed, checked_options, options_of
 from dbpkit.foundation.packaged import specs, title
+from dbpkit.foundation.plugins import load_plugins
 from dbpkit.foundation.registry import names_of
 from dbpkit.foundation.spec import Strict
 from dbpkit.models.networks import networks
@@ -62,6 +63,7 @@ def described(what: str = "") -> dict[str, dict[str, str]]:
         name: ", ".join(sorted(k.shared_sites)) or f"gradient {k.gradient}" for name, k in known.items()
     }
     listed["specs"] = {name: title(path) for name, path in specs().items()}
+    listed["plugins"] = {name: str(plugin) for name, plugin in load_plugins().items()}
     if not what:
         return listed
     if what in listed:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -19,6 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from dbpkit.cli.crash import INTERRUPTED
 from dbpkit.foundation import console
 
 Report = Callable[[float, str], None]
@@ -98,6 +100,24 @@ def progress(quiet: bool = False, verbose: bool = False) -> Iterator[Report]:
     terminal = None if verbose else console.terminal()
     with _bar(terminal) if terminal is not None else _lines(verbose) as report:
         yield report
+
+
+@contextlib.contextmanager
+def working(as_json: bool, talk: bool | None = None, *, continues: bool = True) -> Iterator[Report]:
+    """Progress of a command's work; says how to go on if it is stopped, and leaves with status 130.
+
+    Args:
+        as_json: whether a program reads the result, so that nothing else is said.
+        talk: what ``--verbose/--quiet`` says; None if neither was given.
+        continues: whether the same command goes on where it stopped.
+    """
+    try:
+        with progress(as_json or talk is False, talk is True) as report:
+            yield report
+    except KeyboardInterrupt:
+        again = "; run the same command again to continue where it left off" if continues else ""
+        console.note(f"stopped{again}.")
+        raise typer.Exit(INTERRUPTED) from None
 
 
 @contextlib.contextmanager

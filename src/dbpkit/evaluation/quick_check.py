@@ -176,6 +176,10 @@ def quick_check(
     return Checked(flags, (*found.checks, "planned_attacks"))
 
 
+check_spec = quick_check
+"""Its public name, `dbpkit.check_spec`: `check` looks at a model, this at a plan."""
+
+
 def verdict(flags: Sequence[Flag]) -> str:
     """Says in a sentence what follows from the flags."""
     errors = sorted({f.name for f in flags if f.severity == "error"})

@@ -1,8 +1,9 @@
 """Names for parts, so that a spec file can say ``sampler = "ddpm"`` or ``sampler = "my_module:make"``.
 
 A part is one file with one ``@registry.register("name")``. An import path always contains a colon, a
-registered name never does. The thing people get wrong: who chose the name. `Registry.resolve` follows import
-paths and is for what the user typed; `Registry.get` never does and is for what came out of a file.
+registered name never does. A name that is not there makes installed packages bring their parts, once
+(`dbpkit.foundation.plugins`). The thing people get wrong: who chose the name. `Registry.resolve` follows
+import paths and is for what the user typed; `Registry.get` never does and is for what came out of a file.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from typing import Any, Generic, TypeVar
 
 from dbpkit.foundation.errors import UserError, excerpt, shown, unknown_name
 from dbpkit.foundation.options import call_with_options as call_with_options
+from dbpkit.foundation.plugins import is_importing, load_plugins, search_last
 
 T = TypeVar("T")
 
@@ -39,6 +41,7 @@ KINDS = (
     "threats",
     "knowledge",
     "specs",
+    "plugins",
 )
 """What a spec can name; `dbpkit.cli.listing` has the parts of each kind."""
 
@@ -78,6 +81,8 @@ class Registry(Generic[T]):
             )
 
         def file(part: T) -> T:
+            if is_importing():
+                self._complete()
             if name in self._parts and self._parts[name] is not part:
                 raise UserError(f"{self.kind} '{name}' is registered twice. Give the second another name.")
             self._parts[name] = part
@@ -127,16 +132,19 @@ class Registry(Generic[T]):
         )
 
     def _complete(self) -> None:
-        """Imports the other modules that register parts."""
+        """Imports the other modules of this package that register parts."""
         while self._others:
             importlib.import_module(self._others.pop())
 
     def __contains__(self, name: str) -> bool:
         self._complete()
+        if name not in self._parts:
+            load_plugins()
         return name in self._parts
 
     def __iter__(self) -> Iterator[str]:
         self._complete()
+        load_plugins()
         return iter(sorted(self._parts))
 
     def describe(self) -> dict[str, str]:
@@ -194,8 +202,7 @@ def import_module(name: str, kind: str = "plugin") -> ModuleType:
         UserError: if it cannot be found, fails while it is imported, or is hidden by another of its name.
     """
     here = Path.cwd()
-    if str(here) not in sys.path:
-        sys.path.append(str(here))  # last, so that nothing in this folder hides an installed module
+    search_last(here)
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:

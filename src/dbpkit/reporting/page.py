@@ -158,6 +158,10 @@ def write_report(runs: Sequence[str | Path | RunDirectory], out: Path | None = N
     return path
 
 
+report = write_report
+"""Its public name, `dbpkit.report`."""
+
+
 def _files(stem: str, chart: ResponsiveChart | None, analyses: Sequence[AnalysisView]) -> dict[str, bytes]:
     """Every figure of the page as PNG, and its data as CSV."""
     drawn = [(c.stem, c.drawn.png, c.drawn.csv) for view in analyses for line in view.charts for c in line]

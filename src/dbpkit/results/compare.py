@@ -5,6 +5,7 @@ the same seed, draw r of an example has the same noise in both runs, so examples
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,24 +44,21 @@ class RunComparison(NamedTuple):
     network_calls: dict[str, tuple[float | None, float | None]]
 
 
-def compare(run_a: RunDirectory, run_b: RunDirectory) -> dict[str, Estimate]:
-    """Returns the paired difference A - B of the per-draw accuracy for every row both runs have.
-
-    Arguments and errors as `compare_runs`.
-    """
-    return compare_runs(run_a, run_b).differences
-
-
-def compare_runs(run_a: RunDirectory, run_b: RunDirectory) -> RunComparison:
+def compare(run_a: RunDirectory | str | Path, run_b: RunDirectory | str | Path) -> RunComparison:
     """Compares two runs pair by pair and says what differs between them.
 
     Args:
         run_a: a run directory.
         run_b: another, on the same data; only examples both have are compared.
 
+    Returns:
+        Per-draw accuracy A - B of every row that both runs have, with what else differs between them.
+
     Raises:
         UserError: if the runs are of other data or have no example and row in common.
     """
+    run_a = run_a if isinstance(run_a, RunDirectory) else RunDirectory(run_a)
+    run_b = run_b if isinstance(run_b, RunDirectory) else RunDirectory(run_b)
     changed, warnings = spec_changes(run_a, run_b), spec_warnings(run_a, run_b)
     refuse_other_data(run_a, run_b)
     rows_a, rows_b = run_a.columns().rows, run_b.columns().rows
@@ -89,6 +87,10 @@ def compare_runs(run_a: RunDirectory, run_b: RunDirectory) -> RunComparison:
         )
     costs = {row: (network_calls(rows_a[row]), network_calls(rows_b[row])) for row in found}
     return RunComparison(found, p_values, changed, warnings, costs)
+
+
+compare_runs = compare
+"""An older name."""
 
 
 def spec_changes(run_a: RunDirectory, run_b: RunDirectory) -> list[str]:

@@ -5,6 +5,7 @@ The thing people get wrong: a claim that the interval leaves open is neither con
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from dbpkit.results.analysis import AnalysisResult, Claim, Number, analysis_results
@@ -39,12 +40,19 @@ class Finding(NamedTuple):
         return {"analysis": self.analysis, **number, "verdict": self.verdict, **reason}
 
 
-def findings(run: RunDirectory) -> list[Finding]:
-    """Returns the findings of a run directory: those of its evaluation first, then by analysis.
+def findings(run: RunDirectory | str | Path) -> list[Finding]:
+    """Returns which of the papers' claims hold in a run: those of its evaluation first, then by analysis.
+
+    Args:
+        run: a run directory, evaluated or analysed.
+
+    Returns:
+        Every claim with what was measured and its verdict.
 
     Raises:
         UserError: if it is no run directory or a file in it is damaged.
     """
+    run = run if isinstance(run, RunDirectory) else RunDirectory(run)
     return gather(evaluation_numbers(run, summarise(run)), list(analysis_results(run)))
 
 

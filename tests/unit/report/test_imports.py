@@ -71,7 +71,7 @@ def test_star_import_gives_every_public_name() -> None:
 
 
 def test_kinds_in_the_help_are_those_that_are_listed() -> None:
-    assert (*REGISTRIES, "knowledge", "specs") == KINDS
+    assert (*REGISTRIES, "knowledge", "specs", "plugins") == KINDS
 
 
 def test_parts_registered_elsewhere_are_found_whatever_was_imported_first() -> None:

@@ -127,6 +127,10 @@ def combine(runs: Sequence[str | Path]) -> AnalysisResult:
         ) from error
 
 
+law = combine
+"""Its public name, `dbpkit.law`."""
+
+
 def _combined(names: Sequence[str], records: Sequence[dict[str, Any]]) -> AnalysisResult:
     """The conclusion from the records of every run."""
     if len(records) == 1:

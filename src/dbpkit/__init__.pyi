@@ -1,0 +1,71 @@
+# isort: skip_file
+# The public names of dbpkit and where each is defined. This file is the only list of them: type checkers read
+# it, and `dbpkit/__init__.py` takes from it which module to import when a name is first used.
+
+__version__: str
+
+# What the commands do, from Python.
+from dbpkit.analyses.law.law import law as law
+from dbpkit.analyses.run import analyse as analyse
+from dbpkit.evaluation.benchmark import Benchmark as Benchmark
+from dbpkit.evaluation.benchmark import benchmark as benchmark
+from dbpkit.evaluation.purify_files import purify_files as purify_files
+from dbpkit.evaluation.quick_check import Checked as Checked
+from dbpkit.evaluation.quick_check import check as check
+from dbpkit.evaluation.quick_check import check_spec as check_spec
+from dbpkit.evaluation.replay import replay as replay
+from dbpkit.evaluation.run import evaluate as evaluate
+from dbpkit.fidelity.frechet import Chain as Chain
+from dbpkit.fidelity.frechet import make_features as make_features
+from dbpkit.fidelity.frechet import quality as quality
+from dbpkit.reporting.page import report as report
+from dbpkit.results.compare import compare as compare
+from dbpkit.results.findings import findings as findings
+from dbpkit.results.summary import summarise as summarise
+from dbpkit.training.loop import train as train
+
+# What they are told.
+from dbpkit.evaluation.run import Execution as Execution
+from dbpkit.experiment.knowledge import Knowledge as Knowledge
+from dbpkit.experiment.spec import EvaluationSpec as EvaluationSpec
+from dbpkit.experiment.spec import PurifierSpec as PurifierSpec
+from dbpkit.foundation.errors import UserError as UserError
+from dbpkit.foundation.noise import NoisePlan as NoisePlan
+from dbpkit.foundation.plugins import load_plugins as load_plugins
+from dbpkit.foundation.registry import trust as trust
+from dbpkit.foundation.spec import read_spec as read_spec
+from dbpkit.results.run_directory import RunDirectory as RunDirectory
+from dbpkit.training.spec import TrainingSpec as TrainingSpec
+
+# Models, data and budgets.
+from dbpkit.data import Dataset as Dataset
+from dbpkit.data import load_dataset as load_dataset
+from dbpkit.models.denoisers import EDMDenoiser as EDMDenoiser
+from dbpkit.models.denoisers import VPDenoiser as VPDenoiser
+from dbpkit.models.denoisers import from_pretrained as from_pretrained
+from dbpkit.models.sources import load_classifier as load_classifier
+from dbpkit.models.sources import load_denoiser as load_denoiser
+from dbpkit.models.sources import load_embedded as load_embedded
+from dbpkit.models.weights import load_weights as load_weights
+from dbpkit.purification.classifier import PurifiedClassifier as PurifiedClassifier
+from dbpkit.purification.classifier import Undefended as Undefended
+from dbpkit.purification.diffusion import Purifier as Purifier
+from dbpkit.threats.perceptual import FeatureDistance as FeatureDistance
+from dbpkit.threats.pixels import L2 as L2
+from dbpkit.threats.pixels import Linf as Linf
+
+# Attacks.
+from dbpkit.attacks import AttackOutcome as AttackOutcome
+from dbpkit.attacks import Target as Target
+from dbpkit.attacks.apgd import apgd as apgd
+from dbpkit.attacks.apgd import apgd_targeted as apgd_targeted
+from dbpkit.attacks.autoattack import autoattack as autoattack
+from dbpkit.attacks.diffattack import diffattack as diffattack
+from dbpkit.attacks.fab import fab as fab
+from dbpkit.attacks.libraries.art import art as art
+from dbpkit.attacks.libraries.foolbox import foolbox as foolbox
+from dbpkit.attacks.libraries.pyautoattack import pyautoattack as pyautoattack
+from dbpkit.attacks.low_frequency import low_frequency as low_frequency
+from dbpkit.attacks.pgd import pgd as pgd
+from dbpkit.attacks.selective_eot import selective_eot as selective_eot
+from dbpkit.attacks.square import square as square

@@ -1,0 +1,115 @@
+"""Commands that measure: ``demo``, ``evaluate`` and ``check``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dbpkit.cli import printing
+from dbpkit.cli.options import (
+    AsJson,
+    BatchSize,
+    Deterministic,
+    Device,
+    Memory,
+    MicroBatch,
+    Out,
+    Plugin,
+    Reverse,
+    Set,
+    SpecFile,
+    Talk,
+    bytes_of,
+)
+from dbpkit.cli.progress import working
+from dbpkit.cli.root import app, begin
+from dbpkit.foundation.options import MOST
+from dbpkit.foundation.packaged import asset
+
+if TYPE_CHECKING:
+    from dbpkit import EvaluationSpec
+
+
+@app.command()
+def demo(
+    out: Out = Path("runs/demo"),
+    device: Device = "cpu",
+    full: Annotated[
+        bool, typer.Option("--full", help="Also run all analyses, on 64 images; the same command continues.")
+    ] = False,
+    talk: Talk = None,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate the embedded CIFAR-10 models and write a report page."""
+    from dbpkit import EvaluationSpec, Execution, RunDirectory, analyse, evaluate, findings, read_spec, report
+
+    begin(computes=True)
+    spec = read_spec(asset("demo.toml"), EvaluationSpec)
+    execution, run = Execution(device), RunDirectory(out)
+    with working(as_json, talk) as progress:
+        summary = evaluate(_enough(spec) if full else spec, run, execution, progress)
+    if not full:
+        printing.evaluation(summary, report([run]), as_json)
+        return
+    with working(as_json, talk) as progress:
+        results = analyse(_enough(spec), out, execution=execution, progress=progress)
+    printing.everything(summary, results, findings(out), report([out]), as_json)
+
+
+@app.command("evaluate")
+def evaluate_command(
+    spec: SpecFile,
+    out: Out,
+    overrides: Set = [],
+    plugin: Plugin = [],
+    device: Device = "cpu",
+    batch_size: BatchSize = 16,
+    micro_batch: MicroBatch = 32,
+    memory: Memory = 2.0,
+    deterministic: Deterministic = False,
+    reverse: Reverse = False,
+    talk: Talk = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how robust a purified classifier is; run the same command again to continue."""
+    from dbpkit import EvaluationSpec, Execution, RunDirectory, evaluate, read_spec, report
+
+    begin(plugin, computes=True)
+    execution = Execution(device, batch_size, micro_batch, deterministic, bytes_of(memory), reverse)
+    read = read_spec(spec, EvaluationSpec, overrides)
+    run = RunDirectory(out)  # read once for the summary and the page
+    with working(as_json, talk) as progress:
+        summary = evaluate(read, run, execution, progress)
+    printing.evaluation(summary, report([run]), as_json)
+
+
+@app.command("check")
+def check_command(
+    spec: SpecFile,
+    examples: Annotated[int, typer.Option(min=1, max=MOST, help="Examples to look at.")] = 8,
+    overrides: Set = [],
+    plugin: Plugin = [],
+    device: Device = "cpu",
+    micro_batch: MicroBatch = 32,
+    talk: Talk = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check your own models and settings before a long run; exit code 1 if something must be mended."""
+    from dbpkit import EvaluationSpec, Execution, check_spec, read_spec
+
+    begin(plugin, computes=True)
+    execution = Execution(device, micro_batch=micro_batch)
+    with working(as_json, talk, continues=False) as progress:
+        found = check_spec(read_spec(spec, EvaluationSpec, overrides), examples, execution, progress)
+    printing.checked(found, as_json)
+    raise typer.Exit(int(not found.trustworthy))
+
+
+def _enough(spec: "EvaluationSpec") -> "EvaluationSpec":
+    """The spec with as many examples as the law's verdict needs."""
+    from dbpkit.statistics.intervals import CROSSED_EXAMPLES
+
+    if spec.examples.count is None:
+        return spec
+    examples = spec.examples.model_copy(update={"count": max(spec.examples.count, CROSSED_EXAMPLES)})
+    return spec.model_copy(update={"examples": examples})

@@ -1,0 +1,130 @@
+"""Commands that explain: ``analyse``, and those that read what runs have left."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dbpkit.cli import printing
+from dbpkit.cli.options import (
+    AsJson,
+    Device,
+    Memory,
+    MicroBatch,
+    Out,
+    Plugin,
+    Runs,
+    Set,
+    SpecFile,
+    Talk,
+    bytes_of,
+)
+from dbpkit.cli.progress import working
+from dbpkit.cli.root import app, begin
+
+
+@app.command("analyse")
+def analyse_command(
+    spec: SpecFile,
+    out: Out,
+    names: Annotated[list[str], typer.Argument(help="Analyses; those of the spec, or all, if none.")] = [],
+    overrides: Set = [],
+    plugin: Plugin = [],
+    device: Device = "cpu",
+    micro_batch: MicroBatch = 32,
+    memory: Memory = 2.0,
+    talk: Talk = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show why: run the papers' analyses on a spec's models; the same command continues."""
+    from dbpkit import EvaluationSpec, Execution, analyse, read_spec, report
+
+    begin(plugin, computes=True)
+    read = read_spec(spec, EvaluationSpec, overrides)
+    chosen = {name: read.analyses.get(name, {}) for name in names} or None
+    execution = Execution(device, micro_batch=micro_batch, memory_bytes=bytes_of(memory))
+    with working(as_json, talk) as progress:
+        results = analyse(read, out, chosen, execution, progress)
+    printing.analyses(results, report([out]), as_json)
+
+
+@app.command("report")
+def report_command(
+    runs: Runs,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="HTML file; report.html in the first run if not given."),
+    ] = None,
+    plugin: Plugin = [],
+    as_json: AsJson = False,
+) -> None:
+    """Write one self-contained HTML page about one or more runs."""
+    from dbpkit import report
+
+    begin(plugin)
+    printing.page(report(runs, out), as_json)
+
+
+@app.command("compare")
+def compare_command(
+    run_a: Annotated[Path, typer.Argument(help="A run directory.")],
+    run_b: Annotated[Path, typer.Argument(help="Another, on the same examples.")],
+    plugin: Plugin = [],
+    as_json: AsJson = False,
+) -> None:
+    """Print the paired differences A - B of two runs over the same examples."""
+    from dbpkit import compare
+
+    begin(plugin)
+    printing.comparison(compare(run_a, run_b), as_json)
+
+
+@app.command("findings")
+def findings_command(runs: Runs, plugin: Plugin = [], as_json: AsJson = False) -> None:
+    """Print which of the papers' claims hold in a run: measured, published, and the verdict."""
+    from dbpkit import findings
+
+    begin(plugin)
+    printing.findings({str(run): findings(run) for run in runs}, as_json)
+
+
+@app.command("law")
+def law_command(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories in which the analysis 'law' was run.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the charts as PNG and CSV.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Join the compression law of several runs, such as two data sets, into one."""
+    from dbpkit import law
+
+    begin()
+    printing.law(law(runs), out, as_json)
+
+
+@app.command("replay")
+def replay_command(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    example: Annotated[int, typer.Option(min=0, max=2**44, help="Example id.")],
+    row: Annotated[str, typer.Option(help="Row of the table.")] = "white_box",
+    tape: Annotated[int, typer.Option(min=0, max=2**44, help="Tape of the row.")] = 0,
+    attack: Annotated[bool, typer.Option(help="Also run the attack again, on this example alone.")] = True,
+    out: Annotated[Path | None, typer.Option("--out", help="PNG of the images; none if not given.")] = None,
+    device: Annotated[str | None, typer.Option(help="That of the run if not given.")] = None,
+    spec: Annotated[
+        Path | None, typer.Option("--spec", help="The spec of the run; needed if it names import paths.")
+    ] = None,
+    overrides: Set = [],
+    trust_run: Annotated[
+        bool, typer.Option("--trust-run", help="Follow import paths of the run: it can run any code.")
+    ] = False,
+    plugin: Plugin = [],
+    as_json: AsJson = False,
+) -> None:
+    """Compute one example of a run again and compare it with the record; exit code 1 if it differs."""
+    from dbpkit import EvaluationSpec, read_spec, replay
+
+    begin(plugin, computes=True)
+    typed = read_spec(spec, EvaluationSpec, overrides) if spec else None
+    found = replay(run, example, row, tape, attack=attack, device=device, spec=typed, trust_run=trust_run)
+    printing.replayed(found, out, as_json)
+    raise typer.Exit(int(not found.reproduced))

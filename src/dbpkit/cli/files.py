@@ -1,0 +1,70 @@
+"""The command that takes image files and writes image files: ``purify``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dbpkit.cli import printing
+from dbpkit.cli.options import AsJson, Denoiser, Device, Plugin, Sampler, Seed, Steps, Talk, Time
+from dbpkit.cli.progress import working
+from dbpkit.cli.root import app, begin
+
+if TYPE_CHECKING:
+    from dbpkit.experiment.spec import PurifySpec
+
+
+@app.command()
+def purify(
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the purified images, written as PNG.")],
+    denoiser: Denoiser = "embedded",
+    sampler: Sampler = "ddpm",
+    t_star: Time = 0.1,
+    steps: Steps = 1000,
+    seed: Seed = 0,
+    overrides: Annotated[
+        list[str],
+        typer.Option(
+            "--set",
+            help="Set an option of a part, such as purifier.options.eta=1 or denoiser.options.variant=addt.",
+        ),
+    ] = [],
+    device: Device = "cpu",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that this command did not write, too.")
+    ] = False,
+    plugin: Plugin = [],
+    talk: Talk = None,
+    as_json: AsJson = False,
+) -> None:
+    """Purify image files; files that this command did not write are left alone."""
+    from dbpkit import purify_files
+
+    begin(plugin, computes=True)
+    purifier = {"sampler": sampler, "t_star": t_star, "steps": steps}
+    spec = _spec({"denoiser": denoiser, "purifier": purifier}, overrides)
+    with working(as_json, talk, continues=False) as progress:
+        written = purify_files(
+            images,
+            out,
+            spec.purifier,
+            spec.denoiser.name,
+            seed,
+            progress,
+            options=spec.denoiser.options,
+            device=device,
+            overwrite=overwrite,
+        )
+    printing.purified(written, out, as_json)
+
+
+def _spec(table: dict[str, Any], overrides: list[str]) -> "PurifySpec":
+    """The spec that the options make, with overrides in their order."""
+    from dbpkit.experiment.spec import PurifySpec
+    from dbpkit.foundation.overrides import override
+    from dbpkit.foundation.spec import validate
+
+    for text in overrides:
+        override(table, text, PurifySpec)
+    return validate(table, PurifySpec, "dbpkit purify")

@@ -1,0 +1,108 @@
+"""Options and arguments that several commands have: their types, ranges and words of help."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dbpkit.foundation.options import MOST
+from dbpkit.foundation.packaged import specs
+
+
+def complete_spec(incomplete: str) -> list[str]:
+    """Names of published specs, and files, for the shell."""
+    files = (str(p) for p in Path().glob("*.toml"))
+    return [name for name in (*specs(), *files) if name.startswith(incomplete)]
+
+
+def complete_part(incomplete: str) -> list[str]:
+    """Kinds and names of parts, for the shell."""
+    from dbpkit.cli.listing import described
+
+    listed = described()
+    names = {*listed, *(name for parts in listed.values() for name in parts)}
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
+def _gibibytes(value: float) -> float:
+    """Refuses what is no size of a memory."""
+    if not 0 <= value <= 2**20:
+        raise typer.BadParameter(f"{value:g} is no number of GiB from 0 to {2**20}")
+    return value
+
+
+def _time(value: float) -> float:
+    """Refuses what is no diffusion time."""
+    if not 0 < value < 1:
+        raise typer.BadParameter(f"{value:g} is not between 0 and 1; the papers use 0.1")
+    return value
+
+
+# ------------------------------------------------------------------ specs and runs
+
+SpecFile = Annotated[
+    Path,
+    typer.Argument(help="TOML file, or the name of a published spec.", autocompletion=complete_spec),
+]
+Runs = Annotated[list[Path], typer.Argument(help="Run directories.")]
+Out = Annotated[Path, typer.Option("--out", help="Run directory; the same command continues it.")]
+Set = Annotated[
+    list[str],
+    typer.Option("--set", help="Override a leaf of the spec, such as purifier.steps=200."),
+]
+Plugin = Annotated[
+    list[str],
+    typer.Option("--plugin", help="Import your own module that registers parts, or trust a module:part."),
+]
+
+# ------------------------------------------------------------------ what is printed
+
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", help="Print the result as JSON, and nothing else, on standard output."),
+]
+Talk = Annotated[
+    bool | None,
+    typer.Option("--verbose/--quiet", "-v/-q", help="A line for every step, or no progress at all."),
+]
+
+# ------------------------------------------------------------------ how the work is carried out
+
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
+BatchSize = Annotated[int, typer.Option(min=1, max=MOST, help="Examples attacked together.")]
+MicroBatch = Annotated[
+    int, typer.Option(min=1, max=MOST, help="Rows in one call of the model; lower it if memory runs out.")
+]
+Memory = Annotated[
+    float,
+    typer.Option(
+        "--memory",
+        callback=_gibibytes,
+        help="GiB for kept graphs in one backward pass; 0 replays every step.",
+    ),
+]
+Deterministic = Annotated[
+    bool,
+    typer.Option(
+        "--deterministic",
+        help="Bit-equal records whatever the batch size: every call has --micro-batch rows.",
+    ),
+]
+Reverse = Annotated[
+    bool, typer.Option("--reverse", help="Take the last example first; results do not change.")
+]
+
+# ------------------------------------------------------------------ a purifier, without a spec
+
+Denoiser = Annotated[str, typer.Option(help="Denoiser name, weights file or import path.")]
+Sampler = Annotated[str, typer.Option(help="Sampler name or import path.")]
+Time = Annotated[
+    float, typer.Option(callback=_time, help="Diffusion time where purification starts, in (0, 1).")
+]
+Steps = Annotated[int, typer.Option(min=1, max=MOST, help="Steps of the whole chain.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of every random number.")]
+
+
+def bytes_of(gibibytes: float) -> int:
+    """Returns how many bytes ``--memory`` stands for."""
+    return int(gibibytes * 2**30)

@@ -1,0 +1,103 @@
+"""Commands that make a denoiser or a classifier, and judge one as a generative model."""
+
+import os
+from typing import Annotated, Any
+
+import typer
+
+from dbpkit.cli import printing
+from dbpkit.cli.options import AsJson, Device, Out, Plugin, Sampler, Seed, Set, SpecFile, Steps, Talk
+from dbpkit.cli.progress import working
+from dbpkit.cli.root import app, begin
+from dbpkit.foundation.options import MOST
+
+
+@app.command("train")
+def train_command(
+    spec: SpecFile,
+    out: Out,
+    overrides: Set = [],
+    plugin: Plugin = [],
+    device: Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu or cuda.")] = "auto",
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write the learning curve for TensorBoard too.")
+    ] = False,
+    talk: Talk = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train or fine-tune a classifier or a denoiser; run the same command again to continue.
+
+    On several processes or devices: accelerate launch --num_processes N -m dbpkit.cli train ...
+    """
+    from dbpkit import TrainingSpec, read_spec, train
+    from dbpkit.training.loop import Execution
+
+    begin(plugin, computes=True)
+    read = read_spec(spec, TrainingSpec, overrides)
+    is_first = os.environ.get("RANK", "0") == "0"  # set by accelerate launch and torchrun
+    with working(as_json or not is_first, talk) as progress:
+        trained = train(
+            read,
+            out,
+            lambda done, of, loss: progress(done / of, f"loss {loss:.4f}"),
+            Execution(device, tensorboard),
+        )
+    if is_first:
+        printing.trained(trained, as_json)
+
+
+@app.command("quality")
+def quality_command(
+    denoiser: Annotated[str, typer.Argument(help="Denoiser name, weights file or import path.")],
+    data: Annotated[str, typer.Option(help="Data set name.")] = "embedded",
+    images: Annotated[
+        int | None, typer.Option(min=2, max=MOST, help="Images to generate; half of the data if not given.")
+    ] = None,
+    t_star: Annotated[
+        float, typer.Option(help="1 starts from noise alone; below, from real images noised to t*.")
+    ] = 0.3,
+    sampler: Sampler = "ddim",
+    steps: Steps = 50,
+    inception: Annotated[
+        str, typer.Option(help="Path of inception-2015-12-05.pt, for the FID; none takes --classifier.")
+    ] = "",
+    trust_file: Annotated[
+        bool, typer.Option("--trust", help="Run another --inception file too: TorchScript can run code.")
+    ] = False,
+    classifier: Annotated[str, typer.Option(help="Whose features are used without Inception.")] = "embedded",
+    seed: Seed = 0,
+    device: Device = "cpu",
+    plugin: Plugin = [],
+    talk: Talk = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a denoiser as a generative model: FID, or the distance of a classifier's features."""
+    from dbpkit import Chain, load_dataset, load_denoiser, make_features, quality
+    from dbpkit.experiment.build import checked_device
+    from dbpkit.models.sources import source
+
+    begin(plugin, computes=True)
+    checked_device(device)
+    given = {"path": inception, "trust": trust_file} if inception else _features_of(classifier)
+    features = make_features("inception" if inception else "classifier", given)
+    made = load_denoiser(*source(denoiser))
+    with working(as_json, talk, continues=False) as progress:
+        found = quality(
+            made,
+            load_dataset(data),
+            features,
+            Chain(t_star, sampler, steps),
+            images=images,
+            seed=seed,
+            device=device,
+            progress=lambda done, of: progress(done / of, f"{done} images"),
+        )
+    printing.quality(found, as_json)
+
+
+def _features_of(classifier: str) -> dict[str, Any]:
+    """Options of a classifier's features."""
+    from dbpkit.models.sources import source
+
+    name, options = source(classifier)
+    return {"classifier": name, "options": options}
