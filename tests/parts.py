@@ -3,6 +3,8 @@
 The thing people get wrong: parts for tests that draw random numbers of their own. These are functions.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +14,18 @@ from tests.oracles import GaussianDenoiser
 
 SIDE = 8
 COUNT = 12
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "data": "tests.parts:data",
+    "classifier": "tests.parts:ChannelMean",
+    "denoiser": "tests.parts:gaussian_denoiser",
+    "purifier": {"sampler": "ddpm", "steps": 100},
+    "attacks": [{"name": "pgd", "options": {"iterations": 3, "eot": 2}}],
+    "draws": {"report": 3, "select": 2},
+    "knowledge": ["white_box", "dw_both", {"name": "fixed", "tapes": 2}],
+}
+"""The spec of these parts: what a test evaluates that needs any evaluation; change what it is about."""
 
 
 def data(count: int = COUNT, classes: int = 3, channels: int = 3) -> Dataset:

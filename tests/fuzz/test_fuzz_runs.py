@@ -29,7 +29,8 @@ from dbpkit.results.layout import canonical_hash
 from dbpkit.results.run_directory import RunDirectory
 from dbpkit.results.summary import summarise
 from tests.fuzz.harness import ODD, Outcome, chooser, dropped, leaves, replaced, run_case
-from tests.integration.conftest import REPOSITORY, TINY
+from tests.integration.conftest import REPOSITORY
+from tests.parts import TINY
 
 FUZZED: dict[str, Any] = {
     **TINY,

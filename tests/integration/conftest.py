@@ -9,37 +9,14 @@ import pytest
 import torch
 
 from dbpkit.experiment.spec import EvaluationSpec
-from dbpkit.foundation.spec import validate
+from dbpkit.foundation.spec import as_toml, validate
 from dbpkit.results.run_directory import RunDirectory
+from tests.parts import TINY
 
 REPOSITORY = Path(__file__).parents[2]
 
-TINY = {
-    "name": "tiny",
-    "data": "tests.parts:data",
-    "classifier": "tests.parts:ChannelMean",
-    "denoiser": "tests.parts:gaussian_denoiser",
-    "purifier": {"sampler": "ddpm", "steps": 100},
-    "attacks": [{"name": "pgd", "options": {"iterations": 3, "eot": 2}}],
-    "draws": {"report": 3, "select": 2},
-    "knowledge": ["white_box", "dw_both", {"name": "fixed", "tapes": 2}],
-}
-
-TINY_TOML = """
-name = "tiny"
-data = "tests.parts:data"
-classifier = "tests.parts:ChannelMean"
-denoiser = "tests.parts:gaussian_denoiser"
-knowledge = ["white_box", "dw_both"]
-[purifier]
-sampler = "ddpm"
-steps = 100
-[draws]
-report = 3
-[[attacks]]
-name = "pgd"
-options = { iterations = 3, eot = 2 }
-"""
+TINY_TOML = as_toml({**TINY, "knowledge": ["white_box", "dw_both"]})
+"""The same as a file, for two attackers."""
 
 
 @pytest.fixture(autouse=True)

@@ -18,8 +18,8 @@ from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.foundation.spec import validate
 from dbpkit.training.loop import Execution as TrainingExecution
 from dbpkit.training.spec import TrainingSpec
-from tests.integration.conftest import TINY
 from tests.integration.test_training import DENOISER
+from tests.parts import TINY
 
 SHORT = {
     **DENOISER,

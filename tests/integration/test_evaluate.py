@@ -29,7 +29,7 @@ ROWS = [
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from dbpkit.foundation.spec import validate
-    from tests.integration.conftest import TINY
+    from tests.parts import TINY
 
     out = tmp_path_factory.mktemp("runs") / "a"
     evaluate(validate(TINY, EvaluationSpec, "tiny"), out)

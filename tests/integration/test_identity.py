@@ -17,7 +17,8 @@ from dbpkit.foundation.locking import writing
 from dbpkit.foundation.spec import validate
 from dbpkit.results.completeness import unfinished
 from tests import parts
-from tests.integration.conftest import TINY, comparable
+from tests.integration.conftest import comparable
+from tests.parts import TINY
 
 Tiny = Callable[..., EvaluationSpec]
 SMALL: dict[str, Any] = {"knowledge": ["white_box"], "examples": {"count": 5, "order": "file"}}

@@ -13,7 +13,7 @@ from dbpkit import Execution, RunDirectory, UserError, evaluate, replay
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.foundation.spec import validate
 from tests import parts
-from tests.integration.conftest import TINY
+from tests.parts import TINY
 
 Tiny = Callable[..., EvaluationSpec]
 

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from dbpkit import cli
+from dbpkit.foundation.spec import as_toml
 from dbpkit.results.analysis import AnalysisRecords, AnalysisResult, Claim, Number
 from dbpkit.results.findings import findings, verdict
 from dbpkit.results.run_directory import RunDirectory
 from dbpkit.statistics.intervals import Interval
+from tests.parts import TINY
 from tests.unit.test_compare import SPEC
 
 Command = Callable[..., tuple[int, str, str]]
@@ -210,24 +212,15 @@ def test_findings_command_of_no_run_directory_is_named(run: Command, tmp_path: P
     assert "is no run directory" in err
 
 
-SMALL = """
-data = "tests.parts:data"
-classifier = "tests.parts:ChannelMean"
-denoiser = "tests.parts:gaussian_denoiser"
-knowledge = ["white_box", "dw_both"]
-[purifier]
-steps = 100
-[draws]
-report = 2
-[[attacks]]
-name = "pgd"
-options = { iterations = 1, eot = 1 }
-[analyses.compression]
-images = 4
-tapes = 1
-directions = 1
-attack_iterations = 1
-"""
+SMALL = as_toml(
+    {
+        **TINY,
+        "knowledge": ["white_box", "dw_both"],
+        "draws": {"report": 2},
+        "attacks": [{"name": "pgd", "options": {"iterations": 1, "eot": 1}}],
+        "analyses": {"compression": {"images": 4, "tapes": 1, "directions": 1, "attack_iterations": 1}},
+    }
+)
 
 
 def test_demo_full_evaluates_analyses_and_continues(

@@ -13,6 +13,7 @@ from dbpkit.purification.classifier import PurifiedClassifier
 from dbpkit.purification.diffusion import Purifier
 from dbpkit.purification.views import gradients
 from tests.oracles import TinyClassifier, tiny_denoiser, uniform
+from tests.parts import TINY
 
 
 @pytest.fixture
@@ -61,9 +62,7 @@ def test_other_tape_leaves_nothing_random_to_the_attacker_but_all_to_the_defende
 def test_evaluate_other_tape_attacks_with_single_draws_and_is_judged_on_report_draws(tmp_path: Path) -> None:
     spec = EvaluationSpec.model_validate(
         {
-            "data": {"name": "tests.parts:data"},
-            "classifier": {"name": "tests.parts:ChannelMean"},
-            "denoiser": {"name": "tests.parts:gaussian_denoiser"},
+            **TINY,
             "purifier": {"sampler": "one_step"},
             "attacks": [{"name": "pgd", "options": {"iterations": 3, "eot": 4}}],
             "knowledge": ["white_box", "other_tape"],

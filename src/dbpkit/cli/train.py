@@ -1,7 +1,7 @@
 """Commands that make a denoiser or a classifier, and judge one as a generative model."""
 
 import os
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +10,9 @@ from dbpkit.cli.options import AsJson, Device, Out, Plugin, Sampler, Seed, Set, 
 from dbpkit.cli.progress import working
 from dbpkit.cli.root import app, begin
 from dbpkit.foundation.options import MOST
+
+if TYPE_CHECKING:
+    from dbpkit.fidelity.frechet import Features
 
 
 @app.command("train")
@@ -72,14 +75,13 @@ def quality_command(
     as_json: AsJson = False,
 ) -> None:
     """Measure a denoiser as a generative model: FID, or the distance of a classifier's features."""
-    from dbpkit import Chain, load_dataset, load_denoiser, make_features, quality
+    from dbpkit import Chain, load_dataset, load_denoiser, quality
     from dbpkit.experiment.build import checked_device
     from dbpkit.models.sources import source
 
     begin(plugin, computes=True)
     checked_device(device)
-    given = {"path": inception, "trust": trust_file} if inception else _features_of(classifier)
-    features = make_features("inception" if inception else "classifier", given)
+    features = _features(inception, trust_file, classifier)
     made = load_denoiser(*source(denoiser))
     with working(as_json, talk, continues=False) as progress:
         found = quality(
@@ -95,9 +97,12 @@ def quality_command(
     printing.quality(found, as_json)
 
 
-def _features_of(classifier: str) -> dict[str, Any]:
-    """Options of a classifier's features."""
+def _features(inception: str, trust: bool, classifier: str) -> "Features":
+    """Those of the Inception file if there is one, else of the classifier."""
+    from dbpkit import make_features
     from dbpkit.models.sources import source
 
+    if inception:
+        return make_features("inception", {"path": inception, "trust": trust})
     name, options = source(classifier)
-    return {"classifier": name, "options": options}
+    return make_features("classifier", {"classifier": name, "options": options})
