@@ -25,7 +25,7 @@ from dbpkit.results.summary import summarise as summarise
 from dbpkit.training.loop import train as train
 
 # What they are told.
-from dbpkit.evaluation.run import Execution as Execution
+from dbpkit.experiment.execution import Execution as Execution
 from dbpkit.experiment.knowledge import Knowledge as Knowledge
 from dbpkit.experiment.spec import EvaluationSpec as EvaluationSpec
 from dbpkit.experiment.spec import PurifierSpec as PurifierSpec

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from dbpkit import EvaluationSpec, TrainingSpec, evaluate, read_spec, train
 from dbpkit.attacks import attacks
-from dbpkit.evaluation.rows import Execution
-from dbpkit.training.loop import Execution as TrainingExecution
+from dbpkit.experiment.execution import Execution
 from tests.docs.pages import ROOT
 
 HERE = "tests.docs.test_specs"
@@ -70,5 +69,5 @@ def test_training_spec_runs_to_its_end(path: Path, tmp_path: Path) -> None:
     sets = [f"data={data}", f"test_data={data}", "optimiser.updates=1", "optimiser.batch_size=2"]
     if 'objective = "denoising"' in path.read_text():
         sets.append("objective_options.report_times=[100]")
-    trained = train(read_spec(path, TrainingSpec, sets), tmp_path / "run", execution=TrainingExecution("cpu"))
+    trained = train(read_spec(path, TrainingSpec, sets), tmp_path / "run", execution=Execution("cpu"))
     assert trained.weights.is_file()

@@ -16,7 +16,6 @@ from dbpkit.analyses.run import analyse
 from dbpkit.evaluation.session import code_sha256
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.foundation.spec import validate
-from dbpkit.training.loop import Execution as TrainingExecution
 from dbpkit.training.spec import TrainingSpec
 from tests.integration.test_training import DENOISER
 from tests.parts import TINY
@@ -37,9 +36,7 @@ def _spec() -> EvaluationSpec:
 WORK: dict[str, Callable[[str], object]] = {
     "evaluate": lambda out: evaluate(_spec(), out, Execution(batch_size=3)),
     "analyse": lambda out: analyse(_spec(), out, CHOSEN),
-    "train": lambda out: train(
-        validate(SHORT, TrainingSpec, "short"), out, execution=TrainingExecution("cpu")
-    ),
+    "train": lambda out: train(validate(SHORT, TrainingSpec, "short"), out, execution=Execution("cpu")),
 }
 
 

@@ -14,10 +14,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dbpkit import TrainingSpec, UserError, load_classifier, load_dataset, load_denoiser, load_weights, train
+from dbpkit.experiment.execution import Execution
 from dbpkit.fidelity.frechet import Chain, make_features, quality
 from dbpkit.foundation.spec import validate
 from dbpkit.models.weights import Architecture, read_tensors, save_weights, sha256_of
-from dbpkit.training.loop import Execution
 from tests.integration.conftest import environment
 
 CPU = Execution("cpu")
@@ -76,7 +76,7 @@ def states(*runs: Path) -> list[dict[str, Tensor]]:
 def run(table: dict, out: Path, *launcher: str) -> subprocess.Popen:
     code = (
         "import json, sys; from dbpkit import *; from dbpkit.foundation.spec import validate;"
-        "from dbpkit.training.loop import Execution;"
+        "from dbpkit import Execution;"
         "train(validate(json.loads(sys.argv[1]), TrainingSpec, 'x'), sys.argv[2], execution=Execution('cpu'))"
     )
     script = out.parent / "run.py"
@@ -157,7 +157,9 @@ def test_two_processes_make_the_update_of_one(denoiser: str, guide: str, tmp_pat
         assert torch.allclose(one[name][real], two[name][real], atol=1e-5, rtol=0), name
 
 
-@pytest.mark.parametrize(("device", "message"), [("gpu", "device 'gpu' is unknown"), ("cuda", "sees no GPU")])
+@pytest.mark.parametrize(
+    ("device", "message"), [("gpu", "device 'gpu' is unknown"), ("cuda", "sees no CUDA device")]
+)
 def test_device_that_is_not_there_is_refused(
     denoiser: str, guide: str, tmp_path: Path, device: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,7 +180,7 @@ def test_batch_that_processes_cannot_share_is_refused(
 
 def test_learning_curve_samples_and_tensorboard(denoiser: str, guide: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    train(spec(finetune(denoiser, guide)), out, execution=Execution("cpu", tensorboard=True))
+    train(spec(finetune(denoiser, guide)), out, execution=CPU, tensorboard=True)
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [line["updates"] for line in lines] == [2, 4, 6, 8]
     assert all(line["loss"] > 0 and line["images_per_second"] > 0 for line in lines)
@@ -198,7 +200,7 @@ def test_tensorboard_without_the_library_says_what_to_install(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(UserError, match="pip install tensorboard"):
-        train(spec(finetune(denoiser, guide)), tmp_path / "run", execution=Execution("cpu", tensorboard=True))
+        train(spec(finetune(denoiser, guide)), tmp_path / "run", execution=CPU, tensorboard=True)
 
 
 def test_full_disk_and_wild_rate_keep_the_last_checkpoint(

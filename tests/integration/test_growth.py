@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from dbpkit import Dataset, UserError, benchmark
 from dbpkit.analyses.run import analyse
 from dbpkit.data.order import ORDERS
 from dbpkit.evaluation.quick_check import quick_check
-from dbpkit.evaluation.run import Execution, evaluate
+from dbpkit.evaluation.run import evaluate
 from dbpkit.experiment.build import build, chosen_examples
 from dbpkit.experiment.coverage import at_most, missing_classes
+from dbpkit.experiment.execution import Execution
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.reporting import write_report
 from dbpkit.results.run_directory import RunDirectory
@@ -50,7 +52,7 @@ def test_grown_run_equals_a_fresh_one_record_for_record(tiny: Tiny, tmp_path: Pa
 
 
 def test_grown_run_does_only_what_is_missing(tiny: Tiny, tmp_path: Path) -> None:
-    execution = ALIKE._replace(batch_size=4)
+    execution = replace(ALIKE, batch_size=4)
     evaluate(of(tiny, 4), tmp_path / "run", execution)
     before = (tmp_path / "run" / "records.jsonl").read_text()
     evaluate(of(tiny, 8), tmp_path / "run", execution)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from dbpkit import Dataset, TrainingSpec, UserError, train
+from dbpkit.experiment.execution import Execution
 from dbpkit.foundation.locking import writing
 from dbpkit.foundation.spec import validate
 from dbpkit.models.weights import Architecture, read_tensors, save_weights, write_tensors
 from dbpkit.training.directory import TrainingDirectory
-from dbpkit.training.loop import Execution
 from tests import parts
 
 HERE = "tests.integration.test_training_safety"

@@ -24,7 +24,7 @@ from dbpkit.attacks import attacks, make_attack
 from dbpkit.attacks.pgd import pgd
 from dbpkit.attacks.target import Target
 from dbpkit.checks.model import untracked_randomness
-from dbpkit.evaluation.rows import check_execution
+from dbpkit.experiment.execution import check_execution
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.models.denoisers import EDMDenoiser, VPDenoiser
@@ -231,8 +231,8 @@ def test_public_function_with_an_argument_of_another_kind_says_what_to_do(call: 
         call()
 
 
-@pytest.mark.parametrize("execution", [Execution(batch_size=0), Execution(micro_batch=0), None, 16])
-def test_check_execution_of_no_examples_is_refused(execution: Any) -> None:
+@pytest.mark.parametrize("execution", [None, 16, Execution(world=2)])
+def test_check_execution_of_another_kind_or_of_several_processes_is_refused(execution: Any) -> None:
     with pytest.raises(UserError, match="execution"):
         check_execution(execution)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from dbpkit.analyses.analysis import Analysis, Subject, analyses
-from dbpkit.evaluation.run import Execution
 from dbpkit.evaluation.session import hashes_of, refuse_other_parts
 from dbpkit.evaluation.trial import one_line, report_failure
 from dbpkit.experiment.build import build
+from dbpkit.experiment.execution import DEFAULT_EXECUTION, Execution, check_execution
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.experiment.state import parts_state, state_changes
 from dbpkit.foundation.errors import UserError
@@ -27,7 +27,7 @@ def analyse(
     spec: EvaluationSpec,
     out: str | Path,
     chosen: Mapping[str, Mapping[str, Any]] | None = None,
-    execution: Execution = Execution(),  # noqa: B008 - an immutable value
+    execution: Execution = DEFAULT_EXECUTION,
     progress: Progress = lambda *_: None,
 ) -> list[AnalysisResult]:
     """Runs analyses, or goes on with those in ``out``.
@@ -42,6 +42,7 @@ def analyse(
     Raises:
         UserError: if ``out`` holds a run of another spec, a name or an option is wrong, or the disk is full.
     """
+    check_execution(execution)
     wanted = chosen or spec.analyses or {name: {} for name in analyses}
     made = {name: make_analysis(name, options) for name, options in wanted.items()}
     run = RunDirectory(out)

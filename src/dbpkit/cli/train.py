@@ -1,6 +1,5 @@
 """Commands that make a denoiser or a classifier, and judge one as a generative model."""
 
-import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,7 +20,7 @@ def train_command(
     out: Out,
     overrides: Set = [],
     plugin: Plugin = [],
-    device: Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:N.")] = "auto",
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write the learning curve for TensorBoard too.")
     ] = False,
@@ -32,20 +31,21 @@ def train_command(
 
     On several processes or devices: accelerate launch --num_processes N -m dbpkit.cli train ...
     """
-    from dbpkit import TrainingSpec, read_spec, train
-    from dbpkit.training.loop import Execution
+    from dbpkit import Execution, TrainingSpec, read_spec, train
+    from dbpkit.experiment.execution import launched
 
     begin(plugin, computes=True)
     read = read_spec(spec, TrainingSpec, overrides)
-    is_first = os.environ.get("RANK", "0") == "0"  # set by accelerate launch and torchrun
-    with working(as_json or not is_first, talk) as progress:
+    execution = launched(Execution(device))
+    with working(as_json or execution.rank > 0, talk) as progress:
         trained = train(
             read,
             out,
             lambda done, of, loss: progress(done / of, f"loss {loss:.4f}"),
-            Execution(device, tensorboard),
+            execution,
+            tensorboard=tensorboard,
         )
-    if is_first:
+    if execution.rank == 0:
         printing.trained(trained, as_json)
 
 
@@ -76,7 +76,7 @@ def quality_command(
 ) -> None:
     """Measure a denoiser as a generative model: FID, or the distance of a classifier's features."""
     from dbpkit import Chain, load_dataset, load_denoiser, quality
-    from dbpkit.experiment.build import checked_device
+    from dbpkit.experiment.execution import checked_device
     from dbpkit.models.sources import source
 
     begin(plugin, computes=True)

@@ -21,9 +21,9 @@ from dbpkit.data.order import Order
 from dbpkit.evaluation.computation import computation_sha256
 from dbpkit.evaluation.identity import model_sha256
 from dbpkit.evaluation.replay import GIVEN
-from dbpkit.evaluation.rows import Execution
 from dbpkit.evaluation.run import Progress, evaluate
-from dbpkit.experiment.build import Parts, attack_options, checked_device, single_draw
+from dbpkit.experiment.build import Parts, attack_options, single_draw
+from dbpkit.experiment.execution import Execution
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.foundation.errors import UserError, check_progress, shown
 from dbpkit.foundation.frozen import Frozen, as_frozen, call_apart
@@ -141,7 +141,7 @@ def benchmark(
     if examples is not None:
         whole(examples, "examples", 1)
     own = next((p.device for p in model.parameters()), torch.device("cpu"))
-    execution = execution or Execution(device=str(own))
+    execution = execution or Execution(own)
     purified = isinstance(model, PurifiedClassifier) and isinstance(model.purifier, Purifier)
     takes_noise = _takes_noise(function or model.forward)
     data = _data(dataset, examples, order, seed)
@@ -157,7 +157,7 @@ def benchmark(
         seed=seed,
     )
     with _untouched(model):
-        model.to(checked_device(execution.device))
+        model.to(execution.device)
         parts = _parts(spec, model, data, purified, takes_noise)
         if function is not None:  # it has no weights to be told by
             parts.hashes["classifier_sha256"] = model_sha256(function)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from dbpkit.checks.levels import outside_trained_levels, suspicious_grid
 from dbpkit.data.dataset import path_id
 from dbpkit.data.pictures import as_unit, read_picture
-from dbpkit.experiment.build import checked_device, make_purifier
+from dbpkit.experiment.build import make_purifier
+from dbpkit.experiment.execution import checked_device
 from dbpkit.experiment.spec import PurifierSpec
 from dbpkit.foundation.errors import UserError, excerpt
 from dbpkit.foundation.image_folder import ImageFolder

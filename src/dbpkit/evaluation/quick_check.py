@@ -27,8 +27,9 @@ from dbpkit.checks.model import (
     sees_noise,
 )
 from dbpkit.checks.short_attacks import SANITY, gradient_noise, more_iterations_help, shared_attacks
-from dbpkit.evaluation.run import DEFAULT_EXECUTION, Execution, Progress, evaluate
+from dbpkit.evaluation.run import Progress, evaluate
 from dbpkit.experiment.build import Parts, accepted_options, attack_options, build, of_attacks
+from dbpkit.experiment.execution import DEFAULT_EXECUTION, Execution
 from dbpkit.experiment.spec import DrawsSpec, EvaluationSpec
 from dbpkit.experiment.state import state_changes, state_of
 from dbpkit.foundation.errors import UserError, shown

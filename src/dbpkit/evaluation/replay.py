@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dbpkit.evaluation.rows import UNDEFENDED, Batch, Execution, Rows
-from dbpkit.evaluation.run import kernels
+from dbpkit.evaluation.rows import UNDEFENDED, Batch, Rows
 from dbpkit.evaluation.session import refuse_other_parts
 from dbpkit.experiment.build import Parts, build
+from dbpkit.experiment.execution import Execution, kernels
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.foundation.errors import UserError, unknown_name
 from dbpkit.foundation.registry import names_of

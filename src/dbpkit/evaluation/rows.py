@@ -17,49 +17,16 @@ from dbpkit.attacks.target import Attack
 from dbpkit.evaluation.cost import network_calls
 from dbpkit.evaluation.watch import Watch
 from dbpkit.experiment.build import Parts, accepted_options, make_view
+from dbpkit.experiment.execution import Execution
 from dbpkit.experiment.knowledge import Knowledge
 from dbpkit.experiment.spec import EvaluationSpec
-from dbpkit.foundation.errors import NonFiniteError, check_kind
-from dbpkit.foundation.inputs import whole
+from dbpkit.foundation.errors import NonFiniteError
 from dbpkit.foundation.noise import NoisePlan
-from dbpkit.purification.replay import DEFAULT_MEMORY
 from dbpkit.results.protocols import chosen_protocol
 from dbpkit.results.run_directory import Record, RunDirectory, Stored
 
 UNDEFENDED = Knowledge("undefended")
 """The attacker of the classifier alone."""
-
-
-class Execution(NamedTuple):
-    """How an evaluation is run; none of it may change a result beyond rounding.
-
-    Attributes:
-        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
-        batch_size: examples attacked together and recorded together.
-        micro_batch: rows (examples times draws) in one call of the model.
-        deterministic: every call has exactly ``micro_batch`` rows, so that records are bit-equal whatever the
-            batch size and order.
-        memory_bytes: budget for kept graphs, see `dbpkit.purification.replay.Replay`.
-        reverse: whether the last example comes first.
-    """
-
-    device: str = "cpu"
-    batch_size: int = 16
-    micro_batch: int = 32
-    deterministic: bool = False
-    memory_bytes: int = DEFAULT_MEMORY
-    reverse: bool = False
-
-
-DEFAULT_EXECUTION = Execution()
-
-
-def check_execution(execution: Any) -> None:
-    """Raises UserError if a caller's execution has a size of no examples, or is none."""
-    check_kind(execution, Execution, "execution", "Make one with Execution(batch_size=16).")
-    whole(execution.batch_size, "execution.batch_size", 1)
-    whole(execution.micro_batch, "execution.micro_batch", 1)
-    whole(execution.memory_bytes, "execution.memory_bytes")
 
 
 class Batch(NamedTuple):

@@ -7,7 +7,6 @@ interrupted, so nothing here draws a number or remembers one from batch to batch
 
 import contextlib
 import logging
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,12 @@ import torch
 from torch import Tensor
 
 from dbpkit.checks.model import preflight
-from dbpkit.evaluation.rows import DEFAULT_EXECUTION, Execution, Made, Rows, Unit, check_execution, joined
+from dbpkit.evaluation.rows import Made, Rows, Unit, joined
 from dbpkit.evaluation.session import enter_session, refuse_other_parts
 from dbpkit.evaluation.trial import one_line, report_failure, try_attacks
 from dbpkit.experiment.build import Parts, build
 from dbpkit.experiment.coverage import MISSING_CLASSES, missing_classes
+from dbpkit.experiment.execution import DEFAULT_EXECUTION, Execution, check_execution, kernels
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.experiment.state import parts_state, state_changes
 from dbpkit.foundation.errors import OutputError, UserError, check_kind, check_progress
@@ -93,21 +93,6 @@ def evaluate(
         summary = summarise(run)
         run.write_json("summary.json", summary.as_json())
     return summary
-
-
-@contextlib.contextmanager
-def kernels(deterministic: bool) -> Iterator[None]:
-    """Inside the block, kernels that give the same bits every time, if asked for; settings are restored."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.allow_tf32
-    try:
-        if deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
-            torch.use_deterministic_algorithms(True)
-            torch.backends.cudnn.allow_tf32 = False
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 class _Runner:

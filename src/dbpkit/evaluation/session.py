@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from dbpkit.evaluation.rows import Execution
 from dbpkit.experiment.build import Parts
+from dbpkit.experiment.execution import Execution
 from dbpkit.foundation.errors import UserError
 from dbpkit.results.analysis import AnalysisRecords, analysed
 from dbpkit.results.run_directory import RunDirectory
@@ -72,7 +72,7 @@ def enter_session(run: RunDirectory, parts: Parts, execution: Execution) -> None
         "versions": {"python": platform.python_version(), **{p: _version(p) for p in packages}},
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
-        **execution._asdict(),
+        **execution.noted(),
     }
     if session not in sessions:
         run.write_json("env.json", [*sessions, session])

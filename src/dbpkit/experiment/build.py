@@ -1,6 +1,5 @@
 """From a spec to the parts that run: data, models, attacks, threat."""
 
-import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from dbpkit.attacks import attacks, make_attack
 from dbpkit.attacks.target import Attack, accepted_options, checked_attack_options
 from dbpkit.data import Dataset, in_order, load_dataset
 from dbpkit.experiment.coverage import tell_first
+from dbpkit.experiment.execution import checked_device
 from dbpkit.experiment.spec import EvaluationSpec, PurifierSpec
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.options import call_with_options
@@ -51,7 +51,9 @@ class Parts(NamedTuple):
     hashes: dict[str, str]
 
 
-def build(spec: EvaluationSpec, device: str = "cpu", memory_bytes: int = DEFAULT_MEMORY) -> Parts:
+def build(
+    spec: EvaluationSpec, device: str | torch.device = "cpu", memory_bytes: int = DEFAULT_MEMORY
+) -> Parts:
     """Makes the parts of a spec and checks that they fit each other.
 
     Raises:
@@ -104,26 +106,6 @@ def chosen_examples(spec: EvaluationSpec) -> Dataset:
         )
     order = in_order(data, spec.examples.order, spec.seed)
     return data.select(order[first : None if count is None else first + count])
-
-
-def checked_device(name: str) -> torch.device:
-    """Returns a device; UserError if it is unknown or not there. There is no quiet fall-back."""
-    if not isinstance(name, str) or not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name):
-        raise UserError(f"device '{name}' is unknown. Use cpu, cuda or cuda:N.")
-    if name == "cpu":
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise UserError(
-            f"device '{name}' was asked for, but this torch ({torch.__version__}) sees no CUDA"
-            " device. Use --device cpu."
-        )
-    number = name.partition(":")[2]
-    if number and int(number) >= torch.cuda.device_count():
-        raise UserError(
-            f"device '{name}' was asked for, but there are {torch.cuda.device_count()} CUDA devices, from"
-            " cuda:0 on."
-        )
-    return torch.device(name)
 
 
 def attack_options(attack: PartSpec) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from dbpkit.data import Dataset, load_dataset
+from dbpkit.experiment.execution import Execution, kernels
 from dbpkit.foundation.errors import UserError, check_kind, check_progress
 from dbpkit.foundation.files import write_atomically
 from dbpkit.foundation.locking import writing
@@ -58,22 +60,11 @@ class Trained(NamedTuple):
     figures: dict
 
 
-class Execution(NamedTuple):
-    """How a run is carried out; nothing here changes its weights beyond rounding.
-
-    Attributes:
-        device: ``"auto"`` takes the GPU if there is one, ``"cpu"`` never does, ``"cuda"`` insists.
-        tensorboard: whether the learning curve also goes to ``tensorboard/`` in the run directory.
-    """
-
-    device: str = "auto"
-    tensorboard: bool = False
-
-
 class Run(NamedTuple):
     """Everything a running training holds."""
 
     spec: TrainingSpec
+    execution: Execution
     directory: TrainingDirectory
     objective: Objective
     data: Dataset
@@ -94,7 +85,9 @@ def train(
     spec: TrainingSpec,
     out: str | Path,
     progress: Progress = lambda *_: None,
-    execution: Execution = Execution(),  # noqa: B008 - an immutable value
+    execution: Execution | None = None,
+    *,
+    tensorboard: bool = False,
 ) -> Trained:
     """Trains a network, or goes on with the run in ``out``.
 
@@ -104,7 +97,8 @@ def train(
         spec: what to train.
         out: run directory; a checkpoint in it is continued if its spec is the same.
         progress: called after every update.
-        execution: on what.
+        execution: on what; None takes a GPU if there is one. Its rank and world are those of the launcher.
+        tensorboard: whether the learning curve also goes to ``tensorboard/`` in the run directory.
 
     Returns:
         The averaged weights' file and the figures on the test data.
@@ -114,18 +108,21 @@ def train(
     """
     check_kind(spec, TrainingSpec, "train: spec", "Make one with read_spec(path, TrainingSpec).")
     check_progress(progress, "train")
+    execution = execution or Execution("auto")
+    check_kind(execution, Execution, "train: execution", 'Make one with Execution("cuda").')
     directory = TrainingDirectory(out)
     directory.refuse_other(spec, _version())
-    accelerator = _accelerator(spec, directory.path, execution)
-    with writing(out, "dbpkit train") if accelerator.is_main_process else contextlib.nullcontext():
-        run = _prepared(spec, directory, accelerator)
-        if execution.tensorboard:
-            accelerator.init_trackers("tensorboard")
-        _updates(run, _restore(run), progress)
-        if accelerator.is_main_process:
-            _finish(run)
-        accelerator.wait_for_everyone()
-        accelerator.end_training()
+    with kernels(execution.deterministic), _current(execution.device):
+        accelerator = _accelerator(spec, directory.path, execution, tensorboard)
+        with writing(out, "dbpkit train") if accelerator.is_main_process else contextlib.nullcontext():
+            run = _prepared(spec, directory, accelerator, _placed(execution, accelerator))
+            if tensorboard:
+                accelerator.init_trackers("tensorboard")
+            _updates(run, _restore(run), progress)
+            if accelerator.is_main_process:
+                _finish(run)
+            accelerator.wait_for_everyone()
+            accelerator.end_training()
     figures = directory.figures()
     return Trained(directory.path / "weights.safetensors", figures["sha256"], figures)
 
@@ -149,7 +146,9 @@ def ema_weight(update: int, decay: float) -> float:
     return 1 - min(decay, 1 - (1 + update) ** -0.75)
 
 
-def _prepared(spec: TrainingSpec, directory: TrainingDirectory, accelerator: Accelerator) -> Run:
+def _prepared(
+    spec: TrainingSpec, directory: TrainingDirectory, accelerator: Accelerator, execution: Execution
+) -> Run:
     """Checks and loads every part of a run, what costs least first, and claims its directory."""
     objective = make_objective(spec.objective, spec.objective_options)
     loaded = initial(spec, objective)
@@ -173,7 +172,19 @@ def _prepared(spec: TrainingSpec, directory: TrainingDirectory, accelerator: Acc
     with accelerator.main_process_first():
         directory.claim(spec, _version(), hashes)
     wrapped, optimiser = accelerator.prepare(model, _optimiser(model, spec.optimiser))
-    return Run(spec, directory, objective, data, test, architecture, accelerator, wrapped, average, optimiser)
+    return Run(
+        spec,
+        execution,
+        directory,
+        objective,
+        data,
+        test,
+        architecture,
+        accelerator,
+        wrapped,
+        average,
+        optimiser,
+    )
 
 
 def _version() -> str:
@@ -184,19 +195,20 @@ def _version() -> str:
         return "not installed"
 
 
-def _accelerator(spec: TrainingSpec, out: Path, execution: Execution) -> Accelerator:
+def _current(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Inside the block, a GPU that is given by its number is the one that accelerate takes."""
+    return contextlib.nullcontext() if device.index is None else torch.cuda.device(device)
+
+
+def _accelerator(spec: TrainingSpec, out: Path, execution: Execution, tensorboard: bool) -> Accelerator:
     """The run's devices and processes."""
-    if execution.device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"device '{execution.device}' is unknown. Use auto, cpu or cuda.")
-    if execution.device == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device 'cuda' was asked for, but this torch ({torch.__version__}) sees no GPU.")
-    if execution.tensorboard and importlib.util.find_spec("tensorboard") is None:
+    if tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise UserError("writing for TensorBoard needs a library that is missing: pip install tensorboard.")
     AcceleratorState._reset_state()  # accelerate keeps the precision of the process's first run for good
     accelerator = Accelerator(
-        cpu=execution.device == "cpu",
+        cpu=execution.device.type == "cpu",
         mixed_precision="bf16" if spec.optimiser.precision == "bfloat16" else "no",
-        log_with="tensorboard" if execution.tensorboard else None,
+        log_with="tensorboard" if tensorboard else None,
         project_dir=str(out),
     )
     if spec.optimiser.batch_size % accelerator.num_processes:
@@ -205,6 +217,17 @@ def _accelerator(spec: TrainingSpec, out: Path, execution: Execution) -> Acceler
             " processes. Use a multiple."
         )
     return accelerator
+
+
+def _placed(execution: Execution, accelerator: Accelerator) -> Execution:
+    """The execution with the place among its launcher's processes that accelerate has found."""
+    rank, world = accelerator.process_index, accelerator.num_processes
+    if world > 1 and execution.device.index is not None:
+        raise UserError(
+            f"device '{execution.device}' is one GPU, and {world} processes would share it. Use cuda: each"
+            " process then takes its own."
+        )
+    return replace(execution, rank=rank, world=world)
 
 
 def _updates(run: Run, done: int, progress: Progress) -> None:
@@ -216,7 +239,7 @@ def _updates(run: Run, done: int, progress: Progress) -> None:
     for update, batch in _batches(run, done):
         for group in run.optimiser.param_groups:
             group["lr"] = learning_rate(update, spec.optimiser)
-        share = update << 8 | accelerator.process_index  # dropout masks, if any, are new for each
+        share = update << 8 | run.execution.rank  # dropout masks, if any, are new for each
         with accelerator.autocast(), seeded_generator(spec.seed << 32 | share, accelerator.device):
             loss = run.objective.loss(run.model, batch)
         losses.append(float(accelerator.reduce(loss.detach(), "mean")))
@@ -281,7 +304,7 @@ def _batches(run: Run, done: int) -> Iterator[tuple[int, Batch]]:
             epoch = update // per_epoch
             order = permutation(spec.seed, len(data), epoch)
         whole = order[(update % per_epoch) * size :][:size]
-        index = whole[accelerator.process_index :: accelerator.num_processes]
+        index = whole[run.execution.rank :: run.execution.world]
         noise = NoisePlan.of(spec.seed, data.ids[index], "train", draw=epoch)
         x, y = data.x(index), data.labels[index]
         yield update, Batch(x.to(accelerator.device), y.to(accelerator.device), noise)

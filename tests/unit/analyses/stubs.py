@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from dbpkit.analyses.analysis import Subject, analyses
 from dbpkit.analyses.run import analyse, make_analysis
-from dbpkit.evaluation.run import Execution
 from dbpkit.experiment.build import build
+from dbpkit.experiment.execution import Execution
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.spec import validate

@@ -17,8 +17,8 @@ from dbpkit.analyses.law.sigmoid import fit_sigmoid, leave_one_out
 from dbpkit.analyses.law.table import tabulate
 from dbpkit.analyses.run import analyse, make_analysis
 from dbpkit.analyses.tools.configurations import eps_name, pixels, predicted, settings
-from dbpkit.evaluation.run import Execution
 from dbpkit.experiment.build import build
+from dbpkit.experiment.execution import Execution
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.spec import validate

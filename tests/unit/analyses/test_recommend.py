@@ -11,8 +11,8 @@ import torch
 from dbpkit.analyses.analysis import Subject
 from dbpkit.analyses.recommend import Recommend, _front
 from dbpkit.analyses.run import analyse, make_analysis
-from dbpkit.evaluation.run import Execution
 from dbpkit.experiment.build import build
+from dbpkit.experiment.execution import Execution
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.spec import validate

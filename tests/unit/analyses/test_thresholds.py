@@ -15,8 +15,8 @@ from dbpkit.analyses.analysis import Subject
 from dbpkit.analyses.run import analyse, make_analysis
 from dbpkit.analyses.thresholds import KINDS, Thresholds, cap_fraction, fit_slope
 from dbpkit.analyses.tools.boundary import finite, first_change, margins
-from dbpkit.evaluation.run import Execution
 from dbpkit.experiment.build import build
+from dbpkit.experiment.execution import Execution
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.spec import validate

@@ -8,7 +8,7 @@ import pytest
 
 from dbpkit.analyses.analysis import analyses
 from dbpkit.analyses.run import analyse, make_analysis
-from dbpkit.evaluation.run import Execution
+from dbpkit.experiment.execution import Execution
 from dbpkit.foundation.errors import UserError
 from tests.unit.analyses.linear import measured, spec, subject
 

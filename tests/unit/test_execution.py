@@ -1,0 +1,92 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from dbpkit import Execution, UserError
+from dbpkit.experiment.execution import checked_device, kernels, launched
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize(
+    ("name", "device"), [("auto", "cuda"), ("cuda", "cuda"), ("cuda:1", "cuda:1"), ("cpu", "cpu")]
+)
+def test_device_by_name_is_a_torch_device(name: str, device: str) -> None:
+    assert Execution(name).device == torch.device(device)
+    assert checked_device(torch.device(device)) == torch.device(device)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_auto_without_a_gpu_is_the_cpu() -> None:
+    assert checked_device("auto") == torch.device("cpu")
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", torch.device("cuda")])
+def test_gpu_that_is_not_there_is_no_quiet_fall_back(device: Any) -> None:
+    with pytest.raises(UserError, match=r"'cuda.*' was asked for, but this torch .* sees no CUDA"):
+        Execution(device)
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_gpu_beyond_the_last_names_how_many_there_are() -> None:
+    with pytest.raises(UserError, match="'cuda:2' was asked for, but there are 2 CUDA devices"):
+        Execution("cuda:2")
+
+
+@pytest.mark.parametrize("device", ["gpu", "mps", "", "cuda:x", torch.device("meta"), None, 0])
+def test_unknown_device_is_refused_with_the_choices(device: Any) -> None:
+    with pytest.raises(UserError, match=r"is unknown\. Use auto, cpu, cuda or cuda:N\."):
+        Execution(device)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"batch_size": 0}, "batch_size"),
+        ({"micro_batch": True}, "micro_batch"),
+        ({"memory_bytes": -1}, "memory_bytes"),
+        ({"world": 0}, "world"),
+        ({"rank": 2, "world": 2}, "rank"),
+    ],
+)
+def test_number_out_of_range_is_named(changes: dict[str, Any], name: str) -> None:
+    with pytest.raises(UserError, match=f"execution.{name} must be a whole number"):
+        replace(Execution(), **changes)
+
+
+def test_noted_settings_are_the_keys_of_env_json() -> None:
+    """As sessions of 0.1.0 have them, see docs/run-directory.md."""
+    assert Execution(batch_size=3, deterministic=True, rank=1, world=2).noted() == {
+        "device": "cpu",
+        "batch_size": 3,
+        "micro_batch": 32,
+        "deterministic": True,
+        "memory_bytes": 2 * 2**30,
+        "reverse": False,
+    }
+
+
+def test_launched_takes_the_place_that_the_launcher_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    found = launched(Execution(batch_size=3))
+    assert (found.rank, found.world, found.batch_size) == (1, 4, 3)
+
+
+def test_deterministic_kernels_hold_inside_the_block_only() -> None:
+    with kernels(True):
+        assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
