@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from dbpkit.models.weights import read_tensors, write_tensors
-from dbpkit.training.directory import TrainingDirectory, _digest
+from dbpkit.training.directory import TrainingDirectory
+from dbpkit.training.stored import tensors_sha256
 from tests.fuzz.harness import ODD, chooser, dropped, leaves, replaced, run_case
 from tests.integration.test_training_safety import HERE, run
 
@@ -137,11 +138,11 @@ def _tensor_cases(whole: Path) -> Iterator[Case]:
         for number, other in enumerate(others):
             kept = {n: t for n, t in tensors.items() if n != name}
             new = kept if other is None else {**kept, name: other}
-            signed = {**about, "sha256": _digest(new)}
+            signed = {**about, "sha256": tensors_sha256(new)}
             yield Case(f"tensor {name} {number}", lambda out, t=new, a=signed: _sign(out, t, a))
         for renamed in ("optimiser.x.y", "optimiser.0", "optimiser..", "model", "optimiser.-1.exp_avg", "x"):
             new = {**{n: t for n, t in tensors.items() if n != name}, renamed: tensor}
-            signed = {**about, "sha256": _digest(new)}
+            signed = {**about, "sha256": tensors_sha256(new)}
             yield Case(f"tensor {name} as {renamed}", lambda out, t=new, a=signed: _sign(out, t, a))
 
 

@@ -171,9 +171,9 @@ def test_device_that_is_not_there_is_refused(
 def test_batch_that_processes_cannot_share_is_refused(
     denoiser: str, guide: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dbpkit.training import loop
+    from accelerate import Accelerator
 
-    monkeypatch.setattr(loop.Accelerator, "num_processes", 3)
+    monkeypatch.setattr(Accelerator, "num_processes", 3)
     with pytest.raises(UserError, match="batch_size 16 cannot be shared by 3 processes"):
         train(spec(finetune(denoiser, guide)), tmp_path / "run", execution=CPU)
 

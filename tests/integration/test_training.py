@@ -155,7 +155,7 @@ def test_train_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: 
         ({"objective": "denoise"}, "unknown objective 'denoise'. Did you mean 'denoising'"),
         ({"objective_options": {"t_first": 3}}, "objective 'denoising' has no option 't_first'"),
         ({"optimiser": {"updates": 1, "batch_size": 10**6, "lr": 1e-3}}, "batch_size 1000000 exceeds the"),
-        ({"denoiser": "edm2"}, "unknown denoiser 'edm2'. Did you mean 'edm'"),
+        ({"denoiser": "edm2"}, "unknown denoiser adapter 'edm2'. Did you mean 'edm'"),
     ],
 )
 def test_train_wrong_settings_are_one_sentence(changes: dict, message: str, tmp_path: Path) -> None:

@@ -256,7 +256,7 @@ def test_file_as_out_is_refused(tmp_path: Path) -> None:
         ({"network": {"name": "resnet9", "options": {"depth": 3}}}, "'resnet9' has no option 'depth'"),
         ({"network": "resnet8"}, "unknown network 'resnet8'"),
         ({"network": "unet", "objective": "denoising", "objective_options": {}, "denoiser": "edn"},
-         "unknown denoiser 'edn'"),
+         "unknown denoiser adapter 'edn'"),
         ({"objective_options": {"label_smoothing": 1.0}}, r"label_smoothing in \[0, 1\)"),
         ({"objective_options": {"shift": -1}}, "shift"),
         ({"objective": "denoising", "objective_options": {"report_times": [1000]}}, "1000 is outside 0 to"),

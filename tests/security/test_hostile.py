@@ -32,7 +32,7 @@ from dbpkit.data import load_dataset
 from dbpkit.evaluation.run import evaluate
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.foundation.spec import validate
-from dbpkit.models.denoisers import denoisers, from_pretrained
+from dbpkit.models.denoisers import denoiser_adapters, from_pretrained
 from dbpkit.models.weights import load_weights
 from dbpkit.results.layout import canonical_hash
 from tests.fuzz.harness import run_case
@@ -471,7 +471,7 @@ def traps(folder: Path) -> None:
 def nobody_has_typed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes this process one in which no import path has been typed."""
     monkeypatch.setattr(dbpkit.foundation.registry, "_trusted", set())
-    for registry in (*REGISTRIES.values(), denoisers):
+    for registry in (*REGISTRIES.values(), denoiser_adapters):
         monkeypatch.setattr(registry, "_typed", set())
 
 

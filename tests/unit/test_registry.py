@@ -18,13 +18,13 @@ from dbpkit.foundation.registry import (
     names_of,
     trust,
 )
-from dbpkit.models.denoisers import denoisers
+from dbpkit.models.denoisers import denoiser_adapters
 from dbpkit.models.networks import networks
 from dbpkit.purification.samplers import samplers
 from dbpkit.purification.views import gradients
 from dbpkit.threats.pixels import threats
 
-REGISTRIES = [attacks, datasets, denoisers, gradients, losses, networks, samplers, threats]
+REGISTRIES = [attacks, datasets, denoiser_adapters, gradients, losses, networks, samplers, threats]
 each_registry = pytest.mark.parametrize("registry", REGISTRIES, ids=lambda r: r.kind)
 numbers = itertools.count()
 

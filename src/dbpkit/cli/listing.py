@@ -16,6 +16,7 @@ from dbpkit.foundation.packaged import specs, title
 from dbpkit.foundation.plugins import load_plugins
 from dbpkit.foundation.registry import names_of
 from dbpkit.foundation.spec import Strict
+from dbpkit.models.denoisers import denoiser_adapters
 from dbpkit.models.networks import networks
 from dbpkit.models.sources import classifier_sources, denoiser_sources, source
 from dbpkit.purification.samplers import make_sampler, sampler_options, samplers
@@ -32,6 +33,7 @@ REGISTRIES: dict[str, Any] = {
     "attacks": attacks,
     "classifiers": classifier_sources,
     "data": datasets,
+    "denoiser-adapters": denoiser_adapters,
     "denoisers": denoiser_sources,
     "gradients": gradients,
     "losses": losses,
@@ -44,7 +46,13 @@ REGISTRIES: dict[str, Any] = {
     "threats": threats,
 }
 
-_GIVEN = {"attacks": RESERVED, "gradients": ("model",), "losses": ("logits", "y"), "threats": ("eps",)}
+_GIVEN = {
+    "attacks": RESERVED,
+    "denoiser-adapters": ("network",),
+    "gradients": ("model",),
+    "losses": ("logits", "y"),
+    "threats": ("eps",),
+}
 """Parameters of parts that are no options, by kind."""
 
 

@@ -82,9 +82,6 @@ class Execution:
         return {name: getattr(self, name) for name in NOTED} | {"device": str(self.device)}
 
 
-DEFAULT_EXECUTION = Execution()
-
-
 def check_execution(execution: Any) -> None:
     """Raises UserError unless it is an `Execution` in one process, as every evaluation and analysis is."""
     check_kind(execution, Execution, "execution", "Make one with Execution(batch_size=16).")
@@ -126,6 +123,9 @@ def launched(execution: Execution) -> Execution:
     """Returns the execution of this process as ``accelerate launch`` and torchrun number it."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     return replace(execution, rank=int(os.environ.get("RANK", "0")), world=world)
+
+
+DEFAULT_EXECUTION = Execution()
 
 
 @contextlib.contextmanager

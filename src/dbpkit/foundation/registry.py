@@ -29,6 +29,7 @@ KINDS = (
     "attacks",
     "classifiers",
     "data",
+    "denoiser-adapters",
     "denoisers",
     "gradients",
     "losses",

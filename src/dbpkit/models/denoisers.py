@@ -7,6 +7,7 @@ The thing people get wrong: the scale of the network's input. Variance-preservin
 
 import copy
 import logging
+import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Literal, cast
@@ -20,7 +21,8 @@ from dbpkit.foundation.inputs import real
 from dbpkit.foundation.registry import Registry
 from dbpkit.models.schedule import discrete_sigmas, vp_time
 
-denoisers: Registry[Callable[..., nn.Module]] = Registry("denoiser")
+denoiser_adapters: Registry[Callable[..., nn.Module]] = Registry("denoiser adapter")
+"""What turns a network into a denoiser; where finished denoisers come from is `dbpkit.models.sources`."""
 
 log = logging.getLogger(__name__)
 
@@ -134,13 +136,13 @@ class VPDenoiser(nn.Module):
         return (sigma.to(table).log()[:, None] - table).abs().argmin(dim=1)
 
 
-@denoisers.register("edm")
+@denoiser_adapters.register("edm")
 def edm(network: nn.Module, sigma_data: float = 0.5) -> EDMDenoiser:
     """EDM preconditioning around a raw network."""
     return EDMDenoiser(network, sigma_data)
 
 
-@denoisers.register("vp")
+@denoiser_adapters.register("vp")
 def vp(
     network: nn.Module,
     prediction: AnyPrediction = "noise",
@@ -217,3 +219,12 @@ def _predict(network: Callable[..., Any], state: Tensor, times: Tensor) -> Tenso
     out = network(state.clone() if state.dtype == dtype else state.to(dtype), times)
     out = getattr(out, "sample", out)
     return out.to(state.dtype) if isinstance(out, Tensor) else out
+
+
+def __getattr__(name: str) -> Any:
+    """The registry under its name of 0.1.0, with a deprecation note."""
+    if name != "denoisers":
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    note = f"{__name__}.denoisers is denoiser_adapters now; the old name goes in 0.3."
+    warnings.warn(note, DeprecationWarning, stacklevel=2)
+    return denoiser_adapters

@@ -14,16 +14,15 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from dbpkit.foundation.arrays import read_safetensors
+from dbpkit.foundation.arrays import read_tensors as read_tensors
+from dbpkit.foundation.arrays import write_tensors as write_tensors
 from dbpkit.foundation.errors import UserError, excerpt, shown
 from dbpkit.foundation.files import sha256_of as sha256_of
-from dbpkit.foundation.files import write_atomically
 from dbpkit.foundation.registry import call_with_options, names_of
-from dbpkit.models.denoisers import denoisers
+from dbpkit.models.denoisers import denoiser_adapters
 from dbpkit.models.networks import networks
 
 FORMAT = "dbpkit-weights-1"
@@ -80,12 +79,12 @@ class Architecture(NamedTuple):
             UserError: if a name is not registered, or an option is wrong.
         """
         make = networks.get(self.network)
-        adapt = denoisers.get(self.denoiser) if self.kind == "denoiser" else None
+        adapt = denoiser_adapters.get(self.denoiser) if self.kind == "denoiser" else None
         network = call_with_options(make, self.options, f"network '{self.network}'")
         if adapt is None:
             return network
         options = {"network": network, **self.denoiser_options}
-        return call_with_options(adapt, options, f"denoiser '{self.denoiser}'")
+        return call_with_options(adapt, options, f"denoiser adapter '{self.denoiser}'")
 
 
 def save_weights(
@@ -98,7 +97,6 @@ def save_weights(
             be written.
     """
     tensors = rounded(model.state_dict(), dtype)
-    # One metadata key: safetensors writes several in random order, and the file's hash would vary.
     about = {"format": FORMAT, "architecture": architecture.as_json()}
     return write_tensors(path, tensors, {"dbpkit": json.dumps(about, sort_keys=True)})
 
@@ -301,13 +299,3 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
 def _same_kind(own: Tensor, other: Tensor) -> bool:
     """Whether one tensor's type can stand for the other's: both of real numbers, or both the same."""
     return (own.is_floating_point() and other.is_floating_point()) or own.dtype == other.dtype
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Returns the tensors and the metadata of a safetensors file; UserError if it is unreadable."""
-    return read_safetensors(path, "pt")
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """Writes a safetensors file atomically and returns its sha256; UserError if it cannot be written."""
-    return write_atomically(path, save(dict(tensors), dict(metadata)))

@@ -274,7 +274,7 @@ class RunDirectory:
 
     def write_strip(self, tensors: dict[str, "Tensor"], about: dict[str, Any]) -> None:
         """Stores the report's picture: images by name, and labels, predictions and class names."""
-        from dbpkit.models.weights import write_tensors  # only who has tensors has torch
+        from dbpkit.foundation.arrays import write_tensors
 
         write_tensors(self.path / "strip.safetensors", tensors, {"about": json.dumps(about)})
 

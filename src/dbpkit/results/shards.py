@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dbpkit.foundation.arrays import write_tensors
 from dbpkit.foundation.files import sha256_of
 from dbpkit.results.records import is_shard
 
@@ -34,8 +35,6 @@ def write_shard(
     folder: Path, path: str, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str]
 ) -> Stored:
     """Writes a file at ``path`` in a run directory and returns how records name it."""
-    from dbpkit.models.weights import write_tensors  # only who has tensors has torch
-
     return Stored(Path(path).name, path, write_tensors(folder / path, tensors, metadata))
 
 

@@ -1,4 +1,4 @@
-"""The training loop: updates, averaged weights, checkpoints that resume to the same trajectory.
+"""The training loop: updates, averaged weights, and what is written after every so many of them.
 
 It runs on `accelerate`: one process or several, on CPU or GPU. Order, augmentation and noise are functions of
 the update and the example alone, so the number of processes changes nothing but rounding. The thing people
@@ -6,44 +6,30 @@ get wrong: averaged weights need averaged batch-norm statistics too, so the aver
 """
 
 import contextlib
-import importlib.util
 import json
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from torch import Tensor, nn
+from torch import nn
 
-from dbpkit.data import Dataset, load_dataset
 from dbpkit.experiment.execution import Execution, kernels
 from dbpkit.foundation.errors import UserError, check_kind, check_progress
 from dbpkit.foundation.files import write_atomically
 from dbpkit.foundation.locking import writing
 from dbpkit.foundation.noise import NoisePlan, permutation, seeded_generator
 from dbpkit.foundation.png import eight_bits, png_bytes
-from dbpkit.models.sources import state_sha256
-from dbpkit.models.weights import Architecture, fill, rounded, save_weights
+from dbpkit.models.weights import fill, rounded, save_weights
 from dbpkit.training.card import model_card
-from dbpkit.training.directory import (
-    Hashes,
-    Line,
-    TrainingDirectory,
-    optimiser_state,
-    require_finite_figures,
-)
-from dbpkit.training.objectives import Batch, Objective, make_objective
+from dbpkit.training.checkpoints import checkpoint, restore
+from dbpkit.training.directory import TrainingDirectory
+from dbpkit.training.objectives import Batch
+from dbpkit.training.run import Run, accelerator_for, current_gpu, placed, prepared, version
 from dbpkit.training.spec import OptimiserSpec, TrainingSpec
-from dbpkit.training.start import from_random, initial
-
-log = logging.getLogger(__name__)
+from dbpkit.training.stored import Line, require_finite_figures
 
 Progress = Callable[[int, int, float], None]
 """Called with updates done, updates in all, and the latest loss."""
@@ -58,27 +44,6 @@ class Trained(NamedTuple):
     weights: Path
     sha256: str
     figures: dict
-
-
-class Run(NamedTuple):
-    """Everything a running training holds."""
-
-    spec: TrainingSpec
-    execution: Execution
-    directory: TrainingDirectory
-    objective: Objective
-    data: Dataset
-    test: Dataset
-    architecture: Architecture
-    accelerator: Accelerator
-    model: nn.Module
-    average: nn.Module
-    optimiser: Any
-
-    @property
-    def bare(self) -> nn.Module:
-        """The network without the wrapper of a run on several processes."""
-        return self.accelerator.unwrap_model(self.model)
 
 
 def train(
@@ -111,14 +76,14 @@ def train(
     execution = execution or Execution("auto")
     check_kind(execution, Execution, "train: execution", 'Make one with Execution("cuda").')
     directory = TrainingDirectory(out)
-    directory.refuse_other(spec, _version())
-    with kernels(execution.deterministic), _current(execution.device):
-        accelerator = _accelerator(spec, directory.path, execution, tensorboard)
+    directory.refuse_other(spec, version())
+    with kernels(execution.deterministic), current_gpu(execution.device):
+        accelerator = accelerator_for(spec, directory.path, execution, tensorboard)
         with writing(out, "dbpkit train") if accelerator.is_main_process else contextlib.nullcontext():
-            run = _prepared(spec, directory, accelerator, _placed(execution, accelerator))
+            run = prepared(spec, directory, accelerator, placed(execution, accelerator))
             if tensorboard:
                 accelerator.init_trackers("tensorboard")
-            _updates(run, _restore(run), progress)
+            _updates(run, restore(run), progress)
             if accelerator.is_main_process:
                 _finish(run)
             accelerator.wait_for_everyone()
@@ -144,90 +109,6 @@ def ema_weight(update: int, decay: float) -> float:
         Inverse-gamma warm-up with power 3/4, capped at ``decay``, as in diffusers' EMAModel.
     """
     return 1 - min(decay, 1 - (1 + update) ** -0.75)
-
-
-def _prepared(
-    spec: TrainingSpec, directory: TrainingDirectory, accelerator: Accelerator, execution: Execution
-) -> Run:
-    """Checks and loads every part of a run, what costs least first, and claims its directory."""
-    objective = make_objective(spec.objective, spec.objective_options)
-    loaded = initial(spec, objective)
-    data = load_dataset(spec.data.name, spec.data.options)
-    test = load_dataset(spec.test_data.name, spec.test_data.options)
-    if spec.optimiser.batch_size > len(data):
-        raise UserError(
-            f"batch_size {spec.optimiser.batch_size} exceeds the {len(data)} training examples. Use a"
-            " smaller one."
-        )
-    architecture, model = loaded or from_random(spec, objective, data)
-    objective.check(model.to(accelerator.device), data, trained=spec.init is not None)
-    average = architecture.build().requires_grad_(False).to(accelerator.device)
-    fill(average, model.state_dict(), "to start from")
-    hashes = Hashes(
-        data=data.sha256,
-        test_data=test.sha256,
-        init=state_sha256(model) if spec.init else None,
-        **getattr(objective, "hashes", dict)(),
-    )
-    with accelerator.main_process_first():
-        directory.claim(spec, _version(), hashes)
-    wrapped, optimiser = accelerator.prepare(model, _optimiser(model, spec.optimiser))
-    return Run(
-        spec,
-        execution,
-        directory,
-        objective,
-        data,
-        test,
-        architecture,
-        accelerator,
-        wrapped,
-        average,
-        optimiser,
-    )
-
-
-def _version() -> str:
-    """The version of this program, which a run must be continued with."""
-    try:
-        return metadata.version("dbpkit")
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _current(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Inside the block, a GPU that is given by its number is the one that accelerate takes."""
-    return contextlib.nullcontext() if device.index is None else torch.cuda.device(device)
-
-
-def _accelerator(spec: TrainingSpec, out: Path, execution: Execution, tensorboard: bool) -> Accelerator:
-    """The run's devices and processes."""
-    if tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise UserError("writing for TensorBoard needs a library that is missing: pip install tensorboard.")
-    AcceleratorState._reset_state()  # accelerate keeps the precision of the process's first run for good
-    accelerator = Accelerator(
-        cpu=execution.device.type == "cpu",
-        mixed_precision="bf16" if spec.optimiser.precision == "bfloat16" else "no",
-        log_with="tensorboard" if tensorboard else None,
-        project_dir=str(out),
-    )
-    if spec.optimiser.batch_size % accelerator.num_processes:
-        raise UserError(
-            f"batch_size {spec.optimiser.batch_size} cannot be shared by {accelerator.num_processes}"
-            " processes. Use a multiple."
-        )
-    return accelerator
-
-
-def _placed(execution: Execution, accelerator: Accelerator) -> Execution:
-    """The execution with the place among its launcher's processes that accelerate has found."""
-    rank, world = accelerator.process_index, accelerator.num_processes
-    if world > 1 and execution.device.index is not None:
-        raise UserError(
-            f"device '{execution.device}' is one GPU, and {world} processes would share it. Use cuda: each"
-            " process then takes its own."
-        )
-    return replace(execution, rank=rank, world=world)
 
 
 def _updates(run: Run, done: int, progress: Progress) -> None:
@@ -279,7 +160,7 @@ def _record(run: Run, done: int, losses: list[float], seconds: float) -> None:
             run.spec.optimiser.updates
         ):
             _sample(run, done)
-        _checkpoint(run, done)
+        checkpoint(run, done)
     run.accelerator.wait_for_everyone()
 
 
@@ -310,52 +191,11 @@ def _batches(run: Run, done: int) -> Iterator[tuple[int, Batch]]:
         yield update, Batch(x.to(accelerator.device), y.to(accelerator.device), noise)
 
 
-def _optimiser(model: nn.Module, spec: OptimiserSpec) -> torch.optim.Optimizer:
-    if spec.method == "sgd":
-        return torch.optim.SGD(
-            model.parameters(),
-            lr=spec.lr,
-            momentum=0.9,
-            nesterov=True,
-            weight_decay=spec.weight_decay,
-        )
-    return torch.optim.AdamW(model.parameters(), lr=spec.lr, betas=spec.betas, weight_decay=spec.weight_decay)
-
-
 @torch.no_grad()
 def _average(average: nn.Module, model: nn.Module, weight: float) -> None:
     """Moves the averaged state towards the newest one."""
     for old, new in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
         old.lerp_(new, weight) if old.is_floating_point() else old.copy_(new)
-
-
-def _checkpoint(run: Run, done: int) -> None:
-    """Replaces the checkpoint by the present state."""
-    tensors: dict[str, Tensor] = {f"model.{n}": t for n, t in run.bare.state_dict().items()}
-    tensors |= {f"average.{n}": t for n, t in run.average.state_dict().items()}
-    for index, state in run.optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser.{index}.{n}": torch.as_tensor(t) for n, t in state.items() if t is not None}
-    # One storage each: safetensors refuses views, and channels-last tensors must become contiguous.
-    tensors = {n: t.detach().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
-    run.directory.write_checkpoint(done, tensors)
-
-
-def _restore(run: Run) -> int:
-    """Fills everything from the checkpoint, if there is one; returns the updates it has made."""
-    found = run.directory.checkpoint(run.spec)
-    done = found.updates if found else 0
-    if found:
-        where = f"checkpoint of {run.directory.path}"
-        fill(run.bare, found.part("model"), where)
-        fill(run.average, found.part("average"), where)
-        parameters = [p for group in run.optimiser.param_groups for p in group["params"]]
-        state = optimiser_state(found.part("optimiser"), parameters, run.spec.optimiser.method, where)
-        groups = run.optimiser.state_dict()["param_groups"]
-        run.optimiser.load_state_dict({"state": state, "param_groups": groups})
-        log.info("resumed %s at update %s", run.directory.path, done)
-    if run.accelerator.is_main_process:
-        run.directory.cut_curve(done)
-    return done
 
 
 @torch.no_grad()

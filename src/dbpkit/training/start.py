@@ -11,7 +11,7 @@ from torch import nn
 from dbpkit.data import Dataset
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import seeded_generator
-from dbpkit.models.denoisers import denoisers
+from dbpkit.models.denoisers import denoiser_adapters
 from dbpkit.models.networks import networks
 from dbpkit.models.sources import load_classifier, load_denoiser
 from dbpkit.models.weights import Architecture
@@ -119,7 +119,7 @@ def _described(
 ) -> Architecture:
     assert spec.network is not None
     networks.resolve(spec.network.name)  # typed by the user: `Architecture` itself follows no import path
-    denoisers.resolve(spec.denoiser)
+    denoiser_adapters.resolve(spec.denoiser)
     return Architecture(
         objective.kind,
         spec.network.name,

@@ -1,0 +1,45 @@
+"""Layers and helpers that several of the package's networks are made of."""
+
+import torch
+from torch import Tensor, nn
+
+from dbpkit.foundation.errors import UserError
+
+
+class Normalise(nn.Module):
+    """Subtracts a mean and divides by a deviation, per channel."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean)[None, :, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(std)[None, :, None, None], persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps images (B, C, H, W) in [0, 1] to normalised ones; UserError for other channels."""
+        if x.shape[1] != self.mean.shape[1]:  # broadcasting would turn one channel into three without a word
+            raise UserError(f"the classifier was made for {self.mean.shape[1]} channels, not {x.shape[1]}.")
+        return (x - self.mean) / self.std
+
+
+def conv_bn(inputs: int, outputs: int, *, pool: bool = False) -> nn.Sequential:
+    """A 3 x 3 convolution, halved in size by a maximum if ``pool``, then batch norm and ReLU."""
+    layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)]
+    if pool:
+        layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*layers, nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+def zero(layer: nn.Module) -> None:
+    """Sets a layer's weights to 0, so that its block starts as the identity."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
+def channels_last(network: nn.Module) -> None:
+    """Lays convolution weights out as CPU and GPU kernels like them best."""
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
