@@ -15,9 +15,9 @@ from dbpkit.evaluation.quick_check import check as check
 from dbpkit.evaluation.quick_check import check_spec as check_spec
 from dbpkit.evaluation.replay import replay as replay
 from dbpkit.evaluation.run import evaluate as evaluate
-from dbpkit.fidelity.frechet import Chain as Chain
-from dbpkit.fidelity.frechet import make_features as make_features
-from dbpkit.fidelity.frechet import quality as quality
+from dbpkit.fidelity.chain import Chain as Chain
+from dbpkit.fidelity.features import make_features as make_features
+from dbpkit.fidelity.measurement import quality as quality
 from dbpkit.reporting.page import report as report
 from dbpkit.results.compare import compare as compare
 from dbpkit.results.findings import findings as findings

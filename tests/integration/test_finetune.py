@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dbpkit import TrainingSpec, UserError, load_classifier, load_dataset, load_denoiser, load_weights, train
 from dbpkit.experiment.execution import Execution
-from dbpkit.fidelity.frechet import Chain, make_features, quality
+from dbpkit.fidelity import Chain, make_features, quality
 from dbpkit.foundation.spec import validate
 from dbpkit.models.weights import Architecture, read_tensors, save_weights, sha256_of
 from tests.integration.conftest import environment

@@ -13,7 +13,7 @@ import scipy.linalg
 import torch
 from torch import Tensor, nn
 
-from dbpkit.fidelity.frechet import (
+from dbpkit.fidelity import (
     Chain,
     Features,
     classifier_features,
@@ -243,7 +243,7 @@ def test_inception_file_that_is_not_the_published_one_is_not_run(
 def test_inception_published_file_is_the_fid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = scripted(FakeInception(), tmp_path)
     sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    monkeypatch.setattr("dbpkit.fidelity.frechet.INCEPTION_SHA256", sha256)
+    monkeypatch.setattr("dbpkit.fidelity.features.INCEPTION_SHA256", sha256)
     features = make_features("inception", {"path": path})
     assert features.metric == "FID"
     assert features.about == {"name": "inception", "sha256": sha256}

@@ -16,7 +16,7 @@ from dbpkit.attacks.target import RESERVED
 from dbpkit.cli.listing import REGISTRIES
 from dbpkit.evaluation import quick_check as check
 from dbpkit.experiment import build
-from dbpkit.fidelity.frechet import feature_sources
+from dbpkit.fidelity.features import feature_sources
 from dbpkit.foundation.errors import UserError, shown
 from dbpkit.foundation.options import (
     Checked,

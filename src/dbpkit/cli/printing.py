@@ -11,7 +11,7 @@ from dbpkit.foundation.spec import as_toml
 if TYPE_CHECKING:
     from dbpkit.evaluation.quick_check import Checked
     from dbpkit.evaluation.replay import Replay
-    from dbpkit.fidelity.frechet import Quality
+    from dbpkit.fidelity.measurement import Quality
     from dbpkit.results.analysis import AnalysisResult
     from dbpkit.results.compare import RunComparison
     from dbpkit.results.findings import Finding

@@ -11,7 +11,7 @@ from dbpkit.cli.root import app, begin
 from dbpkit.foundation.options import MOST
 
 if TYPE_CHECKING:
-    from dbpkit.fidelity.frechet import Features
+    from dbpkit.fidelity.features import Features
 
 
 @app.command("train")

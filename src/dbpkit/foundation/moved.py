@@ -94,7 +94,7 @@ MOVED = {
     "spec": "foundation.spec",
     "threat": "threats.pixels",
     "toml": "foundation.toml",
-    "training.fid": "fidelity.frechet",
+    "training.fid": "fidelity",
     "types": "foundation.types",
     "weights": "models.weights",
 }

@@ -114,7 +114,7 @@ def sealed(spec: TrainingSpec, version: str, hashes: Hashes) -> Trains:
 
 
 def hash_of(trains: Trains) -> str:
-    """Returns the sha256 of canonical JSON of everything but the hash itself and the format of the final file."""
+    """Returns the sha256 of canonical JSON of all but the hash itself and the format of the final file."""
     content = trains.model_dump(exclude={"hash"})
     content["spec"] = lasting(trains.spec)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
