@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from dbpkit.data.batches import LARGEST, read_batch, text_of
-from dbpkit.data.dataset import Dataset, check_md5, data_root, datasets, existing
+from dbpkit.data.dataset import Dataset, Split, check_md5, data_root, datasets, existing
 from dbpkit.foundation.errors import UserError, excerpt
 
 _CIFAR10_MD5 = {
@@ -32,7 +32,7 @@ _CIFAR100_MD5 = {
 
 
 @datasets.register("cifar10")
-def cifar10(root: str | None = None, split: str = "test", *, verify: bool = True) -> Dataset:
+def cifar10(root: str | None = None, split: Split = "test", *, verify: bool = True) -> Dataset:
     """CIFAR-10 from the folder ``cifar-10-batches-py``.
 
     Args:
@@ -60,7 +60,7 @@ def cifar10(root: str | None = None, split: str = "test", *, verify: bool = True
 
 
 @datasets.register("cifar100")
-def cifar100(root: str | None = None, split: str = "test", *, verify: bool = True) -> Dataset:
+def cifar100(root: str | None = None, split: Split = "test", *, verify: bool = True) -> Dataset:
     """CIFAR-100 (fine labels) from the folder ``cifar-100-python``; errors as `cifar10`.
 
     Args:
@@ -85,14 +85,12 @@ def _load(
     name: str,
     folder: Path,
     names: dict[str, list[str]],
-    split: str,
+    split: Split,
     label_key: str,
     meta: tuple[str, str],
     md5: dict[str, str],
 ) -> Dataset:
     """Joins the batches of a split and checks their shapes."""
-    if split not in names:
-        raise UserError(f"data '{name}': unknown split '{split}'. Available: {', '.join(sorted(names))}.")
     images, labels = [], []
     for file in names[split]:
         batch = _read(folder / file, md5)

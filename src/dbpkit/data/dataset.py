@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from dbpkit.foundation.noise import MAX_ID
 from dbpkit.foundation.registry import Registry, call_with_options
 
 datasets: Registry[Callable[..., "Dataset"]] = Registry("data set")
+
+Split = Literal["test", "train"]
+"""Which part of a data set that comes in two."""
 
 
 @dataclass(frozen=True, eq=False)

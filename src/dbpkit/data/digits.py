@@ -1,21 +1,22 @@
 """The small handwritten digits that come with scikit-learn: no download, seconds to train on.
 
-The thing people get wrong: the split is by id, so an example is in the same part for ever, and its id is its
-place in the whole set, not in the part.
+The split is by id: an example is always in the same part, and its id is its place in the whole set, not in
+the part.
 """
 
 import torch
 
-from dbpkit.data.dataset import Dataset, datasets
+from dbpkit.data.dataset import Dataset, Split, datasets
 from dbpkit.data.fashion import pad_to
-from dbpkit.foundation.errors import UserError, unknown_name
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.options import Count
 
 TEST_EVERY = 5
 """Ids divisible by this are the test part."""
 
 
 @datasets.register("digits")
-def digits(split: str = "test", size: int | None = None) -> Dataset:
+def digits(split: Split = "test", size: Count | None = None) -> Dataset:
     """Scikit-learn's 1,797 grey digits of 8 x 8 pixels, float32: levels 0 to 16 divided by 16.
 
     Args:
@@ -28,8 +29,6 @@ def digits(split: str = "test", size: int | None = None) -> Dataset:
     Source:
         Alpaydin & Kaynak 1998, Optical Recognition of Handwritten Digits, UCI, test part; CC BY 4.0.
     """
-    if split not in ("train", "test"):
-        raise unknown_name("split of data 'digits'", str(split), ("train", "test"))
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dbpkit.data.dataset import Dataset, check_md5, data_root, datasets, existing
-from dbpkit.foundation.errors import UserError, unknown_name
+from dbpkit.data.dataset import Dataset, Split, check_md5, data_root, datasets, existing
+from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.files import read_whole
+from dbpkit.foundation.options import Count
 
 _PREFIXES = {"train": "train", "test": "t10k"}
 _MD5 = {
@@ -46,7 +47,7 @@ _CLASS_NAMES = (
 
 @datasets.register("fashion_mnist")
 def fashion_mnist(
-    root: str | None = None, split: str = "test", size: int | None = None, *, verify: bool = True
+    root: str | None = None, split: Split = "test", size: Count | None = None, *, verify: bool = True
 ) -> Dataset:
     """Fashion-MNIST from the folder ``fashion-mnist``, grey images (N, 1, 28, 28).
 
@@ -62,8 +63,6 @@ def fashion_mnist(
     Source:
         Xiao, Rasul & Vollgraf 2017 (arXiv:1708.07747).
     """
-    if split not in _PREFIXES:
-        raise unknown_name("split of data 'fashion_mnist'", str(split), _PREFIXES)
     folder = data_root(root) / "fashion-mnist"
     images = _read_idx(folder / f"{_PREFIXES[split]}-images-idx3-ubyte.gz", 3, verify)
     labels = _read_idx(folder / f"{_PREFIXES[split]}-labels-idx1-ubyte.gz", 1, verify).long()

@@ -8,13 +8,14 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from dbpkit.data.classes import in_class_order
 from dbpkit.data.dataset import Dataset, datasets, path_id
-from dbpkit.data.pictures import EXTENSIONS, check_mode, check_same_size, is_image, read_picture, stacked
+from dbpkit.data.pictures import EXTENSIONS, Mode, check_same_size, is_image, read_picture, stacked
 from dbpkit.foundation.errors import UserError, unknown_name
 from dbpkit.foundation.options import Count
 
@@ -35,8 +36,8 @@ WHERE = "data 'folder'"
 def folder(
     path: str,
     size: Count | None = None,
-    mode: str = "RGB",
-    unreadable: str = "error",
+    mode: Mode = "RGB",
+    unreadable: Literal["error", "skip"] = "error",
     split: str | None = None,
     classes: tuple[str, ...] | None = None,
 ) -> Dataset:
@@ -60,31 +61,12 @@ def folder(
             parts such as ``train`` or their order is not clear, an image lies outside the classes, is
             unreadable or has another size than the first, two ids collide, or an option is wrong.
     """
-    check_mode(mode)
-    if unreadable not in ("error", "skip"):
-        raise unknown_name("choice of unreadable", str(unreadable), ("error", "skip"))
     root = _part(Path(path).expanduser(), split, classes)
     by_class = _listing(root, classes)
     files = sorted((f for own in by_class.values() for f in own), key=lambda f: _inside(f, root))
     ids = _unique_ids(root, files)
-    images: dict[Path, Tensor] = {}
-    for file in files:
-        try:
-            images[file] = read_picture(file, f"image '{file}'", size=size, mode=mode)
-        except UserError as error:
-            if unreadable == "error":
-                raise UserError(f'{error} Or set unreadable = "skip".') from error
-            log.warning("skipped: %s", error)
-    if not images:
-        raise UserError(
-            f"{WHERE}: none of the {len(files)} images in '{root}' is readable. See the warnings above."
-        )
-    unread = next((name for name, own in by_class.items() if own and not images.keys() & set(own)), None)
-    if unread is not None:
-        raise UserError(
-            f"{WHERE}: no image of class '{unread}' in '{root}' is readable. See the warnings above."
-        )
-    check_same_size({str(file): image for file, image in images.items()}, WHERE)
+    images = _read(files, size, mode, unreadable)
+    _require_every_class(root, by_class, images)
     label = {name: k for k, name in enumerate(by_class)}
     return Dataset(
         root.name or "folder",
@@ -94,6 +76,36 @@ def folder(
         tuple(by_class),
         tuple(_inside(file, root) for file in images),
     )
+
+
+def _read(
+    files: list[Path], size: int | None, mode: Mode, unreadable: Literal["error", "skip"]
+) -> dict[Path, Tensor]:
+    """The pixels of every file that can be read."""
+    images: dict[Path, Tensor] = {}
+    for file in files:
+        try:
+            images[file] = read_picture(file, f"image '{file}'", size=size, mode=mode)
+        except UserError as error:
+            if unreadable == "error":
+                raise UserError(f'{error} Or set unreadable = "skip".') from error
+            log.warning("skipped: %s", error)
+    return images
+
+
+def _require_every_class(root: Path, by_class: dict[str, list[Path]], images: dict[Path, Tensor]) -> None:
+    """Raises UserError if no image, or none of some class, was readable, or two differ in size."""
+    if not images:
+        count = sum(map(len, by_class.values()))
+        raise UserError(
+            f"{WHERE}: none of the {count} images in '{root}' is readable. See the warnings above."
+        )
+    unread = next((name for name, own in by_class.items() if own and not images.keys() & set(own)), None)
+    if unread is not None:
+        raise UserError(
+            f"{WHERE}: no image of class '{unread}' in '{root}' is readable. See the warnings above."
+        )
+    check_same_size({str(file): image for file, image in images.items()}, WHERE)
 
 
 def _part(root: Path, split: str | None, classes: tuple[str, ...] | None) -> Path:

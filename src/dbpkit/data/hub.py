@@ -14,7 +14,7 @@ import torch
 
 from dbpkit.data.classes import in_class_order
 from dbpkit.data.dataset import Dataset, datasets
-from dbpkit.data.pictures import check_mode, check_same_size, read_picture, stacked
+from dbpkit.data.pictures import Mode, check_same_size, read_picture, stacked
 from dbpkit.foundation.errors import UserError, shown, unknown_name
 from dbpkit.foundation.options import Count
 
@@ -26,7 +26,7 @@ def huggingface(
     image_column: str | None = None,
     label_column: str | None = None,
     size: Count | None = None,
-    mode: str = "RGB",
+    mode: Mode = "RGB",
     classes: tuple[str, ...] | None = None,
 ) -> Dataset:
     """A data set of the ``datasets`` library, ids the rows of the split; pixels as those of a folder.
@@ -49,7 +49,6 @@ def huggingface(
             unknown or ambiguous, a row has no image or no label, or the sizes differ.
     """
     where = f"data 'huggingface' ({path})"
-    check_mode(mode)
     table = _load_table(str(path), split, where)
     if not len(table):
         raise UserError(f"{where}: split '{split}' has no rows. Choose another.")

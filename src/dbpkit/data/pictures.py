@@ -9,6 +9,7 @@ import stat
 import warnings
 from io import BytesIO
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ FORMATS = tuple(plugin.__name__.split(".")[-1].removesuffix("ImagePlugin").upper
 EXTENSIONS = frozenset([".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"])
 """Files with these endings, in either case, are images."""
 
-MODES = ("L", "RGB")
+Mode = Literal["L", "RGB"]
 """One grey channel, or three of colour."""
 
 ORIENTATION = 0x0112
@@ -62,7 +63,7 @@ _TURNS = {  # orientation: quarter turns anticlockwise, and whether it is mirror
 
 
 def read_picture(
-    source: str | Path | bytes, where: str = "", *, size: Count | None = None, mode: str = "RGB"
+    source: str | Path | bytes, where: str = "", *, size: Count | None = None, mode: Mode = "RGB"
 ) -> Tensor:
     """Reads an image file: uint8 (C, H, W), or float32 in [0, 1] where it has more than 8 bits.
 
@@ -81,7 +82,8 @@ def read_picture(
             animation, transparent, or has pixels whose range is not known.
     """
     where = where or f"image '{source if not isinstance(source, bytes) else '?'}'"
-    check_mode(mode)
+    if mode not in get_args(Mode):
+        raise unknown_name("image mode", str(mode), get_args(Mode))
     try:
         opened = BytesIO(source) if isinstance(source, bytes) else _regular(Path(source), where)
         with warnings.catch_warnings():
@@ -112,12 +114,6 @@ def stacked(pictures: list[Tensor]) -> Tensor:
     return torch.stack([as_unit(x) for x in pictures])
 
 
-def check_mode(mode: str) -> None:
-    """Raises UserError unless ``mode`` is one of `MODES`."""
-    if mode not in MODES:
-        raise unknown_name("image mode", str(mode), MODES)
-
-
 def check_same_size(images: dict[str, Tensor], where: str) -> None:
     """Raises UserError that names the first image whose shape is not that of the first one."""
     first, reference = next(iter(images.items()))
@@ -142,7 +138,7 @@ def _regular(path: Path, where: str) -> Path:
     return path
 
 
-def _decoded(image: Image.Image, where: str, size: int | None, mode: str) -> Tensor:
+def _decoded(image: Image.Image, where: str, size: int | None, mode: Mode) -> Tensor:
     """The pixels of an opened image."""
     if getattr(image, "is_animated", False) and image.format != "MPO":
         raise UserError(
@@ -187,7 +183,7 @@ def _deep(image: Image.Image, where: str) -> np.ndarray | None:
     return values.astype(np.float32)
 
 
-def _flat(image: Image.Image, where: str, mode: str) -> Image.Image:
+def _flat(image: Image.Image, where: str, mode: Mode) -> Image.Image:
     """The image in mode L or RGB; UserError if something shines through."""
     if image.mode in _TRANSPARENT or image.info.get("transparency") is not None:
         image = image.convert("RGBA")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dbpkit.checks.levels import outside_trained_levels, suspicious_grid
 from dbpkit.data.dataset import path_id
-from dbpkit.data.pictures import as_unit, read_picture
+from dbpkit.data.pictures import Mode, as_unit, read_picture
 from dbpkit.experiment.build import make_purifier
 from dbpkit.experiment.execution import checked_device
 from dbpkit.experiment.spec import PurifierSpec
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 Progress = Callable[[float, str], None]
 
 
-def read_image(path: str | Path, mode: str = "RGB") -> Tensor:
+def read_image(path: str | Path, mode: Mode = "RGB") -> Tensor:
     """Reads an image file as (C, H, W) float32 in [0, 1]; see `dbpkit.data.pictures.read_picture`."""
     return as_unit(read_picture(path, mode=mode))
 
@@ -121,7 +121,7 @@ class _One:
         self.network = network
         self.seed = seed
         self.device = device
-        self.mode = "RGB"
+        self.mode: Mode = "RGB"
         self.asked = False
 
     @torch.no_grad()

@@ -7,12 +7,12 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from dbpkit.foundation.errors import UserError, shown, unknown_name
+from dbpkit.foundation.errors import UserError, shown
 from dbpkit.foundation.packaged import asset as asset
 from dbpkit.foundation.registry import Registry, call_with_options
 from dbpkit.foundation.types import Denoiser
@@ -48,14 +48,12 @@ def embedded_classifier(mirror: bool = True) -> nn.Module:
 
 
 @denoiser_sources.register("embedded")
-def embedded_denoiser(variant: str = "vanilla") -> nn.Module:
+def embedded_denoiser(variant: Literal["vanilla", "addt"] = "vanilla") -> nn.Module:
     """The CIFAR-10 denoiser that the package carries.
 
     Args:
         variant: ``vanilla``, or ``addt`` for the one fine-tuned from it by ADDT.
     """
-    if variant not in EMBEDDED_DENOISERS:
-        raise unknown_name("variant", variant, EMBEDDED_DENOISERS)
     model, _ = load_weights(asset(EMBEDDED_DENOISERS[variant]))
     sigmas = discrete_sigmas()
     model.trained_levels = (float(sigmas[0]), float(sigmas[EMBEDDED_LAST[variant]]))  # type: ignore[assignment]

@@ -6,15 +6,16 @@ get wrong: gamma_t = sqrt(alpha_bar_t / (1 - alpha_bar_t)) of the papers is 1 / 
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.options import Length
 from dbpkit.foundation.registry import Registry
-from dbpkit.models.schedule import discrete_sigmas, vp_sigma
+from dbpkit.models.schedule import TRAIN_STEPS, discrete_sigmas, vp_sigma
 
 noise_levels: Registry[Any] = Registry("noise levels")
 
@@ -43,10 +44,7 @@ class DDPMTimes:
         Ho et al. 2020 (arXiv:2006.11239), eq. 14; Liu et al., ICLR 2025, fine-tuning of DDPM.
     """
 
-    t_last: int = 999
-
-    def __post_init__(self) -> None:
-        _check_range("t_last", self.t_last, 0, 999)
+    t_last: Annotated[int, Ge(0), Le(TRAIN_STEPS - 1)] = 999
 
     def sigma(self, u: Tensor) -> Tensor:
         """Noise levels of the times floor(u * (t_last + 1))."""
@@ -71,12 +69,12 @@ class VPTimes:
         Song et al. 2021 (arXiv:2011.13456), appendix C; Liu et al., ICLR 2025, fine-tuning of VP-SDE.
     """
 
-    t_first: float = 1e-3
-    t_last: float = 1.0
+    t_first: Annotated[float, Ge(1e-6), Le(1)] = 1e-3
+    t_last: Annotated[float, Ge(1e-6), Le(1)] = 1.0
 
     def __post_init__(self) -> None:
-        _check_range("t_first", self.t_first, 1e-6, 1)
-        _check_range("t_last", self.t_last, self.t_first, 1)
+        if self.t_last < self.t_first:
+            raise UserError(f"t_last {self.t_last:g} is below t_first {self.t_first:g}. Exchange them.")
 
     def sigma(self, u: Tensor) -> Tensor:
         """Noise levels of the times t_first + u * (t_last - t_first)."""
@@ -126,12 +124,9 @@ class PurificationTimes:
         sigma_data: deviation of the data in [-1, 1] units.
     """
 
-    t_last: float = 300.0
+    t_last: Annotated[float, Ge(0), Le(TRAIN_STEPS - 1)] = 300.0
     t_power: Length = 1.0
     sigma_data: Length = 0.5
-
-    def __post_init__(self) -> None:
-        _check_range("t_last", self.t_last, 0, 999)
 
     def sigma(self, u: Tensor) -> Tensor:
         """Noise levels of the times, interpolated in log sigma."""
@@ -147,11 +142,6 @@ def sigma_at(t: Tensor) -> Tensor:
     table = discrete_sigmas().log().to(t)
     low = t.floor().long().clamp(0, len(table) - 2)
     return torch.lerp(table[low], table[low + 1], t - low).exp()
-
-
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise UserError(f"{name} {value} is outside [{low:g}, {high:g}], the times of the schedule.")
 
 
 def _edm_weight(sigma: Tensor, sigma_data: float) -> Tensor:

@@ -7,20 +7,21 @@ preconditioning, weight 1 / c_out**2 makes every noise level count alike.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import torch
 from accelerate.utils import extract_model_from_parallel
+from annotated_types import Ge, Lt
 from torch import Tensor, nn
 from torch.nn import functional
 
 from dbpkit.data import Dataset
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
-from dbpkit.foundation.options import CountOrNone, Share
+from dbpkit.foundation.options import CountOrNone
 from dbpkit.foundation.registry import Registry, call_with_options
 from dbpkit.foundation.spec import PartSpec, Strict, validate
-from dbpkit.models.schedule import discrete_sigmas
+from dbpkit.models.schedule import TRAIN_STEPS, discrete_sigmas
 from dbpkit.models.sources import load_classifier, state_sha256
 from dbpkit.training.fit import check_classifier, check_denoiser
 from dbpkit.training.levels import NoiseLevels, noise_levels
@@ -28,8 +29,8 @@ from dbpkit.training.perturb import Problem, frozen, perturbations
 
 objectives: Registry = Registry("objective")
 
-TIMES = 1000
-"""Discrete times whose error can be reported."""
+Time = Annotated[int, Ge(0), Lt(TRAIN_STEPS)]
+"""A discrete time of the linear DDPM schedule."""
 
 Part = str | dict[str, Any]
 """A registered name, or a table with ``name`` and ``options``."""
@@ -77,18 +78,11 @@ class Classification:
         cutout: side of the square that is blanked to the image's mean, in pixels.
     """
 
-    label_smoothing: Share = 0.1
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.1
     flip: bool = True
     shift: CountOrNone = 4
     cutout: CountOrNone = 8
     kind = "classifier"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.label_smoothing < 1 or self.shift < 0 or self.cutout < 0:
-            raise UserError(
-                "classification needs label_smoothing in [0, 1), shift >= 0 and cutout >= 0, not"
-                f" {self.label_smoothing}, {self.shift} and {self.cutout}."
-            )
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Returns the mean cross-entropy of augmented images; scalar."""
@@ -137,13 +131,11 @@ class Denoising:
     perturbation: Part = "none"
     guide: Part | None = None
     flip: bool = True
-    report_times: tuple[CountOrNone, ...] = (0, 10, 25, 50, 100, 150, 200, 300)
+    report_times: tuple[Time, ...] = (0, 10, 25, 50, 100, 150, 200, 300)
     kind = "denoiser"
 
     def __post_init__(self) -> None:
         _ = self._levels  # a mistaken name or option is found before training
-        if wrong := [t for t in self.report_times if not 0 <= t < TIMES]:
-            raise UserError(f"objective_options.report_times {wrong[0]} is outside 0 to {TIMES - 1}.")
         if self._perturb.needs_guide and self.guide is None:
             raise UserError(
                 f"perturbation '{_named(self.perturbation, 'perturbation').name}' is guided by a classifier."

@@ -170,10 +170,9 @@ class ADDT:
     needs_guide = True
 
     def __post_init__(self) -> None:
-        if self.iterations < 0 or not 0 <= self.lambda_min <= self.lambda_max <= 1:
+        if self.lambda_min > self.lambda_max:
             raise UserError(
-                "a perturbation needs iterations >= 0 and 0 <= lambda_min <= lambda_max <= 1, not"
-                f" {self.iterations}, {self.lambda_min} and {self.lambda_max}."
+                f"lambda_min {self.lambda_min:g} is above lambda_max {self.lambda_max:g}. Exchange them."
             )
 
     def noise(self, problem: Problem) -> Tensor:

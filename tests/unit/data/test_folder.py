@@ -218,8 +218,8 @@ def test_folder_image_outside_classes_is_refused(animals: Path) -> None:
     [
         ({"size": 0}, "size must be a whole number of at least 1, not 0"),
         ({"size": "32"}, "size must be a whole number of at least 1, not '32'"),
-        ({"mode": "RBG"}, r"unknown image mode 'RBG'\. Did you mean 'RGB'"),
-        ({"unreadable": "skp"}, r"unknown choice of unreadable 'skp'\. Did you mean 'skip'"),
+        ({"mode": "RBG"}, "mode must be 'L' or 'RGB', not 'RBG'"),
+        ({"unreadable": "skp"}, "unreadable must be 'error' or 'skip', not 'skp'"),
     ],
 )
 def test_folder_wrong_option_is_refused(animals: Path, options: dict[str, object], message: str) -> None:

@@ -202,7 +202,7 @@ def test_huggingface_without_library_says_how_to_install_it(
 
 
 def test_huggingface_wrong_mode_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="unknown image mode 'CMYK'"):
+    with pytest.raises(UserError, match="mode must be 'L' or 'RGB', not 'CMYK'"):
         load(tmp_path, mode="CMYK")
 
 
