@@ -1,0 +1,83 @@
+"""What every registered network keeps to, whoever registered it."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dbpkit.foundation.noise import seeded_generator
+from dbpkit.models.networks import networks
+from dbpkit.models.weights import Architecture, load_weights, save_weights
+from tests.oracles import uniform
+
+NEEDED: dict[str, dict[str, Any]] = {
+    "diffusers": {
+        "config": {
+            "block_out_channels": [8, 8],
+            "down_block_types": ["DownBlock2D"] * 2,
+            "up_block_types": ["UpBlock2D"] * 2,
+            "layers_per_block": 1,
+            "norm_num_groups": 4,
+        }
+    }
+}
+"""Options without a default."""
+
+each_network = pytest.mark.parametrize("name", list(networks))
+
+
+def described(name: str) -> Architecture:
+    """A network that takes a noise label is a denoiser's, one that takes images alone a classifier's."""
+    options = NEEDED.get(name, {})
+    network: nn.Module = networks.get(name)(**options)
+    given = [p for p in inspect.signature(network.forward).parameters.values() if p.default is p.empty]
+    denoiser = "vp" if name == "diffusers" else "edm"
+    return Architecture("denoiser" if len(given) > 1 else "classifier", name, options, denoiser)
+
+
+def model_of(architecture: Architecture) -> nn.Module:
+    with seeded_generator(0):
+        return architecture.build().eval()
+
+
+def called(model: nn.Module, architecture: Architecture, x: Tensor) -> Tensor:
+    if architecture.kind == "classifier":
+        return model(x)
+    return model(2 * x - 1, torch.full((len(x),), 0.3))
+
+
+@each_network
+def test_network_returns_images_or_logits(name: str) -> None:
+    architecture = described(name)
+    found = called(model_of(architecture), architecture, uniform(2, 3, 32, 32, seed=0))
+    assert found.shape == ((2, 3, 32, 32) if architecture.kind == "denoiser" else (2, 10))
+    assert bool(torch.isfinite(found).all())
+
+
+@each_network
+def test_network_treats_each_image_of_a_batch_alone(name: str) -> None:
+    architecture, x = described(name), uniform(3, 3, 32, 32, seed=0)
+    model = model_of(architecture)
+    alone = torch.cat([called(model, architecture, x[b : b + 1]) for b in range(3)])
+    assert torch.allclose(called(model, architecture, x), alone, atol=1e-5)  # float32 sums in another order
+
+
+@each_network
+def test_network_comes_back_from_its_weights_file(name: str, tmp_path: Path) -> None:
+    architecture, x = described(name), uniform(2, 3, 32, 32, seed=0)
+    model = model_of(architecture)
+    save_weights(tmp_path / "weights.safetensors", model, architecture)
+    loaded, read = load_weights(tmp_path / "weights.safetensors")
+    assert read.network == name
+    assert torch.equal(called(loaded, architecture, x), called(model, architecture, x))
+
+
+@each_network
+def test_network_has_a_gradient_in_its_images(name: str) -> None:
+    architecture, x = described(name), uniform(2, 3, 32, 32, seed=0).requires_grad_()
+    called(model_of(architecture), architecture, x).square().sum().backward()
+    assert x.grad is not None
+    assert bool((x.grad.flatten(1).abs().sum(dim=1) > 0).all())
