@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.files import write_atomically
 from dbpkit.foundation.registry import trust
 from dbpkit.models.denoisers import EDMDenoiser
 from dbpkit.models.networks import ResNet9, UNet
@@ -25,7 +26,6 @@ from dbpkit.models.weights import (
     read_tensors,
     save_weights,
     sha256_of,
-    write_atomically,
 )
 from tests.oracles import fill, uniform
 
