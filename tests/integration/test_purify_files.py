@@ -139,7 +139,7 @@ def test_purify_results_that_are_one_file_somewhere_are_refused(
 
 
 def test_purify_into_a_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is no folder\. Choose another --out"):
+    with pytest.raises(UserError, match=r"is not a folder\. Choose another --out"):
         purify(picture(tmp_path / "a.png"), out=picture(tmp_path / "b.png"))
 
 

@@ -239,14 +239,14 @@ def test_curve_has_no_line_twice_when_the_first_checkpoint_was_never_written(tmp
 def test_foreign_directory_is_refused_before_anything_is_loaded(tmp_path: Path, held: str) -> None:
     (tmp_path / held).parent.mkdir(exist_ok=True)
     (tmp_path / held).write_text("mine")
-    with pytest.raises(UserError, match=r"exists and is no training run\. Use a new --out"):
+    with pytest.raises(UserError, match=r"exists and is not a training run\. Use a new --out"):
         run(tmp_path, data=f"{HERE}:never")
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == [tmp_path / held]
 
 
 def test_file_as_out_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match="exists and is no training run"):
+    with pytest.raises(UserError, match="exists and is not a training run"):
         run(tmp_path / "file", data=f"{HERE}:never")
 
 
@@ -386,7 +386,7 @@ def test_checkpoint_of_other_weights_does_not_fit(tmp_path: Path) -> None:
             run(tmp_path / "run")
     path = tmp_path / "run" / "checkpoint.safetensors"
     write_tensors(path, found.tensors, {"updates": "6"})  # as an earlier version wrote it
-    with pytest.raises(UserError, match="is no checkpoint of this dbpkit"):
+    with pytest.raises(UserError, match="is not a checkpoint of this dbpkit"):
         run(tmp_path / "run")
 
 
@@ -405,7 +405,7 @@ def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
     for name in (".train.json.4194305.tmp", "samples/.0000002.png.4194305.tmp"):
         (out / name).write_bytes(b"torn")  # no process has a number above 2**22
     (out / "samples" / "x").touch()
-    with pytest.raises(UserError, match="is no training run"):
+    with pytest.raises(UserError, match="is not a training run"):
         run(out)
     (out / "samples" / "x").unlink()
     (out / "samples" / ".0000002.png.4194305.tmp").unlink()

@@ -266,7 +266,7 @@ def test_inception_missing_file_raises(tmp_path: Path) -> None:
 def test_inception_other_file_raises(tmp_path: Path) -> None:
     path = tmp_path / "text.pt"
     path.write_text("not a network")
-    with pytest.raises(UserError, match=r"text\.pt' is no TorchScript file \(.+\)\. Download inception"):
+    with pytest.raises(UserError, match=r"text\.pt' is not a TorchScript file \(.+\)\. Download inception"):
         make_features("inception", {"path": str(path), "trust": True})
 
 

@@ -175,7 +175,7 @@ def test_load_unet_unknown_prediction_type_is_refused(copy: Path) -> None:
 def test_load_unet_unreadable_json_is_named(copy: Path, name: str, content: str) -> None:
     (copy / name).write_text(content)
     with pytest.raises(
-        UserError, match=f"'.*/{name}' (is no readable JSON|must hold a JSON object, not a list)"
+        UserError, match=f"'.*/{name}' (is not readable JSON|must hold a JSON object, not a list)"
     ):
         load_unet(str(copy))
 
@@ -184,7 +184,7 @@ def test_load_unet_unreadable_json_is_named(copy: Path, name: str, content: str)
 def test_load_unet_missing_directory_is_refused_without_network(path: str) -> None:
     pytest.importorskip("diffusers")
     with pytest.raises(
-        UserError, match=f"network '{path}' is no directory. Correct the path, or give a Hub id"
+        UserError, match=f"network '{path}' is not a directory. Correct the path, or give a Hub id"
     ):
         load_unet(path)
 
@@ -356,7 +356,7 @@ def test_load_unet_hub_unreachable_is_one_sentence(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(
-        UserError, match="network 'nobody/nothing' is no local directory and cannot be fetched"
+        UserError, match="network 'nobody/nothing' is not a local directory and cannot be fetched"
     ) as raised:
         load_unet("nobody/nothing")
     assert "\n" not in str(raised.value)

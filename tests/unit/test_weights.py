@@ -180,7 +180,7 @@ def test_load_weights_foreign_safetensors_raises_with_the_way_out(
     tmp_path: Path, metadata: dict[str, str]
 ) -> None:
     save_file({"a": torch.zeros(2)}, tmp_path / "foreign", metadata=metadata)
-    with pytest.raises(UserError, match=r"is no dbpkit weights file.*from_pretrained or an import path"):
+    with pytest.raises(UserError, match=r"is not a dbpkit weights file.*from_pretrained or an import path"):
         load_weights(tmp_path / "foreign")
 
 
@@ -326,7 +326,7 @@ def test_load_weights_damaged_description_raises(saved: Path, about: str) -> Non
 )
 def test_load_weights_of_another_format_raises(saved: Path, about: str) -> None:
     rewrite(saved, about=about)
-    with pytest.raises(UserError, match=r"is no dbpkit weights file \(format (None|dbpkit-weights-9)\)"):
+    with pytest.raises(UserError, match=r"is not a dbpkit weights file \(format (None|dbpkit-weights-9)\)"):
         load_weights(saved)
 
 
@@ -403,7 +403,7 @@ def test_load_weights_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.safetensors")
     with pytest.raises(UserError, match=r"pipe\.safetensors' is missing"):
         load_weights(tmp_path / "pipe.safetensors")
-    with pytest.raises(UserError, match=r"is not a readable safetensors file \(it is no file\)"):
+    with pytest.raises(UserError, match=r"is not a readable safetensors file \(it is not a file\)"):
         read_tensors(tmp_path / "pipe.safetensors")
 
 

@@ -1,7 +1,7 @@
-"""Labelled images from files, with example ids that stay the same for ever.
+"""Labelled images, from files or a library, with ids that always mean the same example.
 
-The thing people get wrong: an example's id is its place in the original file (or a hash of its path),
-not its place in a batch or a subset, so that its noise follows it everywhere.
+An example's id is its place in the original file, or a hash of its path, and never its place in a batch or a
+subset: the noise of an example follows its id.
 """
 
 from dbpkit.data.dataset import Dataset, data_root, datasets, load_dataset

@@ -1,8 +1,8 @@
 """Reads the pickles that CIFAR is published in, without unpickling: nothing in the file is ever called.
 
 A pickle is a program for a small stack machine. This is such a machine for what those files need: numbers,
-texts, byte strings, containers, and arrays of whole numbers, which are built here from their bytes. The
-thing people get wrong: harmless constructors are not enough, because the file also chooses their arguments.
+texts, byte strings, containers, and arrays of whole numbers, which are built here from their bytes. To admit
+harmless constructors would not be enough, because the file also chooses their arguments.
 """
 
 import math
@@ -61,7 +61,7 @@ def read_batch(content: bytes) -> dict[str, Any]:
     are read-only views of the file's bytes.
 
     Raises:
-        ValueError: if it is truncated, holds or would call anything else, or is no dictionary; in words.
+        ValueError: if it is truncated, holds or would call anything else, or is not a dictionary; in words.
     """
     if len(content) > LARGEST:
         raise ValueError(f"it has {len(content)} bytes, and no such file has more than {LARGEST}")
@@ -122,7 +122,7 @@ class _Machine:
             elif name == "STOP":
                 return self.pop()
             elif name not in ("PROTO", "FRAME"):
-                raise ValueError(f"it needs '{name}', which is no part of a CIFAR batch")
+                raise ValueError(f"it needs '{name}', which is not part of a CIFAR batch")
         raise ValueError("it does not end")
 
     def pop(self) -> Any:
@@ -187,7 +187,7 @@ class _Machine:
         path = f"{text_of(module)}.{text_of(name)}"
         if path not in _GLOBALS:
             said = excerpt(path)
-            raise ValueError(f"it would call '{said}', which is no part of a CIFAR batch and is refused")
+            raise ValueError(f"it would call '{said}', which is not part of a CIFAR batch and is refused")
         self.stack.append(_GLOBALS[path])
 
     def make(self) -> None:
@@ -207,7 +207,7 @@ class _Machine:
         elif function is _FROM_BUFFER and len(arguments) == 4:
             made = _Array(self._array(*arguments[:3], is_fortran=arguments[3] == "F"))
         else:
-            raise ValueError("it makes something that is no part of a CIFAR batch")
+            raise ValueError("it makes something that is not part of a CIFAR batch")
         self.stack.append(made)
 
     def complete(self) -> None:

@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100 from their original python batches.
 
-The files are pickles, which can run code when they are unpickled. They are not: `dbpkit.data.batches` reads
-them as data. The thing people get wrong: a file that loads may still hold labels that are none.
+The files are pickles, which can run code when they are unpickled; `dbpkit.data.batches` reads them as data
+instead.
 """
 
 from collections.abc import Sequence
@@ -106,7 +106,7 @@ def _load(
 def _read(path: Path, md5: dict[str, str]) -> dict[str, Any]:
     """One batch, its MD5 sum checked first."""
     if existing(path, "CIFAR").stat().st_size > LARGEST:
-        raise UserError(f"'{path}' is no readable CIFAR batch (it is larger than any). Download it again.")
+        raise UserError(f"'{path}' is not a readable CIFAR batch (it is larger than any). Download it again.")
     content = path.read_bytes()
     if path.name in md5:
         check_md5(content, md5[path.name], path)
@@ -114,7 +114,7 @@ def _read(path: Path, md5: dict[str, str]) -> dict[str, Any]:
         return read_batch(content)
     except (ValueError, OverflowError) as error:
         said = excerpt(error)
-        raise UserError(f"'{path}' is no readable CIFAR batch ({said}). Download it again.") from error
+        raise UserError(f"'{path}' is not a readable CIFAR batch ({said}). Download it again.") from error
 
 
 def _images(data: Any, path: Path) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Which class names there are, and in which order: label k is the k-th of them.
 
-The thing people get wrong: '10' stands before '2' in a listing, so that ten folders of numbers go well and
-eleven do not.
+Whole numbers are ordered as numbers. In the order of text '10' stands before '2', which goes unnoticed up to
+ten folders.
 """
 
 import re

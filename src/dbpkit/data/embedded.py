@@ -1,6 +1,6 @@
 """The 256 CIFAR-10 test images inside the package, so that a first run needs no download.
 
-The thing people get wrong: 256 images show that everything works; they are too few for a published figure.
+They show that everything works, and are too few for a published figure.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """Fashion-MNIST from its original idx files, and the zero padding that small grey images need.
 
-The thing people get wrong: U-Nets halve the image two or three times, so 28 x 28 has to be padded to 32 x 32;
-padding keeps every original pixel, resizing does not.
+U-Nets halve the image two or three times, so 28 x 28 pixels have to become 32 x 32. Padding keeps every
+original pixel; resizing does not.
 """
 
 import gzip
@@ -79,7 +79,7 @@ def pad_to(images: Tensor, size: int | None, where: str) -> Tensor:
         where: what the images are, for the error.
 
     Raises:
-        UserError: if ``size`` is no integer, is smaller than an image, or leaves an odd margin.
+        UserError: if ``size`` is not a whole number, is smaller than an image, or leaves an odd margin.
     """
     if size is None:
         return images
@@ -112,7 +112,7 @@ def _read_idx(path: Path, ndim: int, verify: bool) -> Tensor:
             raw = file.read(_MOST + 1)  # a small file can unpack to terabytes
     except (OSError, EOFError, zlib.error, struct.error) as error:
         raise UserError(
-            f"'{path}' is no readable gzip file ({error}). It is damaged; download it again."
+            f"'{path}' is not a readable gzip file ({error}). It is damaged; download it again."
         ) from error
     if len(raw) > _MOST:
         raise UserError(
@@ -122,7 +122,7 @@ def _read_idx(path: Path, ndim: int, verify: bool) -> Tensor:
     shape = tuple(int(n) for n in np.frombuffer(raw[4:header], dtype=">u4")) if len(raw) >= header else ()
     if raw[:4] != bytes([0, 0, 8, ndim]) or len(raw) != header + math.prod(shape):  # 8 means unsigned bytes
         raise UserError(
-            f"'{path}' is no idx file of {ndim}-dimensional bytes: it starts with {raw[:4].hex()} and holds "
-            f"{len(raw)} bytes for shape {shape}. Download it again."
+            f"'{path}' is not an idx file of {ndim}-dimensional bytes: it starts with {raw[:4].hex()} and"
+            f" holds {len(raw)} bytes for shape {shape}. Download it again."
         )
     return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=header).reshape(shape).copy())

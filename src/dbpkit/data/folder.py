@@ -1,7 +1,7 @@
 """A folder of images with one sub-folder per class.
 
-The thing people get wrong: numbering files by their place in a listing. Here an id is a hash of the file's
-path inside the folder, so adding or removing a file never changes the noise of the others.
+An image's id is a hash of its path inside the folder, so adding or removing a file never changes the noise of
+the others.
 """
 
 import logging
@@ -111,7 +111,9 @@ def _require_every_class(root: Path, by_class: dict[str, list[Path]], images: di
 def _part(root: Path, split: str | None, classes: tuple[str, ...] | None) -> Path:
     """The folder whose sub-folders are classes: ``root``, or the part of it that is asked for."""
     if not root.is_dir():
-        raise UserError(f"{WHERE}: '{root}' is no folder. Set path to one that has a sub-folder per class.")
+        raise UserError(
+            f"{WHERE}: '{root}' is not a folder. Set path to one that has a sub-folder per class."
+        )
     names = [entry.name for entry in _folders(root)]
     parts = sorted(name for name in names if name.lower() in SPLITS)
     if split is not None:

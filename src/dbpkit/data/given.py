@@ -1,7 +1,7 @@
 """Images and labels that a script already has, in whatever it holds them, as a `Dataset`.
 
-The thing people get wrong: a loader that shuffles. Its batches come in another order every time, so positions
-in them name no example; the data set behind it is read instead, in its own order.
+Of a loader that shuffles the data set behind it is read, in its own order: the loader's positions name
+another example every time.
 """
 
 from collections.abc import Iterable

@@ -1,6 +1,6 @@
 """In which order the examples of a data set are taken, so that any number of them is a fair choice.
 
-The thing people get wrong: the first N files of a folder are all of its first class.
+The first N files of a folder are often all of its first class.
 """
 
 from typing import Literal, get_args

@@ -1,8 +1,8 @@
 """The one reader of image files: whatever a file holds becomes pixels (C, H, W), or one sentence.
 
-`folder`, `huggingface` and `purify` all read here, so a file has the same pixels everywhere. The thing people
-get wrong: converting first. Pillow's conversions clip deep images to white, and put what lay under
-transparency in the picture. Here every kind of pixel is told apart before anything is converted.
+`folder`, `huggingface` and `purify` all read here, so a file has the same pixels everywhere. Every kind of
+pixel is told apart before anything is converted: Pillow's own conversions clip deep images to white, and put
+what lay under transparency in the picture. PNG files are written by `dbpkit.foundation.png`.
 """
 
 import stat
@@ -132,9 +132,9 @@ def is_image(path: Path) -> bool:
 
 
 def _regular(path: Path, where: str) -> Path:
-    """The path, if it is no folder, pipe or device, which would be read for ever."""
+    """The path, if it is no folder, pipe or device, which would be read without end."""
     if not stat.S_ISREG(path.stat().st_mode):
-        raise UserError(f"{where} is no regular file. Give an image file.")
+        raise UserError(f"{where} is not a regular file. Give an image file.")
     return path
 
 

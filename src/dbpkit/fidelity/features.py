@@ -76,7 +76,7 @@ def inception(path: str, trust: bool = False) -> Features:
         network = torch.jit.load(io.BytesIO(content), map_location="cpu").eval()
     except RuntimeError as error:
         raise UserError(
-            f"'{path}' is no TorchScript file ({' '.join(str(error).split())[:200]}). Download"
+            f"'{path}' is not a TorchScript file ({' '.join(str(error).split())[:200]}). Download"
             " inception-2015-12-05.pt again."
         ) from error
     if "return_features" not in {argument.name for argument in network.forward.schema.arguments}:
@@ -91,7 +91,7 @@ def inception(path: str, trust: bool = False) -> Features:
         if made.shape != (len(x), INCEPTION_FEATURES):
             raise UserError(
                 f"'{path}' returns features {tuple(made.shape)} where {(len(x), INCEPTION_FEATURES)} were"
-                " expected. Give inception-2015-12-05.pt; with another network it would be no FID."
+                " expected. Give inception-2015-12-05.pt; with another network it would not be an FID."
             )
         return made
 
@@ -117,7 +117,7 @@ def _inception_file(file: Path, trust: bool) -> tuple[bytes, str]:
 
 @feature_sources.register("classifier")
 def from_classifier(classifier: str = "embedded", options: Mapping[str, Any] | None = None) -> Features:
-    """Penultimate features of a classifier; the distance is no FID.
+    """Penultimate features of a classifier; the distance is not an FID.
 
     Args:
         classifier: registered classifier or import path.

@@ -52,7 +52,7 @@ def _read(path: Path, framework: str) -> tuple[dict[str, Any], dict[str, str]]:
     """What a file holds as arrays (``np``) or tensors (``pt``), and its metadata."""
     try:
         if not path.is_file():  # opening a pipe would wait for its writer
-            raise OSError("it is no file")
+            raise OSError("it is not a file")
         with safe_open(path, framework=framework) as file:
             return {name: file.get_tensor(name) for name in list(file.keys())}, dict(file.metadata() or {})
     except Exception as error:  # the library passes on whatever a header's words make others raise

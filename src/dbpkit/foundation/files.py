@@ -1,7 +1,7 @@
-"""Files that may be anything: their kind and size are looked at before they are read.
+"""Reading of files that may be anything, and writing that leaves the old file or the new one.
 
-The thing people get wrong: a name in a folder need not be a file. Opening a pipe waits for its writer, and a
-link to a device, or a file of a terabyte that takes no space, is read until the memory is full.
+Kind and size are looked at before a file is read. Opening a pipe would wait for its writer, and a link to a
+device, or a file of a terabyte that takes no space, would be read until the memory is full.
 """
 
 import contextlib

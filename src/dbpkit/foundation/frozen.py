@@ -1,7 +1,7 @@
-"""Modules that are used and never trained: eval mode whatever a library asks for, and no shared memory.
+"""Modules that are used and never trained: always in eval mode, and without memory shared with a caller.
 
 Attack libraries put a model into train mode and back as they please, and models work on their input in place.
-The thing people get wrong: ``model.eval()`` once, at the start. Here every call asserts it again.
+So eval mode is asserted again at every call.
 """
 
 import threading

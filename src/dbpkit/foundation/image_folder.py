@@ -1,7 +1,7 @@
 """A folder that image files are written into, and the list of what was written there.
 
-The thing people get wrong: a name is no proof. ``photo.png`` in the folder may be an original, a result of
-yesterday, or that result after somebody worked on it; only the second may be replaced.
+The list holds hashes, because a name proves nothing: ``photo.png`` in the folder may be an original, a result
+of yesterday, or that result after somebody worked on it. Only the second may be replaced.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ class ImageFolder:
                 file that was not written here.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"'{self.path}' is no folder. Choose another --out.")
+            raise UserError(f"'{self.path}' is not a folder. Choose another --out.")
         owners: dict[str, Path] = {}
         for path in paths:
             key = unicodedata.normalize("NFC", path.stem).casefold()  # one name on many file systems

@@ -140,7 +140,7 @@ def check_outputs(logits: Any, count: int) -> Tensor:
     found = f"{tuple(logits.shape)} of {_name(logits.dtype)}" if isinstance(logits, Tensor) else _kind(logits)
     remedy = "Let it return one tensor of floating point."
     if isinstance(logits, Tensor) and logits.ndim == 1:
-        remedy = "Mend it: .squeeze() and .flatten() without an axis change the batch's as well."
+        remedy = "Correct it: .squeeze() and .flatten() without an axis change the batch's as well."
     images = "1 image" if count == 1 else f"{count} images"
     raise OutputError(f"the classifier must return logits ({count}, K) for {images}, got {found}. {remedy}")
 

@@ -1,7 +1,7 @@
 """Networks trained elsewhere: diffusers' ``UNet2DModel`` with a linear DDPM schedule.
 
-The thing people get wrong: the same network file means another denoiser under another schedule or another
-prediction type, so the scheduler's configuration beside it is read, and refused if it is not ours.
+The same network file is another denoiser under another schedule or prediction type, so the scheduler's
+configuration beside it is read, and refused if it differs from what is computed here.
 """
 
 import importlib
@@ -152,7 +152,7 @@ def _download(path: str, subfolder: str | None) -> Path:
     """The local copy of a Hub repository's descriptions and safetensors."""
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise UserError(
-            f"network '{path}' is no directory. Correct the path, or give a Hub id such as 'owner/name'."
+            f"network '{path}' is not a directory. Correct the path, or give a Hub id such as 'owner/name'."
         )
     from huggingface_hub import snapshot_download
 
@@ -165,7 +165,7 @@ def _download(path: str, subfolder: str | None) -> Path:
         )
     except Exception as error:  # no network, no such repository, no permission: the library raises many kinds
         raise UserError(
-            f"network '{path}' is no local directory and cannot be fetched from the Hugging Face Hub "
+            f"network '{path}' is not a local directory and cannot be fetched from the Hugging Face Hub "
             f"({type(error).__name__}: {_one_line(error)}). Correct it, "
             "or download it and give its directory."
         ) from error
@@ -285,7 +285,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(read_whole(file, _LARGEST_CONFIG).decode())
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"'{file}' is no readable JSON ({error}). It is damaged; fetch it again.") from error
+        raise UserError(f"'{file}' is not readable JSON ({error}). It is damaged; fetch it again.") from error
     if not isinstance(content, dict):
         raise UserError(f"'{file}' must hold a JSON object, not a {type(content).__name__}. Fetch it again.")
     return content

@@ -2,8 +2,7 @@
 
 Everything below works with sigma, the noise level of ``x0 + sigma * z`` in [-1, 1] units. A
 variance-preserving state ``sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) z`` divided by ``sqrt(alpha_bar)``
-has sigma = sqrt((1 - alpha_bar) / alpha_bar). The thing people get wrong: t = 100 of 1000 is t* = 0.1;
-t = 10 is almost no noise.
+has sigma = sqrt((1 - alpha_bar) / alpha_bar). The discrete time t = 100 of 1000 is t* = 0.1.
 """
 
 import torch

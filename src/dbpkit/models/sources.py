@@ -110,7 +110,7 @@ def load_classifier(name: str, options: Mapping[str, Any] | None = None) -> nn.M
     """Loads a classifier by registered name or import path.
 
     Raises:
-        UserError: if it cannot be made, or is no ``nn.Module``.
+        UserError: if it cannot be made, or is not an ``nn.Module``.
     """
     made = _make(classifier_sources, name, options)
     if not isinstance(made, nn.Module):
@@ -136,7 +136,7 @@ def source(text: str) -> tuple[str, dict[str, Any]]:
     """Returns the source and its options for a text: weights file, name or import path.
 
     Raises:
-        UserError: if it is no text, or a pickle.
+        UserError: if it is not text, or is a pickle.
     """
     if not isinstance(text, str | os.PathLike):
         raise UserError(

@@ -1,7 +1,7 @@
 """Weights files: safetensors with the network's own description inside, never a pickle.
 
-The thing people get wrong: weights that load are not weights that fit. Every tensor must be present
-with its shape, none may be left over, and the recorded checksum must match.
+Weights that load may still not fit. Every tensor must be present with its shape, none may be left over, and
+the recorded checksum must match.
 """
 
 import json
@@ -208,8 +208,8 @@ def _described(metadata: Mapping[str, str], path: Path) -> Architecture:
         about = _About.model_validate_json(metadata.get("dbpkit", "{}"))
         if about.format != FORMAT:
             raise UserError(
-                f"'{path}' is no dbpkit weights file (format {about.format and excerpt(about.format, 60)});"
-                " load foreign networks with from_pretrained or an import path."
+                f"'{path}' is not a dbpkit weights file (format"
+                f" {about.format and excerpt(about.format, 60)}); load foreign networks with from_pretrained or an import path."
             )
         found = _Description.model_validate_json(json.dumps(about.architecture))
     except (ValidationError, RecursionError) as error:

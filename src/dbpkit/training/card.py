@@ -1,6 +1,6 @@
 """The model card of a finished training run: what it is, how it was made, how good it is.
 
-The thing people get wrong: a card written by hand. This one is a function of the spec and the figures.
+The card is a function of the spec and the measured figures; nothing in it is written by hand.
 """
 
 from typing import Any

@@ -1,9 +1,9 @@
 """The training directory: what a resumed run needs, written and read in one place.
 
 ``train.json`` says what is trained: spec, hashes of everything that is read, and the program's version;
-``checkpoint.safetensors`` the state after some update; ``log.jsonl`` the learning curve. The thing people
-get wrong: a checkpoint that loads need not belong to this run. It carries the hash of ``train.json`` and of
-its own tensors, and nothing is continued before both have been compared.
+``checkpoint.safetensors`` is the state after some update; ``log.jsonl`` is the learning curve. A checkpoint
+carries the hash of ``train.json`` and of its own tensors, and nothing continues before both were compared: a
+checkpoint that loads may still be another run's.
 """
 
 import json
@@ -66,7 +66,7 @@ class TrainingDirectory:
         old = self.trains()
         if old is None:
             if self.path.exists() and (not self.path.is_dir() or _occupied(self.path)):
-                raise UserError(f"'{self.path}' exists and is no training run. Use a new --out.")
+                raise UserError(f"'{self.path}' exists and is not a training run. Use a new --out.")
             return None
         changed = differences(lasting(old.spec), lasting(spec.model_dump(mode="json")))
         if changed:
@@ -131,7 +131,7 @@ class TrainingDirectory:
         try:
             about = typed(parsed(metadata.get("dbpkit", ""), path), About, path)
         except UserError as error:
-            raise UserError(f"'{path}' is no checkpoint of this dbpkit. {AFRESH}") from error
+            raise UserError(f"'{path}' is not a checkpoint of this dbpkit. {AFRESH}") from error
         if about.sha256 != tensors_sha256(tensors):
             raise UserError(f"'{path}' is damaged: its tensors do not have the hash it states. {AFRESH}")
         trains = self.trains()

@@ -1,4 +1,4 @@
-"""Whether classifier, denoiser and training data fit each other, found out before the first update.
+"""Checks before the first update that classifier, denoiser and training data fit each other.
 
 The thing people get wrong: ranges. A classifier takes pixels in [0, 1], a denoiser images in [-1, 1]; a part
 that expects something else runs without an error and guides nowhere.
@@ -30,7 +30,7 @@ def check_classifier(classifier: nn.Module, data: Dataset, what: str, trained: b
         trained: whether it must classify better than chance.
 
     Raises:
-        UserError: if it does not take the images, has other classes, or is no better than chance.
+        UserError: if it does not take the images, has other classes, or is not better than chance.
     """
     index, x = _probe(classifier, data)
     try:

@@ -1,8 +1,7 @@
-"""What a network is trained for: loss of a batch, and the figures its model card shows.
+"""What a network is trained for: the loss of a batch, and the figures its model card shows.
 
 Every random choice comes from the noise plan's ``train`` stream, keyed by example and epoch, so that a
-resumed run follows the same trajectory. The thing people get wrong: the denoising loss weight. With EDM
-preconditioning, weight 1 / c_out**2 makes every noise level count alike.
+resumed run follows the same trajectory.
 """
 
 from dataclasses import dataclass

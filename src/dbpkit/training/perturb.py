@@ -1,8 +1,8 @@
 """Perturbed noise for fine-tuning a denoiser: CGPO, RBGM, the schedule lambda, and their controls.
 
 Adversarial Denoising Diffusion Training (ADDT) replaces a small part of the training noise by a perturbation
-that a classifier would be misled by, mapped to Gaussian values. The thing people get wrong: the search must
-leave no trace. It runs with both networks frozen and in eval mode, and only the perturbation gets a gradient.
+that would mislead a classifier, mapped to Gaussian values. The search for it leaves no trace: both networks
+are frozen and in eval mode meanwhile, and only the perturbation gets a gradient.
 
 Source:
     Liu et al., ICLR 2025 (arXiv:2404.14309), section 5 and its training code.

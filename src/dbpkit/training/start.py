@@ -1,7 +1,7 @@
 """What a training run starts from: its network with first weights, checked before any data are read.
 
-The thing people get wrong: a network for the classes and channels of the data, with options that say
-otherwise. Options that fit no network are found by building it once before the data are there.
+A network is fitted to the classes and channels of the data. Options that fit no network at all are found by
+building it once before the data are there.
 """
 
 from typing import Any, NamedTuple

@@ -137,7 +137,7 @@ def text_of(path: Path) -> str:
     except OSError as error:
         raise UserError(f"cannot read '{path}' ({error.strerror}). Restore it.") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"'{path}' is damaged (it is no text). Restore it or use a new --out.") from error
+        raise UserError(f"'{path}' is damaged (it is not text). Restore it or use a new --out.") from error
 
 
 def parsed(text: str, path: Path) -> Any:

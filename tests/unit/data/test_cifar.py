@@ -101,7 +101,7 @@ def test_cifar10_malicious_pickle_is_refused_before_it_runs(tmp_path: Path) -> N
     victim = tmp_path / "victim"
     path = write_cifar10_test(tmp_path, {b"data": _Malicious(victim), b"labels": [0]})
     with pytest.raises(
-        UserError, match=r"it would call 'posix\.mkdir', which is no part of a CIFAR batch and is refused"
+        UserError, match=r"it would call 'posix\.mkdir', which is not part of a CIFAR batch and is refused"
     ):
         load_dataset("cifar10", {"root": str(tmp_path), **TINY})
     assert not victim.exists()
@@ -120,13 +120,13 @@ def test_cifar10_truncated_file_fails_its_checksum(tmp_path: Path) -> None:
 def test_cifar10_truncated_file_unverified_is_unreadable(tmp_path: Path) -> None:
     path = write_cifar10_test(tmp_path, {b"data": pixels(2), b"labels": [0, 1]})
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match="test_batch' is no readable CIFAR batch"):
+    with pytest.raises(UserError, match="test_batch' is not a readable CIFAR batch"):
         load_dataset("cifar10", {"root": str(tmp_path), **TINY})
 
 
 def test_cifar10_pickled_list_is_refused(tmp_path: Path) -> None:
     write_cifar10_test(tmp_path, [1, 2])
-    with pytest.raises(UserError, match=r"is no readable CIFAR batch \(it holds a list, not a dictionary\)"):
+    with pytest.raises(UserError, match=r"not a readable CIFAR batch \(it holds a list, not a dictionary\)"):
         load_dataset("cifar10", {"root": str(tmp_path), **TINY})
 
 
@@ -230,7 +230,7 @@ def test_labels_that_are_none_are_refused(labels: Any, message: str, protocol: i
 )  # fmt: skip
 def test_images_that_are_none_are_refused(images: Any, tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"test_batch' (does not hold CIFAR images|is no readable CIFAR batch)"
+        UserError, match=r"test_batch' (does not hold CIFAR images|is not a readable CIFAR batch)"
     ):
         read_test_batch(tmp_path, pickle.dumps({b"data": images, b"labels": [0, 1]}, 2))
 
@@ -276,7 +276,7 @@ BOMBS = {
 @pytest.mark.parametrize("name", BOMBS)
 def test_hostile_pickle_is_one_sentence(name: str, tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"test_batch' (is no readable CIFAR batch|does not hold CIFAR)"
+        UserError, match=r"test_batch' (is not a readable CIFAR batch|does not hold CIFAR)"
     ) as raised:
         read_test_batch(tmp_path, BOMBS[name])
     assert "\n" not in str(raised.value)
@@ -308,7 +308,7 @@ def test_cifar10_file_of_a_terabyte_is_not_read(tmp_path: Path) -> None:
     path = write_cifar10_test(tmp_path, {})
     with path.open("wb") as file:
         file.truncate(2**40)  # sparse: it takes no space
-    with pytest.raises(UserError, match="is no readable CIFAR batch \\(it is larger than any\\)"):
+    with pytest.raises(UserError, match="is not a readable CIFAR batch \\(it is larger than any\\)"):
         load_dataset("cifar10", {"root": str(tmp_path), **TINY})
 
 

@@ -107,7 +107,7 @@ def test_fashion_mnist_missing_file_is_named(small: Path) -> None:
 def test_fashion_mnist_truncated_gzip_is_refused(small: Path) -> None:
     path = small / "fashion-mnist" / IMAGES
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(UserError, match=f"{IMAGES}' is no readable gzip file .*download it again"):
+    with pytest.raises(UserError, match=f"{IMAGES}' is not a readable gzip file .*download it again"):
         load(small)
 
 
@@ -116,13 +116,13 @@ def test_fashion_mnist_corrupt_gzip_is_refused(small: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(bytes(content))
-    with pytest.raises(UserError, match=f"{IMAGES}' is no readable gzip file"):
+    with pytest.raises(UserError, match=f"{IMAGES}' is not a readable gzip file"):
         load(small)
 
 
 def test_fashion_mnist_plain_text_is_refused(small: Path) -> None:
     (small / "fashion-mnist" / LABELS).write_text("<html>404</html>")
-    with pytest.raises(UserError, match=f"{LABELS}' is no readable gzip file"):
+    with pytest.raises(UserError, match=f"{LABELS}' is not a readable gzip file"):
         load(small)
 
 
@@ -132,7 +132,7 @@ def test_fashion_mnist_plain_text_is_refused(small: Path) -> None:
 def test_fashion_mnist_other_idx_content_is_refused(small: Path, raw: bytes) -> None:
     (small / "fashion-mnist" / IMAGES).write_bytes(gzip.compress(raw))
     with pytest.raises(
-        UserError, match=f"'.*{IMAGES}' is no idx file of 3-dimensional bytes.*{len(raw)} bytes"
+        UserError, match=f"'.*{IMAGES}' is not an idx file of 3-dimensional bytes.*{len(raw)} bytes"
     ):
         load(small)
 

@@ -185,7 +185,7 @@ def test_folder_colliding_ids_name_both_files(tmp_path: Path) -> None:
 
 
 def test_folder_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data 'folder': '.*/nowhere' is no folder"):
+    with pytest.raises(UserError, match=r"data 'folder': '.*/nowhere' is not a folder"):
         load(tmp_path / "nowhere")
 
 

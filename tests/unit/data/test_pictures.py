@@ -275,7 +275,7 @@ def test_pipes_and_folders_are_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "folder.png").mkdir()
     for name in ("pipe.png", "folder.png"):
-        with pytest.raises(UserError, match=f"{name}' is no regular file"):
+        with pytest.raises(UserError, match=f"{name}' is not a regular file"):
             read_picture(tmp_path / name)
     with pytest.raises(UserError, match=r"nowhere\.png' does not exist"):
         read_picture(tmp_path / "nowhere.png")
