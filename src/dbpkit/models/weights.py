@@ -209,7 +209,8 @@ def _described(metadata: Mapping[str, str], path: Path) -> Architecture:
         if about.format != FORMAT:
             raise UserError(
                 f"'{path}' is not a dbpkit weights file (format"
-                f" {about.format and excerpt(about.format, 60)}); load foreign networks with from_pretrained or an import path."
+                f" {about.format and excerpt(about.format, 60)}); load foreign networks with from_pretrained"
+                " or an import path."
             )
         found = _Description.model_validate_json(json.dumps(about.architecture))
     except (ValidationError, RecursionError) as error:
