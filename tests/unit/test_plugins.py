@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from dbpkit.experiment import knowledge
+from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.foundation import plugins
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.registry import Registry, import_module
@@ -107,6 +109,14 @@ def test_plugin_takes_no_name_of_the_package_itself(site: Path, caplog: pytest.L
     plugins.load_plugins()
     assert "part 'late' is registered twice" in caplog.text
     assert "late" in parts
+
+
+def test_attackers_of_an_installed_package_are_known(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knowledge, "known", dict(knowledge.known))
+    code = "from dbpkit.experiment.knowledge import Knowledge, known\nknown['mine'] = Knowledge('mine')"
+    install(site, "acme_one", code)
+    spec = EvaluationSpec.model_validate({"knowledge": ["mine"]})
+    assert spec.knowledge[0].gradient == "exact"
 
 
 def test_switch_leaves_every_plugin_out(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:

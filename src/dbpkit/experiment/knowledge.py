@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import SITES, NoisePlan
+from dbpkit.foundation.plugins import load_plugins
 from dbpkit.purification.samplers import REVERSE_SITES
 
 
@@ -68,3 +69,10 @@ known: dict[str, Knowledge] = {
     )
 }
 """Settings by name. Source: Liu et al., ICLR 2025, section 3 (DW); Liu & Wei 2025 (fixed randomness)."""
+
+
+def find_known(name: str) -> Knowledge | None:
+    """Returns the setting of this name, also one that an installed package brings; None if there is none."""
+    if name not in known:
+        load_plugins()
+    return known.get(name)

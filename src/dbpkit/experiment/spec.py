@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from dbpkit.data.order import Order
-from dbpkit.experiment.knowledge import Knowledge, known
+from dbpkit.experiment.knowledge import Knowledge, find_known, known
 from dbpkit.foundation.errors import UserError, unknown_name
 from dbpkit.foundation.spec import Amount, PartSpec, Strict
 from dbpkit.results.flags import BASELINE_ROWS
@@ -105,7 +105,7 @@ class KnowledgeSpec(Strict):
         table = {"name": value} if isinstance(value, str) else dict(value)
         if not isinstance(table.get("name"), str):
             return table  # missing or no text, as the field says
-        preset = known.get(table["name"])
+        preset = find_known(table["name"])
         if preset is None and table.keys() <= {"name", "tapes"}:
             raise ValueError(str(unknown_name("knowledge", table["name"], known)).rstrip("."))
         if preset is not None:
