@@ -39,6 +39,9 @@ def analyse(
         execution: device and batch sizes.
         progress: called with the share done and what is being done.
 
+    Returns:
+        What each analysis found, in their order; the same lies in ``analyses/`` of the run directory.
+
     Raises:
         UserError: if ``out`` holds a run of another spec, a name or an option is wrong, or the disk is full.
     """

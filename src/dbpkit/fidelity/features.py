@@ -43,7 +43,22 @@ class Features(NamedTuple):
 
 
 def make_features(name: str, options: Mapping[str, Any]) -> Features:
-    """Builds features by registered name or import path; UserError if an option is wrong."""
+    """Makes features, whose Frechet distance is then measured.
+
+    Args:
+        name: ``"inception"``, for the FID, ``"classifier"``, or an import path.
+        options: its keyword arguments.
+
+    Returns:
+        A function from images to features, and what its distance is called.
+
+    Raises:
+        UserError: if the name, an option or a file is wrong.
+
+    Example:
+        >>> make_features("classifier", {"classifier": "embedded"}).metric
+        'Frechet distance of embedded classifier features'
+    """
     return call_with_options(feature_sources.resolve(name), options, f"features '{name}'")
 
 

@@ -94,6 +94,9 @@ def quality(
         device: where images are generated and features taken.
         progress: called after every batch with images generated and images in all.
 
+    Returns:
+        The distance, its floor, and all that they depend on.
+
     Raises:
         UserError: if there are too few images, the shapes differ, a result is not finite, or real images
             would be compared with their own reconstructions.

@@ -6,6 +6,7 @@ tapes; the tapes of one example are no independent examples.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -129,12 +130,19 @@ class Summary(NamedTuple):
         }
 
 
-def summarise(run: RunDirectory) -> Summary:
+def summarise(run: RunDirectory | str | Path) -> Summary:
     """Computes the summary of a run directory, finished or not.
+
+    Args:
+        run: the run directory; one given as such still knows its records afterwards.
+
+    Returns:
+        The rows of the table with their estimates, flags, and the sentence that says what follows.
 
     Raises:
         UserError: if it is no run directory or a record is damaged.
     """
+    run = run if isinstance(run, RunDirectory) else RunDirectory(run)
     check_kind(run, RunDirectory, "summarise: run", "Make one with RunDirectory(path).")
     spec, columns = run.spec()["spec"], run.columns()
     chosen = spec.get("protocol", DEFAULT)

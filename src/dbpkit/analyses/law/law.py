@@ -104,6 +104,9 @@ def combine(runs: Sequence[str | Path]) -> AnalysisResult:
     Args:
         runs: directories in which ``law`` has been run; the budgets that all of them have are used.
 
+    Returns:
+        The law of each run, and of all of them pooled.
+
     Raises:
         UserError: if one holds no records of it, or they have no budget in common.
     """
