@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from dbpkit.results.flags import BASELINE_ROWS
+from dbpkit.results.kinds import BASELINE_ROWS
 from dbpkit.results.run_directory import RunDirectory
 
 ATTACKERS = (

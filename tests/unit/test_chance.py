@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from dbpkit.foundation.noise import NoisePlan
-from dbpkit.results.chance import Answer, at_most, chance_flags, labels_permuted, near_chance, one_class
+from dbpkit.results.chance import Answer, chance_flags, labels_permuted, near_chance, one_class
+from dbpkit.statistics.binomial import at_most
 
 
 def answers(count: int, classes: int, accuracy: float, seed: int, shift: int = 0) -> list[Answer]:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from dbpkit.results import gathering
+from dbpkit.results.columns import Columns
 from dbpkit.results.gathering import gather
 from dbpkit.results.journal import Line
-from dbpkit.results.records import Columns, Record, fault, key_of
+from dbpkit.results.records import Record, fault, key_of
 
 UNIT: list[Record] = [
     {
@@ -73,7 +74,7 @@ def plain(columns: Columns) -> Any:
 
 def one_by_one(appends: Sequence[Sequence[Record]], monkeypatch: pytest.MonkeyPatch) -> Columns:
     with monkeypatch.context() as patched:
-        patched.setattr(gathering, "_uniform", lambda _: None)
+        patched.setattr(gathering, "alike", lambda _: None)
         return gathered(appends)
 
 

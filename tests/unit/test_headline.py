@@ -5,6 +5,7 @@ import pytest
 from dbpkit.results.analysis import AnalysisResult, Claim, Number
 from dbpkit.results.flags import Flag
 from dbpkit.results.headline import Trend, headline_sentence, measured_trend, white_box_eot
+from dbpkit.results.schemas import RecordedPart
 from dbpkit.statistics.estimates import paired_difference
 from dbpkit.statistics.intervals import difference, share
 from tests.oracles import uniform
@@ -93,4 +94,4 @@ def test_trend_is_read_from_the_analysis() -> None:
 def test_white_box_eot_is_that_of_the_spec_or_as_counted(
     attacks: list[dict[str, object]], passes: list[tuple[float, int]], eot: int | None
 ) -> None:
-    assert white_box_eot({"attacks": attacks}, passes) == eot
+    assert white_box_eot([RecordedPart.model_validate(a) for a in attacks], passes) == eot

@@ -8,6 +8,7 @@ from scipy import stats
 
 from dbpkit.results.analysis import Claim, Number
 from dbpkit.statistics import intervals
+from dbpkit.statistics.bootstrap import counted, resampled
 from dbpkit.statistics.crossed import (
     concordance,
     concordant_share,
@@ -128,13 +129,40 @@ def test_root_of_a_mean_is_its_interval() -> None:
     assert found[1:3] == pytest.approx(intervals.mean(data)[1:3], abs=2e-3)
 
 
-def test_correlations_are_scipys_ties_included() -> None:
-    a = np.round(uniform(6, 30, seed=9).numpy(), 1)
-    b = np.round(a + uniform(6, 30, seed=10).numpy(), 1)
+def mean_ranks(values: np.ndarray) -> list[float]:
+    """How many are smaller, and half of those that are equal: 1 + 0.5 * (ties - 1) more for each."""
+    return [sum(v < one for v in values) + (sum(v == one for v in values) + 1) / 2 for one in values]
+
+
+@pytest.mark.parametrize("pairs", [6, 30, 40])
+def test_correlations_are_the_textbooks_ties_included(pairs: int) -> None:
+    a = np.round(uniform(6, pairs, seed=9).numpy(), 1)
+    b = np.round(a + uniform(6, pairs, seed=10).numpy(), 1)
     for row in range(6):
-        assert intervals.spearman(a, b)[row] == pytest.approx(stats.spearmanr(a[row], b[row]).statistic)
-        assert intervals.pearson(a, b)[row] == pytest.approx(stats.pearsonr(a[row], b[row]).statistic)
+        ranks = np.corrcoef(mean_ranks(a[row]), mean_ranks(b[row]))[0, 1]
+        assert intervals.spearman(a, b)[row] == pytest.approx(ranks, abs=1e-12)
+        assert intervals.pearson(a, b)[row] == pytest.approx(stats.pearsonr(a[row], b[row])[0], abs=1e-12)
+
+
+@pytest.mark.filterwarnings("error")
+def test_correlations_of_constant_values_or_one_pair_are_not_numbers() -> None:
     assert math.isnan(intervals.spearman(np.ones(5), np.arange(5.0)))
+    assert math.isnan(intervals.pearson(np.ones(1), np.ones(1)))
+    assert np.isnan(intervals.pearson(np.array([[1.0, 1, 1], [1, 2, 3]]), np.ones((2, 3)))).all()
+
+
+def test_resampled_means_have_the_percentiles_of_scipys_bootstrap() -> None:
+    data = uniform(24, seed=16).numpy()
+    means = counted(resampled(24, 9999), 24) @ data
+    theirs = stats.bootstrap((data,), np.mean, n_resamples=9999, method="percentile", random_state=0)
+    ends = theirs.confidence_interval
+    assert np.quantile(means, [0.025, 0.975]) == pytest.approx([ends.low, ends.high], abs=0.004)
+    assert means.std() == pytest.approx(data.std() / math.sqrt(24), rel=0.03)
+
+
+def test_resampled_is_the_same_at_every_call_and_another_for_another_draw() -> None:
+    assert np.array_equal(resampled(8, 20), resampled(8, 20))
+    assert not np.array_equal(resampled(8, 20), resampled(8, 20, which=2))
 
 
 def test_rank_correlation_of_a_perfect_order_leaves_room() -> None:

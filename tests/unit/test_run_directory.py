@@ -94,6 +94,26 @@ def test_checks_that_were_edited_are_an_error_flag(run: RunDirectory) -> None:
     assert "checks.json is not the one the records were made with" in flags[0].message
 
 
+def test_checks_say_which_ran_and_a_list_of_flags_alone_does_not(run: RunDirectory) -> None:
+    flag = {"name": "near_chance", "severity": "error", "message": "m", "row": ""}
+    run.write_checks([flag], {"probabilities": "the classifier returns logits"})
+    assert (run.checks(), run.checks_run()) == ([flag], {"probabilities": "the classifier returns logits"})
+    run.write_json("checks.json", [flag])  # the file's first version
+    assert (run.checks(), run.checks_run()) == ([flag], None)
+
+
+def test_checks_of_either_version_belong_to_the_same_records(run: RunDirectory) -> None:
+    run.append([record("clean", 0)])
+    run.write_checks([], {"probabilities": "the classifier returns logits"})
+    assert summarise(RunDirectory(run.path)).flags == []
+
+
+def test_checks_of_an_unknown_version_are_refused(run: RunDirectory) -> None:
+    run.write_json("checks.json", {"version": 3, "flags": [], "ran": {}})
+    with pytest.raises(UserError, match=r"checks\.json' is damaged \(version"):
+        run.checks()
+
+
 def test_run_continued_by_other_code_is_flagged(run: RunDirectory) -> None:
     run.write_json(
         "env.json", [{"data_sha256": "d", "code_sha256": "a"}, {"data_sha256": "d", "code_sha256": "b"}]

@@ -1,8 +1,8 @@
 """What a model made in Python computes beside its tensors, as far as calling it changes none of it.
 
-A run is bound to this hash, so the same model must have it before and after it was called. The thing people
-get wrong: hashing every attribute. A model that counts its calls is another one after each of them; so what
-any of its methods but ``__init__`` stores is left out, and so is every list, dictionary and tensor.
+A run is bound to this hash, so the same model must have it before and after it was called. A model that
+counts its calls would be another one after each of them if every attribute were hashed; so what any of its
+methods but ``__init__`` stores is left out, and so is every list, dictionary and tensor.
 """
 
 import dis

@@ -1,7 +1,7 @@
 """What tells two models apart that are made in Python: weights, settings and code.
 
-The thing people get wrong: weights name no model. Two classes, two temperatures or two functions can share
-every tensor, and a result stored under the tensors' hash alone is then returned for both.
+The thing people get wrong: taking weights for the model. Two classes, two temperatures or two functions can
+share every tensor, and a result stored under the tensors' hash alone is then returned for both.
 """
 
 import functools

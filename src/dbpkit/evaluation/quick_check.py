@@ -172,7 +172,7 @@ def quick_check(
     with tempfile.TemporaryDirectory() as folder:
         run = RunDirectory(Path(folder) / "check")
         run.claim(short.model_dump(mode="json"))
-        run.write_json("checks.json", [])  # they have run above
+        run.write_checks([], None)  # they have run above
         flags += evaluate(short, run.path, execution, lambda done, what: progress((1 + done) / 2, what)).flags
     return Checked(flags, (*found.checks, "planned_attacks"))
 

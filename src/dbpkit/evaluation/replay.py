@@ -1,7 +1,7 @@
 """One example of a finished run, computed again and compared with what was recorded.
 
-The thing people get wrong: kernels may add in another order for another batch shape, so the last digits of a
-logit depend on the rows beside it. The images are judged here in the same micro-batches as in the run.
+Kernels may add in another order for another batch shape, so the last digits of a logit depend on the rows
+beside it. The images are judged here in the same micro-batches as in the run.
 """
 
 import contextlib
@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dbpkit.evaluation.rows import UNDEFENDED, Batch, Rows
+from dbpkit.evaluation.reproduction import AttackAgain, Reproduction
+from dbpkit.evaluation.rows import Batch, Rows
 from dbpkit.evaluation.session import refuse_other_parts
 from dbpkit.experiment.build import Parts, build
 from dbpkit.experiment.execution import Execution, kernels
@@ -20,106 +21,11 @@ from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.foundation.errors import UserError, unknown_name
 from dbpkit.foundation.registry import names_of
 from dbpkit.foundation.spec import differences, validate
+from dbpkit.results.kinds import CLEAN, NOISY, kind_of
 from dbpkit.results.run_directory import Key, Record, RunDirectory
-
-TOLERANCE = 1e-6
-"""Largest difference of a logit that counts as the same, on the device of the run."""
 
 GIVEN = "given"
 """Name of parts that were handed over as objects, which a spec cannot make again."""
-
-
-class AttackAgain(NamedTuple):
-    """The attack on this example alone.
-
-    Attributes:
-        difference: largest absolute difference of a pixel from the stored image, in [0, 1] units.
-        pixels: share of pixel values that are equal.
-    """
-
-    difference: float
-    pixels: float
-
-    @property
-    def reproduced(self) -> bool:
-        """Whether the image is the stored one."""
-        return self.difference <= TOLERANCE
-
-
-class Replay(NamedTuple):
-    """What was found.
-
-    Attributes:
-        row: row of the table.
-        tape: tape of the row.
-        example: example id.
-        label: true class.
-        class_names: of the data.
-        x: the clean image (C, H, W).
-        x_adv: the image that was judged (C, H, W).
-        x_pure: it after each purification (R, C, H, W), or None without a purifier.
-        logits: computed now, (R, K).
-        recorded: predictions that were recorded, R of them.
-        difference: largest difference of a logit from the stored ones, or None if the run stored none.
-        attack: the attack run again, or None where the row has none or it was left out.
-    """
-
-    row: str
-    tape: int
-    example: int
-    label: int
-    class_names: tuple[str, ...]
-    x: Tensor
-    x_adv: Tensor
-    x_pure: Tensor | None
-    logits: Tensor
-    recorded: list[int]
-    difference: float | None
-    attack: AttackAgain | None
-
-    @property
-    def predicted(self) -> list[int]:
-        """Predictions computed now."""
-        return [int(k) for k in self.logits.argmax(dim=1)]
-
-    @property
-    def reproduced(self) -> bool:
-        """Whether predictions and, where they were stored, logits are those of the run."""
-        same = self.predicted == self.recorded
-        return same and (self.difference is None or self.difference <= TOLERANCE)
-
-    @property
-    def verdict(self) -> str:
-        """What was found, in a sentence or two."""
-        what = f"example {self.example} of row {self.row}, tape {self.tape}"
-        if self.difference is None:
-            said = "the predictions are those of the record; the run stored no logits to compare"
-            said = said if self.reproduced else "the predictions differ from the record"
-        else:
-            said = f"the logits differ from the stored ones by at most {self.difference:.3g}"
-        text = f"{'Reproduced' if self.reproduced else 'NOT reproduced'}: {what}; {said}."
-        if self.attack is None:
-            return text
-        if self.attack.reproduced:
-            return f"{text} The attack, run on it alone, finds the stored image."
-        return (
-            f"{text} The attack, run on it alone, ends {self.attack.difference:.3g} from the stored image"
-            f" ({self.attack.pixels:.1%} of the pixel values are equal): rounding in another batch shape,"
-            " which --deterministic rules out."
-        )
-
-    def as_json(self) -> dict[str, Any]:
-        """Returns plain values, without the images."""
-        attack = self.attack and {**self.attack._asdict(), "reproduced": self.attack.reproduced}
-        plain = ("row", "tape", "example", "label", "recorded", "difference")
-        return {
-            **{name: getattr(self, name) for name in plain},
-            "predicted": self.predicted,
-            "logits": self.logits.tolist(),
-            "reproduced": self.reproduced,
-            "attack": attack,
-            "verdict": self.verdict,
-        }
 
 
 def replay(
@@ -133,7 +39,7 @@ def replay(
     parts: Parts | None = None,
     spec: EvaluationSpec | None = None,
     trust_run: bool = False,
-) -> Replay:
+) -> Reproduction:
     """Computes one example of a run again.
 
     Args:
@@ -185,7 +91,7 @@ def _replayed(
     attack: bool,
     device: str | None,
     parts: Parts | None,
-) -> Replay:
+) -> Reproduction:
     """Computes the example of a key (example, row, tape) again."""
     example, row, tape = key
     record = _record(directory, row, tape, example)
@@ -215,7 +121,7 @@ def _replayed(
         if attack and "images" in record:
             again = _attacked(rows, row, tape, rows.batch(_positions(parts, ids[b : b + 1])), x[b])
     difference = float((logits.cpu() - stored.logits[b]).abs().max()) if stored else None
-    return Replay(
+    return Reproduction(
         row,
         tape,
         example,
@@ -280,13 +186,13 @@ def _positions(parts: Parts, ids: Tensor) -> Tensor:
 def _images(directory: RunDirectory, rows: Rows, batch: Batch, record: Record) -> Tensor:
     """The images (B, C, H, W) that were judged; a neighbour without a stored image stands clean."""
     row, tape = record["row"], record["tape"]
-    if row in ("undefended_clean", "clean"):
+    kind = kind_of(row)
+    if kind.images == CLEAN:
         return batch.x
-    if row == "noise_control":
+    if kind.images == NOISY:
         return rows.noisy(batch)
-    source = UNDEFENDED.name if row == "transfer" else row
     ids = batch.noise.example_ids.tolist()
-    newest = directory.some(source, tape, ids)
+    newest = directory.some(kind.attacker, tape, ids)
     files = {i: newest[i]["images"] for i in ids if "images" in newest.get(i, {})}
     shards = {file: directory.read_images(file) for file in set(files.values())}
     images = [shards[files[i]][i] if i in files else x.cpu() for i, x in zip(ids, batch.x, strict=True)]

@@ -1,23 +1,24 @@
 """The loop: from a spec to a full run directory.
 
-For every batch of examples and every row of the table: attack, project, judge, record. Work that is
-recorded is never done again. The thing people get wrong: a resumed run must be the run that was not
-interrupted, so nothing here draws a number or remembers one from batch to batch.
+For every batch of examples and every row of the table: attack, project, judge, record. Work that is recorded
+is never done again. A resumed run is the run that was not interrupted, because nothing here draws a number or
+remembers one from batch to batch.
 """
 
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from dbpkit.checks.model import preflight
-from dbpkit.evaluation.rows import Made, Rows, Unit, joined
+from dbpkit.checks.model import planned_draws, preflight
+from dbpkit.checks.words import looked_at
+from dbpkit.evaluation.rows import Rows
 from dbpkit.evaluation.session import enter_session, refuse_other_parts
 from dbpkit.evaluation.trial import one_line, report_failure, try_attacks
+from dbpkit.evaluation.work import Made, Unit, joined
 from dbpkit.experiment.build import Parts, build
 from dbpkit.experiment.coverage import MISSING_CLASSES, missing_classes
 from dbpkit.experiment.execution import DEFAULT_EXECUTION, Execution, check_execution, kernels
@@ -25,8 +26,10 @@ from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.experiment.state import parts_state, state_changes
 from dbpkit.foundation.errors import OutputError, UserError, check_kind, check_progress
 from dbpkit.foundation.locking import writing
+from dbpkit.results.checks_file import ChecksFile
 from dbpkit.results.flags import Flag
-from dbpkit.results.run_directory import STATE_CHANGED, Key, Record, RunDirectory
+from dbpkit.results.records import Key, Record, failed
+from dbpkit.results.run_directory import STATE_CHANGED, RunDirectory
 from dbpkit.results.summary import Summary, summarise
 
 log = logging.getLogger(__name__)
@@ -78,15 +81,15 @@ def evaluate(
         parts = parts or build(spec, execution.device, execution.memory_bytes)
         refuse_other_parts(run, parts)
         state = parts_state(parts)
-        runner, flags = _Runner(spec, parts, execution, run, progress), None
+        runner, found = _Runner(spec, parts, execution, run, progress), None
         if run.checks() is None:
             progress(0.0, "checks")
-            flags = [f._asdict() for f in (checks or preflight)(parts, spec, progress)]
+            found = _checked(parts, spec, progress, checks)
             try_attacks(spec, parts, runner.rows)
         # Claimed only now: a spec whose parts cannot be built or do not fit leaves no directory behind.
         run.claim(spec.model_dump(mode="json"))
         enter_session(run, parts, execution)
-        _write_checks(run, flags, missing_classes(parts.data, spec.examples.order))
+        _write_checks(run, found, missing_classes(parts.data, spec.examples.order))
         runner.run_all()
         runner.write_strip()
         _note_changes(run, state_changes(state, parts_state(parts)))
@@ -195,8 +198,7 @@ class _Runner:
             example = int(self.parts.data.ids[index[0]])
             failure = report_failure(self.run.path, f"{unit.rows[0]}-{unit.tape}-{example}", error)
             message = f"{one_line(error)} (traceback in errors/{failure.name})"
-            key = {"tape": unit.tape, "example": example, "error": message}
-            return Made([{"row": row, **key} for row in unit.rows], [])
+            return Made([failed(Key(row, unit.tape, example), message) for row in unit.rows], [])
 
     def _forget_mended_failures(self) -> None:
         """Removes the tracebacks of units that have worked since."""
@@ -224,13 +226,18 @@ def _note_changes(run: RunDirectory, changes: list[Flag]) -> None:
     """Adds to the checks that a session has changed its models; once is enough."""
     noted = run.checks() or []
     if changes and not any(f["name"] == STATE_CHANGED for f in noted):
-        run.write_json("checks.json", [*noted, *(f._asdict() for f in changes)])
+        run.write_checks([*noted, *(f._asdict() for f in changes)], run.checks_run())
 
 
-def _write_checks(run: RunDirectory, found: list[Any] | None, missing: list[Flag]) -> None:
+def _checked(parts: Parts, spec: EvaluationSpec, progress: Progress, own: Checks | None) -> ChecksFile:
+    """What the checks before the run find, and which of them ran; nobody knows that of a caller's own."""
+    flags = (own or preflight)(parts, spec, progress)
+    ran = looked_at(parts, planned_draws(parts, spec), flags) if own is None else None
+    return ChecksFile([f._asdict() for f in flags], ran)
+
+
+def _write_checks(run: RunDirectory, found: ChecksFile | None, missing: list[Flag]) -> None:
     """Writes what the checks found, or keeps what they did; what the examples lack changes as they grow."""
-    before = run.checks()
-    kept = [f for f in (found if found is not None else before or []) if f["name"] != MISSING_CLASSES]
-    flags = [*kept, *(f._asdict() for f in missing)]
-    if flags != before:
-        run.write_json("checks.json", flags)
+    flags, ran = found or ChecksFile(run.checks() or [], run.checks_run())
+    kept = [f for f in flags if f["name"] != MISSING_CLASSES]
+    run.write_checks([*kept, *(f._asdict() for f in missing)], ran)

@@ -1,6 +1,6 @@
 """Who a run is: hashes of weights, data and code, noted in every session and compared with the earlier ones.
 
-The thing people get wrong: a path is no identity. The file behind it may be another one the next time.
+A path does not identify a file: another one may be there the next time.
 """
 
 import functools

@@ -1,7 +1,7 @@
 """Attacks are tried on one example before a run begins, and a failed one leaves its traceback.
 
-The thing people get wrong: an option that only fails when it is used is found after an hour, in a directory
-that is then bound to the wrong spec.
+An option that only fails when it is used would otherwise be found after an hour, in a directory that is then
+bound to the wrong spec.
 """
 
 import traceback

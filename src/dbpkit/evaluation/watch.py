@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dbpkit.attacks import Target
 from dbpkit.foundation.noise import NoisePlan
-from dbpkit.results.run_directory import Record
+from dbpkit.results.records import Watched
 from dbpkit.threats.pixels import ThreatModel
 
 CONTROL_BRANCH = 1
@@ -73,7 +73,7 @@ class Watch:
         unseen = [b for b, i in enumerate(self.ids) if self.shown[i] == before[i]]
         self(x_adv[unseen], noise.rows(unseen))
 
-    def records(self, deterministic: bool) -> list[Record]:
+    def records(self, deterministic: bool) -> list[Watched]:
         """Returns what is recorded of every example, in the order of the batch.
 
         ``queries`` is how often it was submitted, or would have been had it not failed before.

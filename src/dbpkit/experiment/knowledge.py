@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from dbpkit.foundation.errors import UserError
-from dbpkit.foundation.noise import SITES, NoisePlan
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.foundation.philox import SITES
 from dbpkit.foundation.plugins import load_plugins
 from dbpkit.purification.samplers import REVERSE_SITES
 

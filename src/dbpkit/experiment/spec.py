@@ -11,7 +11,7 @@ from dbpkit.data.order import Order
 from dbpkit.experiment.knowledge import Knowledge, find_known, known
 from dbpkit.foundation.errors import UserError, unknown_name
 from dbpkit.foundation.spec import Amount, PartSpec, Strict
-from dbpkit.results.flags import BASELINE_ROWS
+from dbpkit.results.kinds import BASELINE_ROWS
 from dbpkit.results.protocols import DEFAULT, protocols
 
 _HEADLINE = ("white_box", "dw_fwd", "dw_rev", "dw_both", "fixed")

@@ -1,7 +1,7 @@
 """Numbers that are written as text, such as ``"8/255"``.
 
-The thing people get wrong: evaluating the text first. Its form is checked before, so that no text can take
-long or mean something else: ``"1e99999999"`` would be a number of a hundred million digits.
+The form is checked before the text is evaluated, so that none can take long or mean something else:
+``"1e99999999"`` would be a number of a hundred million digits.
 """
 
 import re

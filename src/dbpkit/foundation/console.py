@@ -1,8 +1,8 @@
 r"""The only place that prints: all that the program says to a person or to another program.
 
-The thing people get wrong: printing data. A path is no markup, a class name may hold an escape sequence that
-steers the terminal, and not every terminal knows an en dash. Here data stay data: markup and emoji are never
-read, control characters are shown as ``\x1b``, and what an encoding lacks is replaced by what it has.
+Data stay data. A path may look like markup, a class name may hold an escape sequence that steers the
+terminal, and not every terminal knows an en dash. So markup and emoji are never read, control characters are
+shown as ``\x1b``, and what an encoding lacks is replaced by what it has.
 """
 
 import codecs

@@ -7,24 +7,28 @@ So eval mode is asserted again at every call.
 import threading
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from dbpkit.foundation.errors import UserError
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-def uncompiled(method: Callable[..., Any]) -> Callable[..., Any]:
+
+def uncompiled(method: Callable[P, R]) -> Callable[P, R]:
     """Keeps a method out of the graphs of ``torch.compile``, which breaks them there and runs it as it is.
 
     The decorator of torch itself would import its compiler at once, which takes longer than this package.
     """
 
     @wraps(method)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if torch.compiler.is_compiling():
-            return torch.compiler.disable(method)(*args, **kwargs)
+            plain: Callable[P, R] = torch.compiler.disable(method)  # type: ignore[no-untyped-call]
+            return plain(*args, **kwargs)
         return method(*args, **kwargs)
 
     return call

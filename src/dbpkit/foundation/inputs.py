@@ -1,8 +1,7 @@
 """The one validator of what a Python caller hands over: images, labels, plans' lengths, seeds, counts.
 
 Every public function looks at its arguments here first, so that a wrong one is a sentence and not a traceback
-or, worse, a number. The thing people get wrong: an array of the right shape in the wrong unit. 0..255, -1..1
-and uint8 all run through a network without a complaint.
+or, worse, a number: arrays in 0..255, in -1..1 and of uint8 all run through a network without a complaint.
 """
 
 import math

@@ -1,8 +1,8 @@
 """One writer for each directory: a lock that a killed process cannot leave behind, and what it did leave.
 
-The operating system holds the lock and lets it go when its process ends. The file only says who holds it.
-Readers need no lock: every file but a journal is replaced as a whole, and a journal is only appended to. The
-thing people get wrong: a lock file that is there says nothing; whether it is locked does.
+The operating system holds the lock and lets it go when its process ends. The file only says who holds it:
+that it is there means nothing. Readers need no lock: every file but a journal is replaced as a whole, and a
+journal is only appended to.
 """
 
 import contextlib

@@ -5,10 +5,9 @@ another process takes a core, a thread spins while the one it waits for cannot r
 times as long. So a `Watch` looks four times a second how long this process's threads have waited for a core,
 and as long as they do it has them sleep instead of spin.
 
-The number of threads stays as it was, because sums are cut by it: results are the same bit for bit. The thing
-people get wrong: GNU OpenMP reads its spinning time once, when torch is imported, and has no function to
-change it. But it hardly spins while it knows of more threads than cores, and a team of threads that do
-nothing is enough for that.
+The number of threads stays as it was, because sums are cut by it: results are the same bit for bit. GNU
+OpenMP reads its spinning time once, when torch is imported, and has no function to change it. But it hardly
+spins while it knows of more threads than cores, and a team of threads that do nothing is enough for that.
 """
 
 import ctypes

@@ -1,7 +1,7 @@
 """``--set key.path=value``: one leaf of a spec, changed from outside.
 
-The thing people get wrong: a spec may say ``denoiser = "embedded"`` for ``denoiser.name = "embedded"``, and
-may leave out what has a default. A path leads through both.
+A spec may say ``denoiser = "embedded"`` for ``denoiser.name = "embedded"``, and may leave out what has a
+default. A path leads through both.
 """
 
 import re

@@ -1,7 +1,7 @@
 """Philox4x32-10, the generator behind all random numbers, on plain arrays; `noise` draws tensors.
 
-What reads results needs the same numbers and no tensors. The thing people get wrong: a generator with a
-state. This one is a function of its counter, so a value does not depend on what was drawn before.
+It has no state: a value is a function of its counter and does not depend on what was drawn before. What reads
+results needs the same numbers and no tensors.
 """
 
 from collections.abc import Sequence

@@ -20,7 +20,7 @@ def eight_bits(image: Any) -> Array:
     """
     values = np.asarray(image)
     pixels = np.rint(values.clip(0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
-    return pixels if pixels.shape[2] == 3 else pixels[:, :, 0]
+    return np.asarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
 
 
 def png_bytes(pixels: Array, *, smallest: bool = True, dpi: int | None = None) -> bytes:

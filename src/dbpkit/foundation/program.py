@@ -1,7 +1,7 @@
 """What ``python -m dbpkit`` settles before anything else is imported.
 
-The thing people get wrong: ``python -m`` puts the current folder first among the places where modules are
-looked for, so a ``numpy.py`` that lies in a downloaded run would run as NumPy.
+``python -m`` puts the current folder first among the places where modules are looked for, so a ``numpy.py``
+that lies in a downloaded run would run as NumPy.
 """
 
 import os  # with sys, the only module that Python itself has loaded already

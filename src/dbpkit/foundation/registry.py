@@ -102,7 +102,8 @@ class Registry(Generic[T]):
         if not isinstance(name, str):
             raise UserError(f"a {self.kind} is named by text, not by {shown(name)}.")
         if name in self._typed or name in _trusted:
-            return import_path(name, self.kind)
+            trusted: T = import_path(name, self.kind)
+            return trusted
         if ":" in name:
             raise UserError(self._refusal(name))
         if name not in self:
@@ -119,7 +120,7 @@ class Registry(Generic[T]):
         """
         if not isinstance(name, str) or ":" not in name or _reading.get()[0]:
             return self.get(name)
-        part = import_path(name, self.kind)
+        part: T = import_path(name, self.kind)
         self._typed.add(name)
         return part
 

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from dbpkit.foundation.amounts import amount
+from dbpkit.foundation.amounts import amount as amount
 from dbpkit.foundation.errors import UserError, shown
 from dbpkit.foundation.overrides import override
 from dbpkit.foundation.packaged import find_spec

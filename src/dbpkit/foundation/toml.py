@@ -1,15 +1,17 @@
 """TOML: text to tables and back, whatever the text is.
 
-The thing people get wrong: a parser that is right about TOML still hangs, recurses or reads numbers that
-nothing else can hold. Size, depth and whole numbers are bounded here, once for files and for ``--set``.
+A parser that is right about TOML still hangs, recurses or reads numbers that nothing else can hold. Size,
+depth and whole numbers are bounded here, once for files and for ``--set``.
 """
 
-import json
 import math
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import tomli_w
 
 from dbpkit.foundation.errors import UserError
 
@@ -90,37 +92,18 @@ def parsed_value(text: str) -> Any:
         return text
 
 
-def as_toml(table: dict[str, Any], prefix: str = "") -> str:
+def as_toml(table: Mapping[str, Any]) -> str:
     """Returns a resolved spec as TOML text; keys whose value is None are left out, as TOML has no null."""
-    plain, nested = [], []
-    for key, value in table.items():
-        if isinstance(value, dict) and value:
-            nested.append(f"\n[{prefix}{_toml_key(key)}]\n{as_toml(value, f'{prefix}{_toml_key(key)}.')}")
-        elif isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
-            nested += [
-                f"\n[[{prefix}{_toml_key(key)}]]\n{as_toml(v, f'{prefix}{_toml_key(key)}.')}" for v in value
-            ]
-        elif value is not None:
-            plain.append(f"{_toml_key(key)} = {_toml_value(value)}\n")
-    return "".join(plain + nested)
+    return tomli_w.dumps(_without_none(table))
 
 
-def _toml_value(value: Any) -> str:
-    """A value in TOML's inline form; JSON agrees with it on strings, numbers, booleans and lists."""
-    if isinstance(value, dict):
-        return (
-            "{ " + ", ".join(f"{_toml_key(k)} = {_toml_value(v)}" for k, v in value.items()) + " }"
-            if value
-            else "{}"
-        )
-    if isinstance(value, list):
-        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _toml_key(key: str) -> str:
-    """A key, quoted unless it is bare."""
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_value(key)
+def _without_none(value: Any) -> Any:
+    """A tree without the keys whose value is None."""
+    if isinstance(value, Mapping):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list | tuple):
+        return [_without_none(v) for v in value]
+    return value
 
 
 def _hint(text: str) -> str:

@@ -1,25 +1,12 @@
-"""What the checks look at, in words, and which of them had something to look at.
+"""What the checks of the records look at, in words, and which of them had something to look at.
 
 The thing people get wrong: a check that found nothing because it had nothing to look at is no good news.
 """
 
 import numpy as np
 
-from dbpkit.results.flags import BASELINE_ROWS
-from dbpkit.results.records import ABSENT, Columns
-
-PREFLIGHT_CHECKS = {
-    "probabilities": "the classifier returns logits, not probabilities",
-    "untracked_randomness": "the same image and noise give the same output twice",
-    "batch_dependence": "an image's logits do not depend on the rest of the batch",
-    "piecewise_constant": "the logits move when the pixels do",
-    "saturated_loss": "the loss's gradient is not lost in rounding",
-    "suspicious_level": "purification starts well above what the attack can do, and below pure noise",
-    "suspicious_grid": "the sampler takes enough steps",
-    "gradient_mismatch": "the exact gradient agrees with a numeric derivative",
-    "replay_differs": "a replayed step computes what it computed before",
-}
-"""Checks before a run; `docs/flags.md` has a section for each."""
+from dbpkit.results.columns import ABSENT, Columns
+from dbpkit.results.kinds import BASELINE_ROWS
 
 RECORD_CHECKS = {
     "failed_examples": "every example has a result",

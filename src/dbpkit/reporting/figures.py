@@ -17,8 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dbpkit.reporting.tables import ATTACKED, TableRow, short_title
+from dbpkit.reporting.tables import TableRow, short_title
 from dbpkit.results.analysis import Chart, Series
+from dbpkit.results.kinds import PURIFIED, PURIFIED_ATTACKED
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +62,7 @@ LIGHT = Theme(
     muted="#5a636e",
     line="#dfe3e8",
     plain="#8b949e",
-    groups={"Purified, no attack": "#56B4E9", ATTACKED: "#E69F00"},
+    groups={PURIFIED: "#56B4E9", PURIFIED_ATTACKED: "#E69F00"},
     runs=("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#0072B2", "#D55E00"),
 )
 DARK = Theme(
@@ -69,7 +70,7 @@ DARK = Theme(
     muted="#a2acb8",
     line="#333b45",
     plain="#6e7884",
-    groups={"Purified, no attack": "#0072B2", ATTACKED: "#D55E00"},
+    groups={PURIFIED: "#0072B2", PURIFIED_ATTACKED: "#D55E00"},
     runs=("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"),
 )
 

@@ -20,7 +20,7 @@ from dbpkit.foundation.locking import refuse_link
 from dbpkit.foundation.spec import as_toml
 from dbpkit.reporting.analyses import AnalysisView, analysis_views, found_view
 from dbpkit.reporting.charts import chart_csv
-from dbpkit.reporting.checks import PREFLIGHT_CHECKS, record_checks
+from dbpkit.reporting.checks import record_checks
 from dbpkit.reporting.comparison import ShownRun, compare_shown
 from dbpkit.reporting.figures import GAIN, ResponsiveChart, accuracy_chart
 from dbpkit.reporting.strip import Strip, read_strip
@@ -34,11 +34,12 @@ from dbpkit.reporting.tables import (
     table_rows,
 )
 from dbpkit.results.analysis import AnalysisRecords, AnalysisResult, Chart, analysis_results
+from dbpkit.results.columns import Columns
 from dbpkit.results.findings import Finding, evaluation_numbers, gather
 from dbpkit.results.flags import Flag
 from dbpkit.results.protocols import DEFAULT
-from dbpkit.results.records import Columns
 from dbpkit.results.run_directory import RunDirectory
+from dbpkit.results.schemas import RecordedSpec
 from dbpkit.results.summary import Summary, expected_rows, has_purifier, summarise
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ class RunView(NamedTuple):
         row_count: rows that were asked for.
         flags: flags with the title of their row, errors first.
         silent: checks that ran and found nothing, with what they look at.
-        preflight_ran: whether the checks before the run have run.
+        preflight: what there is to say of the checks before the run, if they have not run or are not listed.
         strip: pictures, or None before there are any.
         no_strip: why there are none.
         settings: the resolved spec as TOML.
@@ -98,7 +99,7 @@ class RunView(NamedTuple):
     row_count: int
     flags: list[tuple[Flag, str]]
     silent: dict[str, str]
-    preflight_ran: bool
+    preflight: str
     strip: Strip | None
     no_strip: str
     settings: str
@@ -203,9 +204,8 @@ def _view(run: RunDirectory, letter: str) -> RunView:
     """Reads one run."""
     summary, columns = summarise(run), run.columns()
     recorded = len(columns.failed) + sum(map(len, columns.rows.values()))
-    preflight_ran = run.checks() is not None
     raised = {flag.name for flag in summary.flags}
-    checks = {**(PREFLIGHT_CHECKS if preflight_ran else {}), **record_checks(columns)}
+    checks = {**(run.checks_run() or {}), **record_checks(columns)}
     if any(row.control for row in summary.rows):
         checks["control_as_low"] = "the attack, not the protocol, takes most of what is lost"
     asked = expected_rows(summary.spec)
@@ -229,10 +229,10 @@ def _view(run: RunDirectory, letter: str) -> RunView:
             for flag in sorted(summary.flags, key=lambda f: f.severity != "error")
         ],
         silent={name: what for name, what in checks.items() if name not in raised},
-        preflight_ran=preflight_ran,
+        preflight=_preflight(run),
         strip=strip,
         no_strip=no_strip,
-        settings=as_toml(summary.spec),
+        settings=as_toml(run.spec()["spec"]),
         provenance=_provenance(run.sessions() or _analysed(run, results)),
         hash=run.spec()["hash"],
         records=recorded,
@@ -242,7 +242,16 @@ def _view(run: RunDirectory, letter: str) -> RunView:
     )
 
 
-def _pictures(run: RunDirectory, spec: Mapping[str, Any], columns: Columns) -> tuple[Strip | None, str]:
+def _preflight(run: RunDirectory) -> str:
+    """What is missing of the checks before the run; nothing if they ran and are listed."""
+    if run.checks() is None:
+        return "The checks before the run (gradient, logits, noise level) have not run."
+    if run.checks_run() is None:
+        return "Which checks ran before the run is not recorded; what they found is."
+    return ""
+
+
+def _pictures(run: RunDirectory, spec: RecordedSpec, columns: Columns) -> tuple[Strip | None, str]:
     """The pictures of a run, or None and why; no number depends on them, so a damaged file stops nothing."""
     try:
         strip = read_strip(run, spec, columns)
@@ -261,18 +270,17 @@ def _analysed(run: RunDirectory, results: Sequence[AnalysisResult]) -> list[dict
 
 def _facts(summary: Summary) -> list[str]:
     """What was evaluated, in a few words each."""
-    spec = summary.spec
-    purifier, threat = spec["purifier"], spec["threat"]
-    norm = {"linf": "L∞", "l2": "L2"}.get(threat["norm"], threat["norm"])
+    spec, purifier = summary.spec, summary.spec.purifier
+    norm = {"linf": "L∞", "l2": "L2"}.get(spec.threat.norm, spec.threat.norm)
     attacks = [
-        attack["name"] + "".join(f", {key} {value}" for key, value in attack["options"].items())
-        for attack in spec["attacks"]
+        attack.name + "".join(f", {key} {value}" for key, value in attack.options.items())
+        for attack in spec.attacks
     ]
-    defence = f"purifier {purifier['sampler']}, t* = {purifier['t_star']:g}, {purifier['steps']} steps"
+    defence = f"purifier {purifier.sampler}, t* = {purifier.t_star:g}, {purifier.steps} steps"
     return [
-        f"data {spec['data']['name']}",
-        defence if has_purifier(spec) else f"classifier {spec['classifier']['name']}",
-        f"budget {norm} {threat['eps']}",
+        f"data {spec.data.name}",
+        defence if has_purifier(spec) else f"classifier {spec.classifier.name}",
+        f"budget {norm} {spec.threat.eps}",
         f"attack {' + '.join(attacks)}",
         *([] if summary.protocol == DEFAULT else [f"protocol {summary.protocol}"]),
     ]

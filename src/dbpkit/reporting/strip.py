@@ -12,8 +12,10 @@ import numpy as np
 from dbpkit.foundation.arrays import Array
 from dbpkit.reporting.figures import amplified, image_uri
 from dbpkit.reporting.tables import row_title, short_title
-from dbpkit.results.records import Columns, Record
+from dbpkit.results.columns import Columns
+from dbpkit.results.records import Record
 from dbpkit.results.run_directory import RunDirectory
+from dbpkit.results.schemas import RecordedSpec
 
 EXAMPLES = 8
 """Examples shown, at most."""
@@ -74,7 +76,7 @@ class _Stored(NamedTuple):
         return class_name(self.about, self.about["labels"][k])
 
 
-def read_strip(run: RunDirectory, spec: Mapping[str, Any], columns: Columns) -> Strip | None:
+def read_strip(run: RunDirectory, spec: RecordedSpec, columns: Columns) -> Strip | None:
     """Returns the pictures of a run, or None before it has any.
 
     Raises:
@@ -88,8 +90,9 @@ def read_strip(run: RunDirectory, spec: Mapping[str, Any], columns: Columns) -> 
         shown = group.select(np.flatnonzero(np.isin(group.example, tensors["ids"])))
         distances = shown.measures["distance"].tolist()
         for r, distance in zip(shown.records(row), distances, strict=True):
-            size = {"distance": distance} if distance == distance else {}  # nan where none was recorded
-            by_key[row, r["example"], r["tape"]] = {**r, **size}
+            by_key[row, r["example"], r["tape"]] = r
+            if distance == distance:  # nan where none was recorded
+                r["distance"] = distance
     stored = _Stored(tensors, about, by_key)
     attackers = [name for name in about["predicted"] if f"{name}.x_adv" in tensors]
     lines = []
@@ -123,10 +126,10 @@ def _undefended(stored: _Stored, k: int, example: int) -> Picture:
     return Picture(uri, f"{alt}; classified as {said}", said, record["predicted"][0] == record["label"])
 
 
-def _attacked(stored: _Stored, name: str, k: int, example: int, spec: Mapping[str, Any]) -> Picture:
+def _attacked(stored: _Stored, name: str, k: int, example: int, spec: RecordedSpec) -> Picture:
     """The image an attacker made, with the size of its perturbation."""
-    distance = stored.records.get((name, example, 0), {}).get("distance")
-    size = "" if distance is None else _amount(distance, spec)
+    record = stored.records.get((name, example, 0))
+    size = _amount(record["distance"], spec) if record and "distance" in record else ""
     alt = f"example {example}, {stored.label(k)}, attacked by {short_title(row_title(name))}"
     return Picture(image_uri(stored.tensors[f"{name}.x_adv"][k]), alt, size)
 
@@ -156,6 +159,6 @@ def _perturbation(stored: _Stored, name: str, k: int, line: StripLine) -> Pictur
     return Picture(image_uri(image), alt, "")
 
 
-def _amount(distance: float, spec: Mapping[str, Any]) -> str:
+def _amount(distance: float, spec: RecordedSpec) -> str:
     """A distance in the unit in which the budget is written: ``"8.0/255"`` or ``"0.500"``."""
-    return f"{255 * distance:.1f}/255" if "/255" in spec["threat"]["eps"] else f"{distance:.3f}"
+    return f"{255 * distance:.1f}/255" if "/255" in spec.threat.eps else f"{distance:.3f}"

@@ -15,32 +15,16 @@ from rich.table import Table
 from rich.text import Text
 
 from dbpkit.results.flags import Flag
+from dbpkit.results.kinds import DIFFERENCES, kind_of
 from dbpkit.results.protocols import DEFAULT, recorded_protocol
-from dbpkit.results.summary import TITLES, Row, Summary, has_purifier
+from dbpkit.results.summary import Row, Summary, has_purifier
 from dbpkit.statistics.estimates import Estimate
 
 NOTHING = "–"
 """Stands where there is no number, such as a majority over a single draw."""
 
-GROUPS = {
-    "undefended_clean": "Classifier alone",
-    "undefended": "Classifier alone",
-    "clean": "Purified, no attack",
-    "noise_control": "Purified, no attack",
-}
-"""Headings of rows that are not an attack on the purified classifier."""
-
-ATTACKED = "Purified, attacked"
-
 COUNTS = {"all_tapes": "T", "any_iterate": "N"}
 """Letter of the count in the name of an estimand, if it is not R."""
-
-MEANINGS = {
-    "white_box - dw_both": "robustness that rests on noise the attacker cannot foresee, at most",
-    "white_box - fixed": "the same, against purification with fixed noise",
-    "clean - white_box": "what the white-box attack takes away",
-}
-"""What a paired difference says."""
 
 
 class Cell(NamedTuple):
@@ -131,14 +115,13 @@ def difference_row(name: str, estimate: Estimate, p_value: float | None = None) 
         estimate: the difference, in [-1, 1]; shown in percentage points.
         p_value: of McNemar's exact test, shown beside the method.
     """
-    title = row_title(name)
-    if name in MEANINGS:
-        title = " − ".join(short_title(row_title(part)) for part in name.split(" - "))
+    first, _, second = name.partition(" - ")
+    meaning = DIFFERENCES.get((first, second), "")
+    pair = f"{short_title(row_title(first))} − {short_title(row_title(second))}"
     shown = difference_cell(estimate)
     method = estimate.method + ("" if p_value is None else f"; McNemar p {p_text(p_value)}")
-    return DifferenceRow(
-        title, MEANINGS.get(name, ""), shown.value, shown.interval, estimate.examples, method
-    )
+    title = pair if meaning else row_title(name)
+    return DifferenceRow(title, meaning, shown.value, shown.interval, estimate.examples, method)
 
 
 def difference_cell(estimate: Estimate) -> Cell:
@@ -323,7 +306,7 @@ def points(value: float) -> str:
 
 def row_title(name: str) -> str:
     """Returns what a row is called in tables."""
-    return TITLES.get(name, f"purified, {name}")
+    return kind_of(name).title
 
 
 def short_title(title: str) -> str:
@@ -342,11 +325,10 @@ def _table_row(row: Row, purified: bool) -> TableRow:
     estimates = {e.estimand.partition("@")[0]: e for e in row.estimates}
     accuracy = estimates["per_draw"]
     every = estimates.get("all_tapes") or estimates.get("all_draws")
-    group = GROUPS.get(row.name, ATTACKED)
     return TableRow(
         row.name,
         row.title,
-        group if purified else group.partition(", ")[2].capitalize(),
+        kind_of(row.name).heading_in(purified),
         accuracy_cell(accuracy),
         accuracy_cell(estimates["majority"]) if "majority" in estimates else None,
         accuracy_cell(every) if every else None,

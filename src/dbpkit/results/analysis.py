@@ -1,8 +1,8 @@
 """What an analysis leaves behind: numbers with intervals, charts as data, two sentences, and its records.
 
-A chart holds data, not ink, so that the page, the PNG and the CSV show the same. The thing people get wrong:
-a verdict that somebody sets. Where a paper says what to expect, the number says so, and whether it holds
-follows from its interval, its range and its number of images.
+A chart holds data, not ink, so that the page, the PNG and the CSV show the same. Nobody sets a verdict: where
+a paper says what to expect, the number carries the claim, and whether it holds follows from its interval, its
+range and its number of images.
 """
 
 import json

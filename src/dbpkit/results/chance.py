@@ -1,17 +1,18 @@
 """Whether a model classifies at all: one answer to everything, guessing, or another order of the classes.
 
-One answer per image is counted, its first draw, so that the counts are binomial. The thing people get wrong:
-few images prove nothing about an accuracy, so those flags need a test that bad luck passes in at most 1 %.
-That a model never changes its answer is seen on few, over all draws.
+One answer per image is counted, its first draw, so that the counts are binomial. Few images prove nothing
+about an accuracy, so those flags need a test that bad luck passes in at most 1 %. That a model never changes
+its answer shows on few images, over all draws.
 """
 
-import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from dbpkit.results.flags import Flag
-from dbpkit.results.run_directory import Record
+from dbpkit.results.kinds import CLEAN, KINDS
+from dbpkit.results.records import Record
+from dbpkit.statistics.binomial import at_most
 
 LEVEL = 0.01
 """Probability with which a model that is no worse than stated below is flagged by bad luck."""
@@ -25,8 +26,8 @@ MOST = 0.5
 FEWEST = 4
 """Images from which on one answer to all of them is worth a warning."""
 
-UNATTACKED = {"undefended_clean": "The classifier alone", "clean": "The model"}
-"""Unattacked rows, and who answers in them."""
+JUDGED = tuple(kind for kind in KINDS.values() if kind.images == CLEAN)
+"""Rows whose answers are looked at."""
 
 
 class Answer(NamedTuple):
@@ -39,7 +40,7 @@ class Answer(NamedTuple):
 def chance_flags(rows: Mapping[str, Sequence[Record]]) -> list[Flag]:
     """Returns the flags of the unattacked rows, from their records without errors."""
     flags: list[Flag] = []
-    for row, who in UNATTACKED.items():
+    for row, who in ((kind.name, kind.who) for kind in JUDGED):
         answers = [Answer(r["label"], r["predicted"][0]) for r in rows.get(row, []) if r["tape"] == 0]
         permuted = [] if any(f.name == "labels_permuted" for f in flags) else labels_permuted(answers, row)
         flags += permuted or near_chance(answers, row, who)
@@ -140,25 +141,6 @@ def labels_permuted(answers: Sequence[Answer], row: str = "") -> list[Flag]:
         " classifier have another order."
     )
     return [Flag("labels_permuted", "error", message.replace("k + -", "k - "), row)]
-
-
-def at_most(count: int, trials: int, share: float) -> float:
-    """Probability that a binomial count is at most ``count``."""
-    if count < 0:
-        return 0.0
-    if count >= trials or share <= 0:
-        return 1.0
-    if share >= 1:
-        return 0.0
-    logs = (
-        math.lgamma(trials + 1)
-        - math.lgamma(k + 1)
-        - math.lgamma(trials - k + 1)
-        + k * math.log(share)
-        + (trials - k) * math.log1p(-share)
-        for k in range(count + 1)
-    )
-    return min(1.0, math.fsum(map(math.exp, logs)))
 
 
 def _halves(answers: Sequence[Answer]) -> tuple[list[Answer], list[Answer]]:

@@ -1,7 +1,7 @@
 """Two runs over the same examples, compared pair by pair, and what else differs between them.
 
-The thing people get wrong: a difference belongs to the models only if nothing but the models differs. With
-the same seed, draw r of an example has the same noise in both runs, so examples, tapes and draws are paired.
+With the same seed, draw r of an example has the same noise in both runs, so examples, tapes and draws are
+paired. The thing people get wrong: a difference belongs to the models only if nothing but the models differs.
 """
 
 from collections.abc import Mapping
@@ -12,9 +12,10 @@ import numpy as np
 
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.spec import differences
-from dbpkit.results.records import RowColumns, network_calls
+from dbpkit.results.columns import RowColumns, network_calls
 from dbpkit.results.run_directory import RunDirectory
-from dbpkit.statistics.estimates import Estimate, mcnemar, paired_difference
+from dbpkit.statistics.binomial import mcnemar
+from dbpkit.statistics.estimates import Estimate, paired_difference
 
 HARD_TO_READ = {
     "threat": "The budgets differ ({}): the difference is not that of the models alone.",

@@ -1,7 +1,4 @@
-"""How much of an evaluation is recorded.
-
-The thing people get wrong: a table of a run that was stopped looks like any other table.
-"""
+"""How much of an evaluation is recorded; the table of a run that was stopped looks like any other."""
 
 import numpy as np
 
@@ -11,8 +8,8 @@ from dbpkit.results.summary import expected_rows
 
 def unfinished(run: RunDirectory) -> str:
     """Returns how much of a run is still to be done, in a sentence; nothing if it is finished."""
-    spec, columns = run.spec()["spec"], run.columns()
-    asked = max((s.get("examples") or 0 for s in run.sessions()), default=0) or spec["examples"].get("count")
+    spec, columns = run.recorded_spec(), run.columns()
+    asked = max((s.get("examples") or 0 for s in run.sessions()), default=0) or spec.examples.count
     if not columns.rows and not columns.failed:
         return "Unfinished: no result of an evaluation is recorded yet."
     if asked is None:

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
 
+from dbpkit.foundation.amounts import amount
 from dbpkit.foundation.errors import UserError
-from dbpkit.foundation.spec import amount
 from dbpkit.results.compare import refuse_other_data, spec_changes, spec_warnings
-from dbpkit.results.flags import BASELINE_ROWS
+from dbpkit.results.kinds import BASELINE_ROWS
 from dbpkit.results.run_directory import RunDirectory
 from dbpkit.results.votes import votes
 from dbpkit.statistics.estimates import Estimate, mean_accuracy, paired_difference
@@ -85,22 +85,22 @@ def eps_curves(runs: Sequence[RunDirectory]) -> EpsCurves:
     """
     if not runs:
         raise UserError("a curve needs at least one run directory, none was given.")
-    threats = [run.spec()["spec"]["threat"] for run in runs]
-    norms = list(dict.fromkeys(t["norm"] for t in threats))
+    threats = [run.recorded_spec().threat for run in runs]
+    norms = list(dict.fromkeys(t.norm for t in threats))
     if len(norms) > 1:
         raise UserError(f"a curve needs one norm, but the runs have {' and '.join(norms)}. Choose one norm.")
-    written = {amount(t["eps"]): t["eps"] for t in reversed(threats)}
+    written = {amount(t.eps): t.eps for t in reversed(threats)}
     models: list[tuple[Any, dict[float, RunDirectory]]] = []
     for run, threat in zip(runs, threats, strict=True):
         refuse_other_data(runs[0], run)
-        key, eps = _model(run), amount(threat["eps"])
+        key, eps = _model(run), amount(threat.eps)
         group = next((group for other, group in models if other == key), None)
         if group is None:
             models.append((key, group := {}))
         if eps in group:
             raise UserError(
                 f"'{group[eps].path}' and '{run.path}' are the same model at the same eps"
-                f" {threat['eps']}. Give one of them."
+                f" {threat.eps}. Give one of them."
             )
         group[eps] = run
     curves = [_curve(dict(sorted(group.items()))) for _, group in models]
@@ -154,9 +154,9 @@ def _model(run: RunDirectory) -> Any:
 
 def _curve(runs: dict[float, RunDirectory]) -> ModelCurve:
     """Reads the records of one model's runs."""
-    specs = [run.spec()["spec"] for run in runs.values()]
+    specs = [run.recorded_spec() for run in runs.values()]
     records = {eps: run.columns().rows for eps, run in runs.items()}
-    order = [*BASELINE_ROWS, *(k["name"] for k in specs[0]["knowledge"])]
+    order = [*BASELINE_ROWS, *(k.name for k in specs[0].knowledge)]
     found = {row: {eps: rows[row] for eps, rows in records.items() if row in rows} for row in order}
     rows, scores = {}, {}
     for row, at in found.items():
@@ -166,7 +166,7 @@ def _curve(runs: dict[float, RunDirectory]) -> ModelCurve:
             rows[row] = {
                 eps: mean_accuracy("per_draw", v.share.tolist(), v.most) for eps, v in counted.items()
             }
-    return ModelCurve(_common_title([spec["name"] for spec in specs]), runs, rows, scores)
+    return ModelCurve(_common_title([spec.name for spec in specs]), runs, rows, scores)
 
 
 def _common_title(names: Sequence[str]) -> str:

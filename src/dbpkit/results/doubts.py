@@ -1,7 +1,4 @@
-"""What cannot be relied on in a run, though it can be read.
-
-The thing people get wrong: a run that opens without an error is not therefore the run that was made.
-"""
+"""What cannot be relied on in a run that can be read: changed records, other code, another checks file."""
 
 from dbpkit.results.run_directory import RunDirectory
 

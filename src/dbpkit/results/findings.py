@@ -1,6 +1,6 @@
 """What papers claim and whether it holds in a run: every number with a claim, and what the evaluation tells.
 
-The thing people get wrong: a claim that the interval leaves open is neither confirmed nor refuted.
+A claim that the interval leaves open is neither confirmed nor refuted.
 """
 
 import math
@@ -132,13 +132,13 @@ def lowest(gaps: Mapping[str, Sequence[float]]) -> tuple[str, Interval]:
 
 def _least_gap(run: RunDirectory, summary: Summary) -> tuple[str, Interval] | None:
     """The attacker who comes nearest to DW_Both of those who know less, with the paired difference to it."""
-    known = {k["name"]: k for k in summary.spec["knowledge"]}
+    known = {k.name: k for k in summary.spec.knowledge}
     if "dw_both" not in known:
         return None
     rivals = [
         name
         for name, k in known.items()
-        if k["gradient"] == "exact" and set(k["shared_sites"]) < set(known["dw_both"]["shared_sites"])
+        if k.gradient == "exact" and set(k.shared_sites) < set(known["dw_both"].shared_sites)
     ]
     groups = run.columns().rows
     scores = {name: groups[name].by_example() if name in groups else {} for name in (*rivals, "dw_both")}

@@ -1,6 +1,6 @@
 """Red flags that follow from records alone, and what a flag is; `docs/flags.md` has a section for each.
 
-The thing people get wrong: a weak attack and a strong defence look alike in the accuracy; they differ here.
+A weak attack and a strong defence look alike in the accuracy. They differ in what is looked at here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,9 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dbpkit.results.columns import ABSENT, Columns, Ragged, RowColumns
 from dbpkit.results.gathering import gather
 from dbpkit.results.journal import Line
-from dbpkit.results.records import ABSENT, Columns, Ragged, Record, RowColumns
+from dbpkit.results.kinds import BASELINE_ROWS, NOISE_CONTROL, TRANSFER, kind_of
+from dbpkit.results.records import Record, read
 from dbpkit.statistics.estimates import Estimate, paired_difference
 from dbpkit.statistics.intervals import VERDICT_EXAMPLES
 
@@ -19,9 +21,6 @@ BUDGET_TOLERANCE = 1e-5
 
 FEW_EXAMPLES = VERDICT_EXAMPLES
 """With fewer examples a comparison of means only warns."""
-
-BASELINE_ROWS = ("undefended_clean", "undefended", "clean", "noise_control", "transfer")
-"""Rows of every run that are no attacker's row."""
 
 
 class Flag(NamedTuple):
@@ -56,7 +55,7 @@ def record_flags(recorded: Columns | Sequence[Record], preflight: Sequence[Flag]
             )
         )
     for row, group in columns.rows.items():
-        if row not in ("undefended_clean", "clean", "noise_control", "transfer"):
+        if kind_of(row).runs_attack:
             flags += _attack_flags(row, group)
     flags += _comparison_flags({row: group.by_example() for row, group in columns.rows.items()})
     return flags
@@ -64,8 +63,8 @@ def record_flags(recorded: Columns | Sequence[Record], preflight: Sequence[Flag]
 
 def _columns(records: Sequence[Record]) -> Columns:
     """Good and failed records as columns."""
-    lines = [Line(k, k, record) for k, record in enumerate(records)]
-    return gather(lambda: [(lines, {})] if lines else [], lambda line: line.entry)
+    lines = [Line(k, k, {**record}) for k, record in enumerate(records)]
+    return gather(lambda: [(lines, {})] if lines else [], lambda line: read(line.entry, line.number))
 
 
 def _attack_flags(row: str, group: RowColumns) -> list[Flag]:
@@ -151,12 +150,12 @@ def _comparison_flags(scores: Mapping[str, dict[int, float]]) -> list[Flag]:
     """Flags that compare rows over the examples both have."""
     flags = []
     for row in scores.keys() - set(BASELINE_ROWS):
-        gain, noise, attacked = _paired(scores.get("noise_control", {}), scores[row])
+        gain, noise, attacked = _paired(scores.get(NOISE_CONTROL.name, {}), scores[row])
         if gain and noise > 0 and gain.value <= 0:
             severity = "error" if gain.examples >= FEW_EXAMPLES else "warning"
             message = f"The attack leaves {attacked:.1%} right, random noise of the same size {noise:.1%}."
             flags.append(Flag("no_better_than_noise", severity, message, row))
-    gap, white, transfer = _paired(scores.get("white_box", {}), scores.get("transfer", {}))
+    gap, white, transfer = _paired(scores.get("white_box", {}), scores.get(TRANSFER.name, {}))
     if gap and gap.value > 0:
         severity = "error" if gap.low > 0 and gap.examples >= FEW_EXAMPLES else "warning"
         message = (
@@ -174,13 +173,3 @@ def _paired(a: dict[int, float], b: dict[int, float]) -> tuple[Estimate | None, 
         return None, 0.0, 0.0
     left, right = [a[i] for i in shared], [b[i] for i in shared]
     return paired_difference(left, right), sum(left) / len(left), sum(right) / len(right)
-
-
-def example_scores(records: Sequence[Record]) -> dict[int, float]:
-    """Accuracy of every example over its draws and tapes, by example id; failed records left out."""
-    shares: dict[int, list[float]] = {}
-    for r in records:
-        if "error" not in r:
-            right = sum(p == r["label"] for p in r["predicted"])
-            shares.setdefault(r["example"], []).append(right / len(r["predicted"]))
-    return {example: sum(s) / len(s) for example, s in shares.items()}

@@ -6,11 +6,12 @@ and the sentence says whether more draws were tried.
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 from dbpkit.results.analysis import AnalysisResult
 from dbpkit.results.flags import Flag
+from dbpkit.results.schemas import RecordedPart
 from dbpkit.statistics.estimates import Estimate
 from dbpkit.statistics.intervals import VERDICT_EXAMPLES
 
@@ -69,16 +70,16 @@ def headline_sentence(
     )
 
 
-def white_box_eot(spec: Mapping[str, Any], passes: Collection[tuple[float, int]] = ()) -> int | None:
+def white_box_eot(attacks: Sequence[RecordedPart], passes: Collection[tuple[float, int]] = ()) -> int | None:
     """Draws per gradient of the white box: what the spec's attacks say, or what was counted; None if neither.
 
     Args:
-        spec: the resolved spec; the most draws of its attacks are taken.
+        attacks: of the spec; the most draws among them are taken.
         passes: differentiated passes and iterations of the white box's records.
     """
-    options = [attack.get("options", {}).get("eot") for attack in spec.get("attacks", [])]
-    if options and all(type(eot) is int for eot in options):
-        return max(options)
+    asked = [attack.options.get("eot") for attack in attacks]
+    if asked and all(type(eot) is int for eot in asked):
+        return max(int(eot or 0) for eot in asked)
     counted = {gradients / iterations for gradients, iterations in passes if iterations}
     return int(min(counted)) if len(counted) == 1 and min(counted).is_integer() else None
 

@@ -3,7 +3,7 @@
 A line is a JSON object. The last line of every append ends in ``"digest"``: the sha256 of all lines up to it,
 so that a changed line is noticed, and an append that a killed process left unfinished is told from a whole
 one. Readers and writers pass over the same: blank lines, padding with zeros, carriage returns, and what comes
-after the last whole append. The thing people get wrong: a reader that forgives what a writer then builds on.
+after the last whole append. So no writer builds on what a reader merely forgives.
 """
 
 import contextlib

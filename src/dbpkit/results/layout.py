@@ -1,12 +1,11 @@
 """Reading the files of a run directory beside the records, each by one reader that checks its schema.
 
-A file that was damaged or edited is one sentence with the file, the place in it, and the remedy. The thing
-people get wrong: a file in a run directory was not necessarily written by this program.
+Any program may have written or edited them. A file that is damaged is one sentence with the file, the place
+in it, and the remedy.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,21 +94,3 @@ def arrays_of(path: Path, remedy: str) -> tuple[dict[str, Array], dict[str, str]
         return read_arrays(path)
     except (UserError, RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise damaged(f"'{path}'", str(error), remedy) from error
-
-
-def strip_fault(arrays: Mapping[str, Array], about: Mapping[str, Any]) -> str:
-    """Returns what is wrong with the pictures of a run, or nothing."""
-    ids, clean = arrays.get("ids"), arrays.get("clean")
-    if ids is None or clean is None or ids.dtype != np.int64 or ids.ndim != 1 or clean.ndim != 4:
-        return "it has no ids or no clean images"
-    images = {k: v for k, v in arrays.items() if k != "ids"}
-    if any(v.dtype != np.float32 or v.shape != clean.shape or not v.size for v in images.values()):
-        return "its images are not of one type and shape"
-    if not all(np.isfinite(v).all() for v in images.values()):
-        return "its images are none"
-    if not len(ids) == len(clean) == len(about["labels"]):
-        return "its labels are not those of its images"
-    for row, predicted in about["predicted"].items():
-        if len(predicted) != len(ids) or (row != "clean" and f"{row}.x_adv" not in arrays):
-            return f"its predictions or images of row '{row}' are missing"
-    return ""

@@ -1,8 +1,8 @@
 """Protocols by name: which estimate of a row is its headline, and what it comes to without an attack.
 
-One function of one record for each: 1 where the defence held, 0 where it did not. The thing people get
-wrong: the more queries a protocol allows, the lower any random defence scores, attacked or not. So every
-protocol but the first stands beside its control: the unattacked image at the same number of queries.
+Each is a function of one record: 1 where the defence held, 0 where it did not. The thing people get wrong:
+the more queries a protocol allows, the lower any random defence scores, attacked or not. So every protocol
+but the first stands beside its control: the unattacked image at the same number of queries.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,19 +13,14 @@ import numpy as np
 
 from dbpkit.foundation.errors import UserError, excerpt
 from dbpkit.foundation.registry import Registry
+from dbpkit.results.columns import Floats, RowColumns
 from dbpkit.results.flags import Flag
-from dbpkit.results.records import Floats, RowColumns
-from dbpkit.results.run_directory import Record
+from dbpkit.results.kinds import ATTACKED, kind_of
+from dbpkit.results.records import Record
 from dbpkit.statistics.estimates import Estimate, mean_accuracy, vote
 
 DEFAULT = "one_shot"
 """Protocol of a spec that names none."""
-
-UNDEFENDED_ROWS = ("undefended_clean", "undefended")
-"""Rows of the classifier alone; the first is the control of the second."""
-
-UNATTACKED_ROWS = ("undefended_clean", "clean", "noise_control")
-"""Rows that no attack made; they have no control."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +200,7 @@ def _controls(
     protocol: Protocol, row: str, records: Sequence[Record], clean: Sequence[Record]
 ) -> list[Record]:
     """For every record the unattacked image at as many queries; fewer where there are not enough draws."""
-    if not protocol.has_control or row in UNATTACKED_ROWS:
+    if not protocol.has_control or kind_of(row).images != ATTACKED:
         return []
     by_example = {r["example"]: r for r in clean}
     found = (_control(protocol, r, by_example.get(r["example"])) for r in records)

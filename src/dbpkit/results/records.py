@@ -1,36 +1,95 @@
-"""What a record must look like, and the records of a run as columns.
+"""A record: one line of ``records.jsonl``, made, written and read by what is here.
 
-Ten thousand images leave a hundred megabytes of lines. As dictionaries they take seconds and gigabytes; what
-the numbers need fits in arrays. The thing people get wrong: a damaged record is no reason to give up a
-run. It counts as failed, is said to be so, and is made again.
+`judged` and `failed` make records, `RunDirectory.append` writes them, `read` gives those of a file back. A
+damaged record is no reason to give up a run: it counts as failed, is said to be so, and is made again. What a
+key means belongs to the version of the layout, ``schema`` in ``spec.json``.
 """
 
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Required, TypedDict, cast
 
-import numpy as np
-
-Record = dict[str, Any]
-"""One line of ``records.jsonl``; `docs/run-directory.md` lists its keys."""
-
-Integers = np.ndarray[Any, np.dtype[np.int64]]
-Floats = np.ndarray[Any, np.dtype[np.float64]]
-
-ABSENT = -1
-"""Stands in a column of whole numbers for a key that the record does not have."""
+SCHEMA = 2
+"""Layout that is written. Layout 1 had no digests and is read too."""
 
 MEASURES = ("excess", "distance", "forward_passes", "gradient_passes", "network_calls")
-PATHS = ("loss", "grad_norm")
-QUERIES = ("queries", "failed_at", "control_failed_at")
+"""Numbers that an attack leaves."""
 
-_FILE = re.compile(r"[\w.-]{1,250}\.safetensors")
+PATHS = ("loss", "grad_norm")
+"""Lists of numbers that an attack leaves, one for each iteration; null for what is not finite."""
+
+QUERIES = ("queries", "failed_at", "control_failed_at")
+"""What judging every iterate leaves; see `dbpkit.evaluation.watch.Watch`."""
+
 MOST = 2**31
 """Classes, tapes and counts lie below this."""
 
+
 _NUMBERS = {int, float}
+_FILE = re.compile(r"[\w.-]{1,250}\.safetensors")
+
+
+class Watched(TypedDict, total=False):
+    """What judging every iterate of an attack leaves.
+
+    Attributes:
+        queries: how often the example was submitted.
+        failed_at: number of the first query that was answered wrongly, from 1 on; None where none was.
+        control_failed_at: the same of the unattacked image.
+    """
+
+    queries: int
+    failed_at: int | None
+    control_failed_at: int | None
+
+
+class Attacked(Watched, total=False):
+    """What an attack leaves of one example, beside the predictions.
+
+    Attributes:
+        attack: the attack that was worst.
+        excess: by how much its image left the budget before it was projected.
+        loss: of each iteration.
+        grad_norm: of each iteration.
+        claimed_success: what another library says of its own image.
+        distance: of the judged image from the clean one.
+        forward_passes: calls of what was attacked.
+        gradient_passes: those of them that were differentiated.
+        network_calls: forward calls of the network that the passes mean.
+        images: file in ``x_adv/`` that holds the judged image.
+    """
+
+    attack: str
+    excess: float
+    loss: list[float | None]
+    grad_norm: list[float | None]
+    claimed_success: bool
+    distance: float
+    forward_passes: int
+    gradient_passes: int
+    network_calls: int
+    images: str
+
+
+class Record(Attacked, total=False):
+    """One example of a row; `docs/run-directory.md` lists the keys too.
+
+    Attributes:
+        row: row of the table.
+        tape: tape of the row.
+        example: example id.
+        label: true class; not in a failed record.
+        predicted: class of each report draw; not in a failed record.
+        error: why there is no result; in a failed record only.
+    """
+
+    row: Required[str]
+    tape: Required[int]
+    example: Required[int]
+    label: int
+    predicted: list[int]
+    error: str
 
 
 class Key(NamedTuple):
@@ -39,6 +98,43 @@ class Key(NamedTuple):
     row: str
     tape: int
     example: int
+
+
+def judged(key: Key, label: int, predicted: list[int], attacked: Attacked | None = None) -> Record:
+    """Makes the record of an example that has a result.
+
+    Args:
+        key: what it is about.
+        label: true class.
+        predicted: class of each report draw.
+        attacked: what the attack left, for rows that ran one.
+    """
+    row, tape, example = key
+    made: Record = {"row": row, "tape": tape, "example": example, "label": label, "predicted": predicted}
+    return {**made, **attacked} if attacked else made
+
+
+def failed(key: Key, error: str) -> Record:
+    """Makes the record of an example without a result, and says why there is none."""
+    return {"row": key.row, "tape": key.tape, "example": key.example, "error": error}
+
+
+def read(entry: Mapping[str, Any], line: int) -> Record:
+    """Returns the record that a line of a file holds; a failed one in place of one that is damaged.
+
+    Args:
+        entry: what the line says.
+        line: its number, for the error.
+
+    Raises:
+        ValueError: if the line does not say which record it is.
+    """
+    key = key_of(entry)
+    if key is None:
+        raise ValueError("row, tape or example cannot be read")
+    if why := fault(entry):
+        return failed(key, f"the record is damaged: {why} (line {line})")
+    return cast(Record, entry)
 
 
 def key_of(record: Mapping[str, Any]) -> Key | None:
@@ -107,163 +203,3 @@ def are_queries(asked: Any, failed: Any, control: Any) -> bool:
 def is_shard(name: Any) -> bool:
     """Whether a name is that of a plain file of tensors, which cannot lead out of its folder."""
     return type(name) is str and _FILE.fullmatch(name) is not None and not name.startswith(".")
-
-
-class Ragged(NamedTuple):
-    """Lists of numbers of several lengths.
-
-    Attributes:
-        values: all of them, one list after the other, (sum of counts,); nan for null.
-        counts: length of each list, (n,).
-    """
-
-    values: Floats
-    counts: Integers
-
-    def padded(self) -> Floats:
-        """Returns them as (n, longest), filled up with nan."""
-        return filled_up(self.values, self.counts, math.nan)
-
-    def owner(self) -> Integers:
-        """Returns for every value the position of its list."""
-        return np.repeat(np.arange(len(self.counts)), self.counts)
-
-    def first(self) -> Floats:
-        """Returns the first value of every list that has one."""
-        starts = np.cumsum(self.counts) - self.counts
-        return self.values[starts[self.counts > 0]]
-
-    def select(self, index: Integers) -> "Ragged":
-        """Returns the lists at positions ``index``."""
-        if len(index) == len(self.counts) and bool((index == np.arange(len(self.counts))).all()):
-            return self
-        starts = np.cumsum(self.counts) - self.counts
-        counts = self.counts[index]
-        if len(index) == 0 or not counts.any():
-            return Ragged(self.values[:0], counts)
-        place = np.repeat(starts[index] - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
-        return Ragged(self.values[place], counts)
-
-
-@dataclass(frozen=True)
-class RowColumns:
-    """The records of one row, n of them.
-
-    Attributes:
-        tape: tape of each, (n,).
-        example: example id, (n,).
-        label: true class, (n,).
-        draws: how many predictions each has, (n,).
-        predicted: classes by draw, (n, most draws); -1 where a record has fewer draws.
-        measures: ``excess``, ``distance``, ``forward_passes``, ``gradient_passes`` and ``network_calls``,
-            (n,) each; nan where a record has no such key.
-        paths: ``loss`` and ``grad_norm``; no values where a record has no such key.
-        queries: ``queries``, ``failed_at`` and ``control_failed_at``, (n,) each; 0 for null, -1 where a
-            record has no such key.
-        claimed_success: 1, 0, or -1 where a record has no such key, (n,).
-        line: where the record begins in ``records.jsonl``, (n,).
-        append: which append wrote it, (n,).
-    """
-
-    tape: Integers
-    example: Integers
-    label: Integers
-    draws: Integers
-    predicted: Integers
-    measures: dict[str, Floats]
-    paths: dict[str, Ragged]
-    queries: dict[str, Integers]
-    claimed_success: Integers
-    line: Integers
-    append: Integers
-
-    def __len__(self) -> int:
-        return len(self.example)
-
-    @property
-    def right(self) -> Floats:
-        """Share of the draws of each record that are right, (n,)."""
-        hits: Floats = (self.predicted == self.label[:, None]).sum(axis=1) / self.draws
-        return hits
-
-    def by_example(self) -> dict[int, float]:
-        """Returns the mean of `right` over the tapes of every example, by example id."""
-        ids, where = np.unique(self.example, return_inverse=True)
-        means = np.bincount(where, self.right) / np.bincount(where)
-        return dict(zip(ids.tolist(), means.tolist(), strict=True))
-
-    def records(self, row: str) -> list[Record]:
-        """Returns key, label, predictions and queries as records again; one row at a time fits the memory."""
-        columns: dict[str, list[Any]] = {
-            "tape": self.tape.tolist(),
-            "example": self.example.tolist(),
-            "label": self.label.tolist(),
-        }
-        found: list[Record] = [
-            {"row": row, **dict(zip(columns, values, strict=True)), "predicted": predicted[:draws]}
-            for *values, predicted, draws in zip(
-                *columns.values(), self.predicted.tolist(), self.draws.tolist(), strict=True
-            )
-        ]
-        for name, counts in self.queries.items():
-            if (counts != ABSENT).any():
-                for record, value in zip(found, counts.tolist(), strict=True):
-                    if value != ABSENT:
-                        record[name] = value if value or name == "queries" else None
-        return found
-
-    def select(self, index: Integers) -> "RowColumns":
-        """Returns the records at positions ``index``; these columns themselves if that is all of them."""
-        if len(index) == len(self) and bool((index == np.arange(len(self))).all()):
-            return self
-        cut: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, dict):
-                cut[field.name] = {
-                    k: v.select(index) if isinstance(v, Ragged) else v[index] for k, v in value.items()
-                }
-            else:
-                cut[field.name] = value[index]
-        return RowColumns(**cut)
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The newest record of every key of a run.
-
-    Attributes:
-        rows: the good records by row, rows and records in the order of their first appearance.
-        failed: records without a result, in that order.
-        seals: what every append said of the run it belongs to.
-    """
-
-    rows: dict[str, RowColumns]
-    failed: list[Record]
-    seals: list[Mapping[str, Any]]
-
-    def keys(self) -> set[Key]:
-        """Returns the keys of the good records."""
-        return {
-            Key(row, tape, example)
-            for row, group in self.rows.items()
-            for tape, example in zip(group.tape.tolist(), group.example.tolist(), strict=True)
-        }
-
-
-def network_calls(group: RowColumns) -> float | None:
-    """Mean over examples of the network calls of their attacks, tapes added; None if not all are known."""
-    calls, passes = group.measures["network_calls"], group.measures["forward_passes"]
-    if np.any(np.isnan(calls) & (np.nan_to_num(passes) != 0)):
-        return None
-    return float(np.nansum(calls)) / len(np.unique(group.example))
-
-
-def filled_up(values: np.ndarray[Any, Any], counts: Integers, fill: float) -> np.ndarray[Any, Any]:
-    """Lists of several lengths as a matrix that is filled up."""
-    width = int(counts.max()) if len(counts) else 0
-    if len(values) == width * len(counts):
-        return values.reshape(len(counts), width)
-    matrix = np.full((len(counts), width), fill, dtype=values.dtype)
-    matrix[np.arange(width) < counts[:, None]] = values
-    return matrix

@@ -1,52 +1,53 @@
 """The run directory: the whole result, readable without dbpkit, appendable, resumable.
 
-``spec.json`` resolved spec and hash; ``env.json`` versions and hashes of every session; ``records.jsonl`` one
-line per example and row, append-only; ``x_adv/`` attacked images; ``logits/`` what the judged images were
-given; ``checks.json`` findings of the preflight;
-``strip.safetensors`` a few images for the report; ``summary.json`` derived. The thing people get wrong: a
-directory that opens is not yet the run that was made. Everything read here is checked against its schema, and
-the records against the spec, the session, the checks and the images they were made with.
+Everything that is read is checked against its schema, and the records against the spec, the session, the
+checks and the files they were made with. `docs/run-directory.md` lists the files:
+
+``spec.json``: resolved spec and hash. ``env.json``: versions and hashes of every session. ``records.jsonl``:
+one line for each example of a row. ``x_adv/``: attacked images. ``logits/``: what the judged images were
+given. ``checks.json``: what was found before the run. ``strip.safetensors``: a few images for the report.
+``summary.json``: derived from the others.
 """
 
 import json
-import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from dbpkit.foundation.arrays import Array
 from dbpkit.foundation.errors import UserError, shown
 from dbpkit.foundation.files import write_atomically
-from dbpkit.foundation.locking import is_trace
-from dbpkit.foundation.spec import differences
-from dbpkit.results.gathering import gather
-from dbpkit.results.journal import Journal, Line
+from dbpkit.results.checks_file import ChecksFile, checks_file, read_checks_file
+from dbpkit.results.columns import Columns
 from dbpkit.results.layout import (
     RESTORE,
-    arrays_of,
     canonical_hash,
     checked,
     damaged,
     parsed,
     read_json,
     read_shard,
-    strip_fault,
 )
-from dbpkit.results.records import Columns, Key, Record, fault, is_shard, key_of
-from dbpkit.results.schemas import ABOUT, CHECKS, HOW, SESSIONS, SPEC
-from dbpkit.results.shards import Stored, as_tensor, fault_of_file, is_seal, write_shard
+from dbpkit.results.records import SCHEMA, Key, Record, is_shard
+from dbpkit.results.records_file import RecordsFile
+from dbpkit.results.schemas import HOW, SESSIONS, SPEC, RecordedSpec
+from dbpkit.results.shards import Stored, as_tensor, fault_of_file, write_shard
+from dbpkit.results.spec_file import (
+    count_of,
+    read_spec_file,
+    refuse_other_folder,
+    refuse_other_spec,
+    spec_file,
+    without_count,
+)
+from dbpkit.results.strip_file import read_strip_file
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["Key", "Record", "RunDirectory", "Stored"]
-
-SCHEMA = 2
-"""Layout that is written. Layout 1 had no digests and is read too."""
 
 STATE_CHANGED = "state_changed"
 """The flag of a session that left its models other than it found them; it is added at the session's end."""
@@ -68,7 +69,7 @@ class RunDirectory:
         if not isinstance(path, str | os.PathLike):
             raise UserError(f"a run directory is named by its path, not by {shown(path)}.")
         self.path = Path(os.fsdecode(path))
-        self._journal: Journal | None = None
+        self._records: RecordsFile | None = None
         self._columns: tuple[Any, Columns] | None = None
 
     def claim(self, spec: dict[str, Any]) -> None:
@@ -82,12 +83,10 @@ class RunDirectory:
             UserError: as `refuse_other`.
         """
         old = self.refuse_other(spec)
-        if old is None or _count(old) != _count(spec):
-            schema = SCHEMA if old is None else self.schema
-            identity = spec if schema == 1 else _without_count(spec)
-            self.write_json("spec.json", {"schema": schema, "hash": canonical_hash(identity), "spec": spec})
-            self._journal = None
-        self.journal.repair()
+        if old is None or count_of(old) != count_of(spec):
+            self.write_json("spec.json", spec_file(spec, SCHEMA if old is None else self.schema))
+            self._records = None
+        self._file.journal.repair()
 
     def refuse_other(self, spec: dict[str, Any]) -> dict[str, Any] | None:
         """Returns the spec that this directory already has, or None for a new one.
@@ -98,21 +97,9 @@ class RunDirectory:
         """
         if (self.path / "spec.json").is_file():
             old: dict[str, Any] = self.spec()["spec"]
-            if changed := ", ".join(differences(_without_count(old), _without_count(spec))):
-                raise UserError(
-                    f"{self.path} was made with another spec: {changed}. Use a new --out or delete"
-                    " the directory."
-                )
-            before, now = _count(old), _count(spec)
-            if (now or math.inf) < (before or math.inf):
-                raise UserError(
-                    f"{self.path} is a run over {before or 'all'} examples, and examples.count = {now} is"
-                    " fewer: a run can grow and not shrink."
-                    f" {f'Set it to {before} or more' if before else 'Leave it out'}, or use a new --out."
-                )
+            refuse_other_spec(self.path, old, spec)
             return old
-        if self.path.exists() and (not self.path.is_dir() or not all(map(is_trace, self.path.iterdir()))):
-            raise UserError(f"'{self.path}' exists and is no run directory. Use a new --out.")
+        refuse_other_folder(self.path)
         return None
 
     @property
@@ -126,27 +113,11 @@ class RunDirectory:
         Raises:
             UserError: if this is no run directory, one of another layout, or the spec was changed.
         """
-        path = self.path / "spec.json"
-        old = read_json(path)
-        if old is None:
-            raise UserError(
-                f"'{self.path}' is no run directory: it has no spec.json. Give one made by 'dbpkit evaluate'."
-            )
-        schema = old.get("schema") if isinstance(old, dict) else None
-        if type(schema) is not int or not 1 <= schema <= SCHEMA:
-            raise UserError(
-                f"'{self.path}' has layout version {str(schema)[:20]!r}; this dbpkit reads versions 1 to"
-                f" {SCHEMA}."
-            )
-        found: dict[str, Any] = checked(old, SPEC, f"'{path}'")
-        spec = found["spec"]
-        if found["hash"] != canonical_hash(spec if schema == 1 else _without_count(spec)):
-            raise UserError(
-                f"'{path}' does not match its hash: it was changed after the run began. {RESTORE}"
-            )
-        if schema == 1:  # runs made before there was an order took the data's own
-            spec["examples"].setdefault("order", "file")
-        return found
+        return read_spec_file(self.path)
+
+    def recorded_spec(self) -> RecordedSpec:
+        """Returns the resolved spec with types, as far as results are read with it; errors as `spec`."""
+        return SPEC.validate_python(self.spec()).spec
 
     def sessions(self) -> list[dict[str, Any]]:
         """Returns ``env.json``: hashes, versions and settings of every session; empty before the first."""
@@ -154,18 +125,27 @@ class RunDirectory:
         return [] if content is None else checked(content, SESSIONS, f"'{self.path / 'env.json'}'")
 
     def checks(self) -> list[dict[str, Any]] | None:
-        """Returns ``checks.json``: the flags of the checks before the run; None if they have not run."""
-        content = read_json(self.path / "checks.json", REPAIR)
-        return None if content is None else checked(content, CHECKS, f"'{self.path / 'checks.json'}'", REPAIR)
+        """Returns the flags of the checks before the run; None if they have not run."""
+        found = self._checks()
+        return None if found is None else found.flags
+
+    def checks_run(self) -> dict[str, str] | None:
+        """Returns which checks ran before the run, with what they look at; None where it is not recorded."""
+        found = self._checks()
+        return None if found is None else found.ran
+
+    def write_checks(self, flags: Sequence[Mapping[str, Any]], ran: Mapping[str, str] | None) -> None:
+        """Writes what the checks before the run found and which ran, if it is not what is there."""
+        if self._checks() != (list(flags), ran):
+            self.write_json("checks.json", checks_file(flags, ran))
 
     @property
-    def journal(self) -> Journal:
-        """The lines of ``records.jsonl``."""
-        if self._journal is None:
-            remedy = "Restore the file, or delete this line and all after it and run the same command again."
+    def _file(self) -> RecordsFile:
+        """``records.jsonl``."""
+        if self._records is None:
             has_digests = (self.path / "spec.json").is_file() and self.schema > 1
-            self._journal = Journal(self.path / "records.jsonl", remedy, digests=has_digests)
-        return self._journal
+            self._records = RecordsFile(self.path, has_digests, self.made_with)
+        return self._records
 
     def columns(self) -> Columns:
         """Returns the newest record of every key as columns; a record that is damaged counts as failed.
@@ -176,34 +156,32 @@ class RunDirectory:
         """
         stamp = self._stamp()
         if self._columns is None or self._columns[0] != stamp:
-            self._columns = stamp, gather(self._appends, self._record)
+            self._columns = stamp, self._file.columns()
         return self._columns[1]
 
     def records(self) -> list[Record]:
         """Returns the newest record of every key, in the order they first appear; errors as `columns`."""
-        newest: dict[Key, Record] = {}
-        for lines, _ in self._appends():
-            for record in map(self._record, lines):
-                newest[Key(record["row"], record["tape"], record["example"])] = record
-        return list(newest.values())
+        return self._file.records()
 
     def some(self, row: str, tape: int, examples: Iterable[int]) -> dict[int, Record]:
         """Returns the good records of some examples of a row by example id; their lines alone are read."""
-        group, wanted, found = self.columns().rows.get(row), set(examples), dict[int, Record]()
-        if group is None:
-            return found
-        with self.journal.path.open("rb") as file:
-            for k in np.flatnonzero((group.tape == tape) & np.isin(group.example, sorted(wanted))).tolist():
-                file.seek(int(group.line[k]))
-                record = parsed(file.readline().strip(b" \t\r\n\0"), f"'{self.journal.path}'")
-                found[int(group.example[k])] = {
-                    k: v for k, v in record.items() if k not in ("seal", "digest")
-                }
-        return found
+        return self._file.some(self.columns(), row, tape, examples)
+
+    def append(self, records: Iterable[Record], files: Iterable[Stored] = ()) -> None:
+        """Appends records in one write, flushed to the disk, and says in the last what they were made with.
+
+        Args:
+            records: of one unit of work.
+            files: images and logits that belong to them.
+
+        Raises:
+            UserError: if the disk is full; what was recorded before is intact.
+        """
+        self._file.append(records, files)
 
     def is_verified(self) -> bool:
         """Whether the records carry digests; those of layout 1 do not."""
-        return self.journal.has_digest or not self.columns().rows
+        return self._file.journal.has_digest or not self.columns().rows
 
     def done(self) -> set[Key]:
         """Returns the keys whose records are good and whose images and logits are as they were made."""
@@ -219,21 +197,6 @@ class RunDirectory:
             if number not in lost
         }
         return own - self._without_image() if self.schema == 1 else own
-
-    def append(self, records: Iterable[Record], files: Iterable[Stored] = ()) -> None:
-        """Appends records in one write, flushed to the disk, and says in the last what they were made with.
-
-        Args:
-            records: of one unit of work.
-            files: images and logits that belong to them.
-
-        Raises:
-            UserError: if the disk is full; what was recorded before is intact.
-        """
-        lines = [dict(record) for record in records]
-        if lines:
-            lines[-1]["seal"] = {**self.made_with(), "files": {f.path: f.sha256 for f in files}}
-            self.journal.append(lines)
 
     def write_images(self, name: str, ids: "Tensor", x_adv: "Tensor") -> Stored:
         """Stores attacked images (B, C, H, W) with their ids under ``x_adv/``."""
@@ -280,18 +243,8 @@ class RunDirectory:
 
     def read_strip(self) -> tuple[dict[str, Array], dict[str, Any]]:
         """Returns the report's picture as arrays, or two empty dictionaries before there is one."""
-        path = self.path / "strip.safetensors"
-        if not os.path.lexists(path):
-            return {}, {}
         remedy = f"Delete it: it is not needed. {REPAIR}"
-        arrays, metadata = arrays_of(path, remedy)
-        where = f"'{path}'"
-        about: dict[str, Any] = checked(
-            parsed(metadata.get("about", ""), where, remedy), ABOUT, where, remedy
-        )
-        if why := strip_fault(arrays, about):
-            raise damaged(where, why, remedy)
-        return arrays, about
+        return read_strip_file(self.path / "strip.safetensors", remedy)
 
     def write_json(self, name: str, content: Any) -> None:
         """Replaces a JSON file atomically."""
@@ -300,6 +253,9 @@ class RunDirectory:
     def read_json(self, name: str) -> Any:
         """Returns the content of a JSON file, or None if it does not exist."""
         return read_json(self.path / name)
+
+    def _checks(self) -> ChecksFile | None:
+        return read_checks_file(self.path / "checks.json", REPAIR)
 
     def _kept(self, path: str) -> Path:
         """The place of a file that records were made with; UserError if it is not the one they name."""
@@ -330,46 +286,12 @@ class RunDirectory:
                 found.add(Key(record["row"], record["tape"], record["example"]))
         return found
 
-    def _appends(self) -> Iterator[tuple[list[Line], Mapping[str, Any]]]:
-        """The lines of every append, and what it says of the run, which is checked."""
-        made_with = self.made_with()
-        for lines in self.journal.appends():
-            seal = lines[-1].entry.pop("seal", {})
-            if not is_seal(seal):
-                raise self._bad_line(lines[-1], "its seal cannot be read")
-            for name in ("spec", "session"):
-                if name in seal and seal[name] != made_with[name]:
-                    raise self._other_run("spec.json" if name == "spec" else "env.json")
-            yield lines, seal
-
-    def _other_run(self, file: str) -> UserError:
-        """The error of records that belong to another file than the one beside them."""
-        found = (
-            "was not made with the '{}' beside it" if (self.path / file).exists() else "has no '{}' beside it"
-        )
-        return UserError(
-            f"'{self.path / 'records.jsonl'}' {found.format(file)}. Restore both, or delete the directory."
-        )
-
-    def _record(self, line: Line) -> Record:
-        """A record, or a failed one in place of one that is damaged."""
-        key = key_of(line.entry)
-        if key is None:
-            raise self._bad_line(line, "row, tape or example cannot be read")
-        if why := fault(line.entry):
-            return {**key._asdict(), "error": f"the record is damaged: {why} (line {line.number})"}
-        return line.entry
-
-    def _bad_line(self, line: Line, why: str) -> UserError:
-        where = f"'{self.journal.path}' line {line.number}"
-        return damaged(where, why, self.journal.remedy)
-
     def made_with(self) -> dict[str, str]:
         """Short hashes of the spec, of weights and data as the first session has them, and of the checks."""
         first, checks = (self.sessions() or [{}])[0], self.checks()
         hashes = {k: v for k, v in first.items() if k.endswith("_sha256") and k != "code_sha256"}
         parts = {
-            "spec": _without_count(self.spec()["spec"]) if (self.path / "spec.json").is_file() else None,
+            "spec": without_count(self.spec()["spec"]) if (self.path / "spec.json").is_file() else None,
             "session": hashes,
             "checks": checks and [flag for flag in checks if flag["name"] not in RECOMPUTED],
         }
@@ -384,15 +306,3 @@ class RunDirectory:
             else None
             for name in names
         ]
-
-
-def _without_count(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A resolved spec without the number of its examples."""
-    examples = {k: v for k, v in spec.get("examples", {}).items() if k != "count"}
-    return {**spec, "examples": examples}
-
-
-def _count(spec: Mapping[str, Any]) -> int | None:
-    """How many examples a resolved spec asks for; None is all."""
-    count: int | None = spec.get("examples", {}).get("count")
-    return count

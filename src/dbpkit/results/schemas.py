@@ -1,14 +1,14 @@
 """What the files of a run directory hold: one schema for each.
 
-Unknown keys are kept, so that newer runs can be read as far as they are understood. The thing people get
-wrong: a name or a number out of a file may be of any size and hold any character.
+Unknown keys are kept, so that newer runs can be read as far as they are understood. Names and numbers are
+bounded, because a file may hold any size and any character.
 """
 
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
-from dbpkit.foundation.spec import amount
+from dbpkit.foundation.amounts import amount
 
 
 class Recorded(BaseModel):
@@ -131,7 +131,7 @@ class Session(Recorded):
 
 
 class RecordedFlag(BaseModel):
-    """One entry of ``checks.json``."""
+    """One flag in ``checks.json``."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -139,6 +139,14 @@ class RecordedFlag(BaseModel):
     severity: Literal["error", "warning"]
     message: Annotated[str, Field(max_length=20_000)]
     row: Annotated[str, Field(max_length=200), AfterValidator(_printable)] = ""
+
+
+class ChecksContent(Recorded):
+    """``checks.json``."""
+
+    version: Literal[2]
+    flags: list[RecordedFlag]
+    ran: dict[Word, Annotated[str, Field(max_length=2000)]] | None = None
 
 
 class AnalysisSettings(Recorded):
@@ -231,7 +239,8 @@ class ResultFile(Recorded):
 
 SPEC = TypeAdapter(SpecFile)
 SESSIONS = TypeAdapter(Annotated[list[Session], Field(min_length=1)])
-CHECKS = TypeAdapter(list[RecordedFlag])
+FLAGS = TypeAdapter(list[RecordedFlag])
+CHECKS = TypeAdapter(ChecksContent)
 SETTINGS = TypeAdapter(AnalysisSettings)
 HOW = TypeAdapter(How)
 ABOUT = TypeAdapter(StripAbout)

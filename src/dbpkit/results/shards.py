@@ -1,6 +1,6 @@
 """Files of tensors that records were made with: attacked images and logits, each known by its sha256.
 
-The thing people get wrong: a file of the right name and shape may be another run's.
+Name and shape are not enough: a file of another run may have the same.
 """
 
 from collections.abc import Mapping

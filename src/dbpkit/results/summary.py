@@ -1,7 +1,7 @@
-"""The summary of a run: a pure function of its spec, records and preflight checks.
+"""The summary of a run: a pure function of its spec, records and checks.
 
-The thing people get wrong: accuracy of a row with several tapes is a mean over examples of means over
-tapes; the tapes of one example are no independent examples.
+Accuracy of a row with several tapes is a mean over examples of means over tapes, for the tapes of one example
+are not independent examples.
 """
 
 from collections import Counter
@@ -13,13 +13,14 @@ import numpy as np
 
 from dbpkit.foundation.errors import UserError, check_kind
 from dbpkit.results.analysis import analysis_results
-from dbpkit.results.chance import UNATTACKED, chance_flags
+from dbpkit.results.chance import JUDGED, chance_flags
+from dbpkit.results.columns import ABSENT, RowColumns, network_calls
 from dbpkit.results.doubts import doubts
-from dbpkit.results.flags import BASELINE_ROWS, Flag, record_flags
+from dbpkit.results.flags import Flag, record_flags
 from dbpkit.results.headline import NOTHING, headline_sentence, measured_trend, white_box_eot
+from dbpkit.results.kinds import DIFFERENCES, NO_DENOISER, baseline_rows, kind_of
 from dbpkit.results.protocols import (
     DEFAULT,
-    UNDEFENDED_ROWS,
     Headline,
     headline,
     own_protocol,
@@ -28,8 +29,9 @@ from dbpkit.results.protocols import (
     quick_headline,
     recorded_protocol,
 )
-from dbpkit.results.records import ABSENT, Record, RowColumns, network_calls
+from dbpkit.results.records import Record
 from dbpkit.results.run_directory import RunDirectory
+from dbpkit.results.schemas import RecordedSpec
 from dbpkit.results.votes import votes
 from dbpkit.statistics.estimates import (
     Estimate,
@@ -37,28 +39,6 @@ from dbpkit.statistics.estimates import (
     mean_accuracy,
     paired_difference,
 )
-
-NO_DENOISER = "none"
-"""Name of the denoiser in the spec of a run on a classifier without a purifier."""
-
-TITLES = {
-    "undefended_clean": "undefended, clean",
-    "undefended": "undefended, attacked",
-    "clean": "purified, clean",
-    "noise_control": "purified, random noise of the same size",
-    "transfer": "purified, attack on the undefended classifier",
-    "white_box": "purified, white box (EoT)",
-    "dw_fwd": "purified, DW_Fwd (forward noise known)",
-    "dw_rev": "purified, DW_Rev (reverse noise known)",
-    "dw_both": "purified, DW_Both (all noise known)",
-    "fixed": "purified, fixed randomness",
-    "bpda": "purified, BPDA (inexact gradient)",
-    "surrogate": "purified, surrogate (inexact gradient)",
-    "blind": "purified, attacker unaware of it",
-    "other_tape": "purified, attack made on another tape",
-    "unsquashed": "purified, values before the head attacked",
-}
-"""What rows are called in tables."""
 
 
 class Row(NamedTuple):
@@ -95,7 +75,7 @@ class Summary(NamedTuple):
     """Everything a report shows, derived from the run directory alone."""
 
     name: str
-    spec: dict[str, Any]
+    spec: RecordedSpec
     rows: list[Row]
     differences: dict[str, Estimate]
     flags: list[Flag]
@@ -104,7 +84,7 @@ class Summary(NamedTuple):
     @property
     def protocol(self) -> str:
         """Name of the protocol that decides the headline."""
-        return str(self.spec.get("protocol", DEFAULT))
+        return self.spec.protocol
 
     def row(self, name: str) -> Row:
         """Returns the row called ``name``; KeyError if there is none."""
@@ -144,8 +124,8 @@ def summarise(run: RunDirectory | str | Path) -> Summary:
     """
     run = run if isinstance(run, RunDirectory) else RunDirectory(run)
     check_kind(run, RunDirectory, "summarise: run", "Make one with RunDirectory(path).")
-    spec, columns = run.spec()["spec"], run.columns()
-    chosen = spec.get("protocol", DEFAULT)
+    spec, columns = run.recorded_spec(), run.columns()
+    chosen = spec.protocol
     protocol = recorded_protocol(chosen) or protocols.get(DEFAULT)
     failed = Counter(r["row"] for r in columns.failed)
     scores = {name: columns.rows[name].by_example() for name in expected_rows(spec) if name in columns.rows}
@@ -155,50 +135,40 @@ def summarise(run: RunDirectory | str | Path) -> Summary:
     for name in scores:  # the records of one row at a time: all of them fill the memory
         shown = quick_headline(protocol, columns.rows[name])
         if shown is None:
-            group, clean = columns.rows[name].records(name), _unattacked(name)
+            group, clean = columns.rows[name].records(name), kind_of(name).control
             if clean not in unattacked:
                 unattacked[clean] = columns.rows[clean].records(clean) if clean in columns.rows else []
             shown = headline(protocol, name, group, unattacked[clean])
             own_flags += protocol_flags(protocol, name, group, unattacked[clean])
         found = _row(name, columns.rows[name], shown)
-        rows.append(found._replace(failed=failed[name], title=_title(name, has_purifier(spec))))
+        rows.append(found._replace(failed=failed[name], title=kind_of(name).title_in(has_purifier(spec))))
     preflight = [Flag(**f) for f in run.checks() or []]
     differences = {}
-    for a, b in (("white_box", "dw_both"), ("white_box", "fixed"), ("clean", "white_box")):
+    for a, b in DIFFERENCES:
         shared = sorted(scores.get(a, {}).keys() & scores.get(b, {}).keys())
         if shared:
             pairs = [scores[a][i] for i in shared], [scores[b][i] for i in shared]
             differences[f"{a} - {b}"] = paired_difference(*pairs)
     flags = [*record_flags(columns, preflight), *own_protocol(chosen)]
-    flags += chance_flags({row: columns.rows[row].records(row) for row in UNATTACKED if row in columns.rows})
+    flags += chance_flags({row: columns.rows[row].records(row) for row, *_ in JUDGED if row in columns.rows})
     flags += [Flag("unverified", severity, sentence) for severity, sentence in doubts(run)]
     flags += own_flags
     gap, eot = (
         differences.get("white_box - dw_both"),
-        white_box_eot(spec, _passes(columns.rows.get("white_box"))),
+        white_box_eot(spec.attacks, _passes(columns.rows.get("white_box"))),
     )
-    return Summary(spec["name"], spec, rows, differences, flags, _sentence(run, eot, scores, gap, flags))
+    return Summary(spec.name, spec, rows, differences, flags, _sentence(run, eot, scores, gap, flags))
 
 
-def has_purifier(spec: Mapping[str, Any]) -> bool:
+def has_purifier(spec: RecordedSpec) -> bool:
     """Whether a resolved spec is of a purified classifier."""
-    return bool(spec.get("denoiser", {}).get("name") != NO_DENOISER)
+    return spec.denoiser.name != NO_DENOISER
 
 
-def expected_rows(spec: Mapping[str, Any]) -> dict[str, int]:
+def expected_rows(spec: RecordedSpec) -> dict[str, int]:
     """Returns every row that a resolved spec asks for, with its tapes."""
-    baseline = BASELINE_ROWS if has_purifier(spec) else ("clean", "noise_control")
-    return {**dict.fromkeys(baseline, 1), **{k["name"]: k["tapes"] for k in spec["knowledge"]}}
-
-
-def _unattacked(name: str) -> str:
-    """The row of the same model on clean images."""
-    return UNDEFENDED_ROWS[0] if name in UNDEFENDED_ROWS else "clean"
-
-
-def _title(name: str, purified: bool) -> str:
-    title = TITLES.get(name, f"purified, {name}")
-    return title if purified else title.removeprefix("purified, ")
+    baseline = dict.fromkeys(baseline_rows(has_purifier(spec)), 1)
+    return {**baseline, **{k.name: k.tapes for k in spec.knowledge}}
 
 
 def _row(name: str, group: RowColumns, shown: Headline) -> Row:

@@ -1,13 +1,13 @@
 """How often the draws of every example were right, and how often its most frequent wrong class was given.
 
-The thing people get wrong: the tapes of one example are draws of one example. They are counted together.
+The tapes of one example are draws of one example, and counted together.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from dbpkit.results.records import Floats, Integers, RowColumns
+from dbpkit.results.columns import Floats, Integers, RowColumns
 
 
 class Votes(NamedTuple):
@@ -31,12 +31,12 @@ class Votes(NamedTuple):
     @property
     def won(self) -> Floats:
         """1 where the label got strictly more draws than any other class, (n,); a tie is lost."""
-        return (self.right > self.rival).astype(float)
+        return np.asarray(self.right > self.rival, dtype=float)
 
     @property
     def always(self) -> Floats:
         """1 where every draw is right, (n,)."""
-        return (self.right == self.draws).astype(float)
+        return np.asarray(self.right == self.draws, dtype=float)
 
     @property
     def most(self) -> int:

@@ -13,15 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from dbpkit.foundation.philox import uniforms
-from dbpkit.statistics.intervals import (
-    RESAMPLES,
-    Interval,
-    counted,
-    fisher_ends,
-    quantile,
-    resampled,
-    spearman,
-)
+from dbpkit.statistics.bootstrap import RESAMPLES, counted, resampled
+from dbpkit.statistics.intervals import Interval, fisher_ends, quantile, spearman
 
 ALL_ORDERS = 7
 """Most settings whose orders are all tried."""

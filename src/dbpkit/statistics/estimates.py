@@ -1,8 +1,8 @@
-"""Estimands and intervals: pure functions of recorded predictions.
+"""Estimands of a row: accuracies of recorded predictions, with their intervals.
 
 A row's scores are a table: one line per example, one column per draw, 1 where the prediction was right.
-The thing people get wrong: the examples are the sample, the draws are not. Ten draws of one image are no
-ten images, so every interval has n = examples.
+The thing people get wrong: the examples are the sample, the draws are not. Ten draws of one image are not ten
+images, so every interval has n = examples.
 """
 
 import math
@@ -11,7 +11,20 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dbpkit.statistics.binomial import mcnemar
 from dbpkit.statistics.intervals import difference, wilson
+
+__all__ = [
+    "Estimate",
+    "all_draws",
+    "any_iterate",
+    "majority",
+    "mcnemar",
+    "mean_accuracy",
+    "paired_difference",
+    "per_draw",
+    "vote",
+]
 
 
 class Estimate(NamedTuple):
@@ -103,35 +116,6 @@ def paired_difference(a: Sequence[float], b: Sequence[float], draws: int = 1) ->
         return Estimate("difference", math.nan, math.nan, math.nan, 0, draws, "no examples")
     found = difference(np.asarray(a, dtype=float) - np.asarray(b, dtype=float))
     return Estimate("difference", found.value, found.low, found.high, found.examples, draws, found.method)
-
-
-def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
-    """Exact two-sided p-value of McNemar's test that a and b are right equally often.
-
-    Only pairs in which one is right and the other wrong count; without a difference each is a fair coin.
-
-    Args:
-        a: 1 where one run was right, else 0; one draw per example.
-        b: those of the other, in the same order.
-
-    Returns:
-        The p-value in (0, 1]; 1 if no pair is discordant.
-
-    Raises:
-        ValueError: if the lengths differ or a value is neither 0 nor 1.
-
-    Source:
-        McNemar 1947, Psychometrika 12:153; exact binomial form.
-    """
-    if {*a, *b} - {0, 1}:
-        raise ValueError("McNemar's test is for single draws: every value must be 0 or 1.")
-    pairs = list(zip(a, b, strict=True))
-    only_a, only_b = (sum(pair == one for pair in pairs) for one in ((1, 0), (0, 1)))
-    n, ways, tail = only_a + only_b, 1, 0
-    for k in range(min(only_a, only_b) + 1):
-        tail += ways  # ways = binomial coefficient (n, k), in whole numbers
-        ways = ways * (n - k) // (k + 1)
-    return min(1.0, 2 * tail / 2**n)
 
 
 def _draws(predicted: Sequence[Sequence[int]]) -> int:

@@ -9,10 +9,18 @@ import pytest
 import torch
 
 from dbpkit.results.analysis import AnalysisRecords, AnalysisResult, Chart, Number, Series
-from dbpkit.results.flags import BASELINE_ROWS, Flag
+from dbpkit.results.flags import Flag
+from dbpkit.results.kinds import BASELINE_ROWS
 from dbpkit.results.run_directory import RunDirectory
 
 CLASSES = ["airplane", "automobile", "bird", "cat"]
+PREFLIGHT_CHECKS = {
+    "probabilities": "the classifier returns logits, not probabilities",
+    "gradient_mismatch": "the exact gradient agrees with a numeric derivative",
+    "suspicious_level": "purification starts well above what the attack can do",
+}
+"""What ran before the runs that are made here."""
+
 EXAMPLES = 6
 """Examples of a run, unless a test asks for fewer."""
 DRAWS = 4
@@ -160,7 +168,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         }
         run.write_json("env.json", [session])
         if flags is not None:
-            run.write_json("checks.json", [flag._asdict() for flag in flags])
+            run.write_checks([flag._asdict() for flag in flags], PREFLIGHT_CHECKS)
         rows = [r for r in (*BASELINE_ROWS, *knowledge) if r not in without]
         tapes = {k["name"]: k["tapes"] for k in spec["knowledge"]}
         run.append(

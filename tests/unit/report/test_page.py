@@ -8,7 +8,7 @@ import pytest
 
 from dbpkit.foundation.errors import UserError
 from dbpkit.reporting import write_report
-from dbpkit.reporting.checks import PREFLIGHT_CHECKS, RECORD_CHECKS
+from dbpkit.reporting.checks import RECORD_CHECKS
 from dbpkit.reporting.tables import difference_rows, table_rows
 from dbpkit.results.flags import Flag
 from dbpkit.results.run_directory import RunDirectory
@@ -16,6 +16,7 @@ from dbpkit.results.summary import summarise
 
 MakeRun = Callable[..., RunDirectory]
 
+RAN = ("probabilities", "gradient_mismatch", "suspicious_level")  # as `make_run` records
 OWN_CHECKS = [name for name in RECORD_CHECKS if name != "claim_disagrees"]  # no other library attacked
 
 
@@ -118,14 +119,14 @@ def test_page_shows_flags_with_severity_message_and_row(make_run: MakeRun) -> No
     assert re.search(r"✖ Error gradient_mismatch purified, white box \(EoT\) By 42%\.", text)
     assert re.search(r"▲ Warning suspicious_level Starts at 0\.047\.", text)
     assert text.index("gradient_mismatch") < text.index("suspicious_level")
-    assert f"{len(PREFLIGHT_CHECKS) + len(OWN_CHECKS) - 2} other checks ran and found nothing" in text
+    assert f"{len(RAN) + len(OWN_CHECKS) - 2} other checks ran and found nothing" in text
     assert "docs/flags.md" in text
 
 
 def test_page_without_flags_names_checks_that_ran(make_run: MakeRun) -> None:
     text = text_of(page_of(make_run()))
-    assert f"None. {len(PREFLIGHT_CHECKS) + len(OWN_CHECKS)} checks ran and found nothing" in text
-    for name in [*PREFLIGHT_CHECKS, *OWN_CHECKS]:
+    assert f"None. {len(RAN) + len(OWN_CHECKS)} checks ran and found nothing" in text
+    for name in [*RAN, *OWN_CHECKS]:
         assert name in text
 
 
@@ -136,9 +137,17 @@ def test_page_before_preflight_claims_no_check_of_it(make_run: MakeRun) -> None:
     assert "have not run" in text
 
 
+def test_page_of_a_run_that_does_not_say_which_checks_ran_says_so(make_run: MakeRun) -> None:
+    run = make_run()
+    run.write_json("checks.json", [])  # as the first version of the file
+    text = text_of(page_of(run))
+    assert f"None. {len(OWN_CHECKS)} checks ran" in text
+    assert "Which checks ran before the run is not recorded" in text
+
+
 def test_page_names_no_check_that_had_nothing_to_look_at(make_run: MakeRun) -> None:
     text = text_of(page_of(make_run(knowledge=("dw_both",), without=("noise_control",))))
-    assert f"None. {len(PREFLIGHT_CHECKS) + len(OWN_CHECKS) - 2} checks ran" in text  # not the two below
+    assert f"None. {len(RAN) + len(OWN_CHECKS) - 2} checks ran" in text  # not the two below
     assert "transfer_stronger" not in text  # no white box
     assert "no_better_than_noise" not in text  # no noise
 

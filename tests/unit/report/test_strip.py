@@ -12,7 +12,7 @@ MakeRun = Callable[..., RunDirectory]
 
 
 def strip_of(run: RunDirectory) -> Strip:
-    strip = read_strip(run, run.spec()["spec"], run.columns())
+    strip = read_strip(run, run.recorded_spec(), run.columns())
     assert strip is not None
     return strip
 
@@ -51,8 +51,8 @@ def test_strip_pictures_say_what_was_predicted_and_on_how_many_draws(make_run: M
 
 def test_strip_size_of_l2_perturbation_is_a_decimal(make_run: MakeRun) -> None:
     run = make_run()
-    spec = run.spec()["spec"]
-    spec["threat"] = {"norm": "l2", "eps": "0.5"}
+    spec = run.recorded_spec()
+    spec.threat.norm, spec.threat.eps = "l2", "0.5"
     strip = read_strip(run, spec, run.columns())
     assert strip is not None
     assert strip.lines[0].pictures[2] is not None
@@ -78,7 +78,7 @@ def test_strip_without_clean_purified_has_a_gap(make_run: MakeRun) -> None:
 
 def test_strip_of_run_without_pictures_is_none(make_run: MakeRun) -> None:
     run = make_run(strip=False)
-    assert read_strip(run, run.spec()["spec"], run.columns()) is None
+    assert read_strip(run, run.recorded_spec(), run.columns()) is None
 
 
 @pytest.mark.parametrize(("index", "name"), [(0, "cat"), (7, "7")])

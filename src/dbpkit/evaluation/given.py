@@ -1,0 +1,150 @@
+"""A model that was handed over as an object: how it is called, what it runs with, and what tells it by.
+
+The thing people get wrong: a module that draws random numbers of its own (dropout, random resizing) is taken
+for deterministic, and every attack on it is weaker than it looks. One that takes ``noise`` is called with a
+plan; what another draws is looked for before the run and named in flags.
+"""
+
+import contextlib
+import hashlib
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dbpkit.attacks import make_attack
+from dbpkit.data import Dataset
+from dbpkit.evaluation.computation import computation_sha256
+from dbpkit.evaluation.identity import model_sha256
+from dbpkit.evaluation.replay import GIVEN
+from dbpkit.experiment.build import Parts, attack_options, single_draw
+from dbpkit.experiment.spec import EvaluationSpec
+from dbpkit.foundation.frozen import Frozen, as_frozen, call_apart
+from dbpkit.foundation.noise import NoisePlan
+from dbpkit.foundation.spec import amount, spec_hash, validate
+from dbpkit.models.sources import state_sha256
+from dbpkit.purification.classifier import PurifiedClassifier, Undefended
+from dbpkit.purification.diffusion import Purifier
+from dbpkit.purification.samplers import REVERSE_SITES
+from dbpkit.results.kinds import NO_DENOISER
+from dbpkit.threats.pixels import make_threat
+
+
+class Given(NamedTuple):
+    """A caller's model.
+
+    Attributes:
+        model: as a module.
+        function: what was handed over, if it is no module; it has no weights to be told by.
+        takes_noise: whether it is called with a plan.
+    """
+
+    model: nn.Module
+    function: Callable[..., Any] | None
+    takes_noise: bool
+
+    @classmethod
+    def of(cls, model: nn.Module | Callable[..., Tensor]) -> "Given":
+        """Wraps a function in a module and looks how the model is called."""
+        if isinstance(model, nn.Module):
+            return cls(model, None, _takes_noise(model.forward))
+        return cls(as_frozen(model, "the model"), model, _takes_noise(model))
+
+    @property
+    def is_purified(self) -> bool:
+        """Whether it is a classifier behind a dbpkit `Purifier`."""
+        return isinstance(self.model, PurifiedClassifier) and isinstance(self.model.purifier, Purifier)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+
+    def spec(self, data: Any, settings: dict[str, Any]) -> EvaluationSpec:
+        """Returns the spec under which the run is recorded; objects are named by their type."""
+        model: Any = self.model
+        network: Any = getattr(model, "classifier", model) if isinstance(model, PurifiedClassifier) else model
+        table: dict[str, Any] = {
+            "name": f"benchmark of {type(model).__name__}",
+            "data": data if isinstance(data, str) else {"name": GIVEN},
+            "classifier": {"name": GIVEN, "options": {"type": type(network).__qualname__}},
+            "denoiser": NO_DENOISER,
+            **settings,
+        }
+        if self.is_purified:
+            purifier = model.purifier
+            table["denoiser"] = {"name": GIVEN, "options": {"type": type(purifier.denoiser).__qualname__}}
+            options = {k: v for k, v in purifier.settings.items() if v is not None}
+            table["purifier"] = {**options, "clamp": purifier.clamp}
+        return validate(table, EvaluationSpec, "benchmark")
+
+    def parts(self, spec: EvaluationSpec, data: Dataset) -> Parts:
+        """Returns what the evaluation runs with: there is nothing undefended but behind a purifier."""
+        model: Any = self.model
+        if self.is_purified:
+            model.settle()
+            network, denoiser, wrapped = model.classifier, model.purifier.denoiser, model
+        else:
+            network, denoiser = model, None
+            wrapped = _Randomised(model) if self.takes_noise else Undefended(model)
+        undefended: Any = Undefended(network) if self.is_purified else None
+        hashes = {
+            "classifier_sha256": state_sha256(network),
+            "denoiser_sha256": state_sha256(denoiser),
+            "data_sha256": data.sha256,
+            **self._identity(denoiser),
+        }
+        threat = make_threat(spec.threat.norm, amount(spec.threat.eps))
+        full = [(a.name, make_attack(a.name, attack_options(a))) for a in spec.attacks]
+        single = [(a.name, make_attack(a.name, single_draw(a))) for a in spec.attacks]
+        return Parts(data, denoiser, wrapped, undefended, threat, full, single, hashes)
+
+    def _identity(self, denoiser: Any) -> dict[str, str]:
+        """What tells it from a model of the same weights: a head or a temperature makes another one."""
+        if self.function is not None:
+            return {"classifier_sha256": model_sha256(self.function)}
+        model: Any = self.model
+        code = (model.classifier, denoiser) if self.is_purified else model
+        return {"model_sha256": computation_sha256(code)}
+
+    def digest(self, spec: EvaluationSpec, parts: Parts) -> str:
+        """Returns a short name for settings, weights, data and the model's own code together."""
+        told = {k: v for k, v in parts.hashes.items() if k != "model_sha256"}  # the one below says more
+        content = [spec_hash(spec), *told.values(), model_sha256(self.model)]
+        return hashlib.sha256("".join(content).encode()).hexdigest()[:12]
+
+    @contextlib.contextmanager
+    def untouched(self) -> Iterator[None]:
+        """Puts modes and gradients of the model back as they were."""
+        modes = [(m, m.training) for m in self.model.modules()]
+        learned = [(p, p.requires_grad) for p in self.model.parameters()]
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+            for parameter, requires_grad in learned:
+                parameter.requires_grad_(requires_grad)
+
+
+class _Randomised(Frozen):
+    """A module that is called with a plan, and what it draws from."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.classifier = as_frozen(model, "the model")
+        self.sites = frozenset(getattr(model, "sites", REVERSE_SITES | {"forward"}))
+
+    def forward(self, x: Tensor, *, noise: NoisePlan) -> Tensor:
+        self.settle()
+        return call_apart(self.classifier, x, noise=noise)
+
+
+def _takes_noise(call: Callable[..., Any]) -> bool:
+    """Whether a model is called with a plan."""
+    try:
+        return "noise" in inspect.signature(call).parameters
+    except (TypeError, ValueError):  # written in C, and silent about itself
+        return False
