@@ -5,7 +5,14 @@ import math
 import pytest
 from scipy import stats
 
-from dbpkit.statistics.estimates import all_draws, majority, mcnemar, paired_difference, per_draw
+from dbpkit.statistics.estimates import (
+    all_draws,
+    average_difference,
+    majority,
+    mcnemar,
+    paired_difference,
+    per_draw,
+)
 from dbpkit.statistics.intervals import difference, wilson
 from tests.oracles import uniform
 
@@ -152,6 +159,20 @@ def test_paired_difference_draws_with_the_same_noise_are_paired_by_their_means()
     found = paired_difference(a.mean(1).numpy(), b.mean(1).numpy())
     expected = paired_difference(by_draw, 0 * by_draw)
     assert found[1:4] == pytest.approx(expected[1:4], abs=ROUND_OFF)
+
+
+def test_average_difference_has_one_value_per_example_that_all_conditions_have() -> None:
+    u = uniform(2, 3, 20, seed=17).numpy()
+    a, b = ([dict(enumerate(values.tolist())) for values in side] for side in u)
+    del a[1][4], b[2][7]  # missing under one condition of one side
+    found = average_difference(a, b, draws=2)
+    kept = [i for i in range(20) if i not in (4, 7)]
+    means = u.mean(axis=1)[:, kept]
+    assert found == paired_difference(means[0].tolist(), means[1].tolist(), 2)._replace(
+        value=found.value, low=found.low, high=found.high
+    )
+    assert found.value == pytest.approx((means[0] - means[1]).mean(), abs=ROUND_OFF)
+    assert found.examples == 18
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from dbpkit.results.compare import refuse_other_data, spec_changes, spec_warning
 from dbpkit.results.kinds import BASELINE_ROWS
 from dbpkit.results.run_directory import RunDirectory
 from dbpkit.results.votes import votes
-from dbpkit.statistics.estimates import Estimate, mean_accuracy, paired_difference
+from dbpkit.statistics.estimates import Estimate, average_difference, mean_accuracy
 
 PER_BUDGET = ("step_size",)
 """Options of attacks that may follow eps without making it another model's curve."""
@@ -128,10 +128,12 @@ def curve_difference(a: ModelCurve, b: ModelCurve) -> CurveDifference:
     for row in (row for row in a.scores if row in b.scores):
         left, right = a.scores[row], b.scores[row]
         common = [eps for eps in left if eps in right and left[eps].keys() & right[eps].keys()]
-        at[row] = {eps: _difference([left[eps]], [right[eps]], _draws(a, b, row, [eps])) for eps in common}
+        at[row] = {
+            eps: average_difference([left[eps]], [right[eps]], _draws(a, b, row, [eps])) for eps in common
+        }
         if len(common) > 1:
             tables = [left[eps] for eps in common], [right[eps] for eps in common]
-            average[row] = _difference(*tables, _draws(a, b, row, common))
+            average[row] = average_difference(*tables, _draws(a, b, row, common))
     shared = [eps for eps in a.runs if eps in b.runs]
     pairs = [(a.runs[eps], b.runs[eps]) for eps in shared]
     warnings = [sentence for pair in pairs for sentence in spec_warnings(*pair)]
@@ -174,13 +176,6 @@ def _common_title(names: Sequence[str]) -> str:
     columns = zip(*(name.split() for name in names), strict=False)
     start = [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]
     return " ".join(start).rstrip(" ,;:=-(") or names[0]
-
-
-def _difference(a: Sequence[dict[int, float]], b: Sequence[dict[int, float]], draws: int) -> Estimate:
-    """The mean over tables of a - b, over the examples that all tables have."""
-    shared = sorted(set.intersection(*(set(table) for table in (*a, *b))))
-    left, right = ([sum(table[i] for table in tables) / len(tables) for i in shared] for tables in (a, b))
-    return paired_difference(left, right, draws)
 
 
 def _draws(a: ModelCurve, b: ModelCurve, row: str, eps: Sequence[float]) -> int:

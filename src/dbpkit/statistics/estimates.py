@@ -6,7 +6,7 @@ images, so every interval has n = examples.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ __all__ = [
     "Estimate",
     "all_draws",
     "any_iterate",
+    "average_difference",
     "majority",
     "mcnemar",
     "mean_accuracy",
@@ -116,6 +117,27 @@ def paired_difference(a: Sequence[float], b: Sequence[float], draws: int = 1) ->
         return Estimate("difference", math.nan, math.nan, math.nan, 0, draws, "no examples")
     found = difference(np.asarray(a, dtype=float) - np.asarray(b, dtype=float))
     return Estimate("difference", found.value, found.low, found.high, found.examples, draws, found.method)
+
+
+def average_difference(
+    a: Sequence[Mapping[int, float]], b: Sequence[Mapping[int, float]], draws: int = 1
+) -> Estimate:
+    """Mean of a - b over several conditions that the same examples met, such as the budgets of two curves.
+
+    An example's value is its mean over the conditions, so their correlation is kept, and n is the number of
+    examples.
+
+    Args:
+        a: each condition's values by example id, in [0, 1].
+        b: those of the other, under as many conditions.
+        draws: draws behind each value, for the label.
+
+    Returns:
+        `paired_difference` over the examples that all conditions of both have.
+    """
+    shared = sorted(set.intersection(*(set(values) for values in (*a, *b))))
+    left, right = ([sum(values[i] for values in side) / len(side) for i in shared] for side in (a, b))
+    return paired_difference(left, right, draws)
 
 
 def _draws(predicted: Sequence[Sequence[int]]) -> int:
