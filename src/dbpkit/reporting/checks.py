@@ -7,6 +7,7 @@ import numpy as np
 
 from dbpkit.results.columns import ABSENT, Columns
 from dbpkit.results.kinds import BASELINE_ROWS
+from dbpkit.results.run_directory import RunDirectory
 
 RECORD_CHECKS = {
     "failed_examples": "every example has a result",
@@ -37,3 +38,12 @@ def record_checks(columns: Columns) -> dict[str, str]:
         "claim_disagrees": any((g.claimed_success != ABSENT).any() for g in groups),
     }
     return {name: what for name, what in RECORD_CHECKS.items() if ran[name]}
+
+
+def preflight_note(run: RunDirectory) -> str:
+    """Returns what is missing of the checks before the run; nothing if they ran and are listed."""
+    if run.checks() is None:
+        return "The checks before the run (gradient, logits, noise level) have not run."
+    if run.checks_run() is None:
+        return "Which checks ran before the run is not recorded; what they found is."
+    return ""

@@ -20,7 +20,7 @@ from dbpkit.foundation.locking import refuse_link
 from dbpkit.foundation.spec import as_toml
 from dbpkit.reporting.analyses import AnalysisView, analysis_views, found_view
 from dbpkit.reporting.charts import chart_csv
-from dbpkit.reporting.checks import record_checks
+from dbpkit.reporting.checks import preflight_note, record_checks
 from dbpkit.reporting.comparison import ShownRun, compare_shown
 from dbpkit.reporting.figures import GAIN, ResponsiveChart, accuracy_chart
 from dbpkit.reporting.strip import Strip, read_strip
@@ -229,7 +229,7 @@ def _view(run: RunDirectory, letter: str) -> RunView:
             for flag in sorted(summary.flags, key=lambda f: f.severity != "error")
         ],
         silent={name: what for name, what in checks.items() if name not in raised},
-        preflight=_preflight(run),
+        preflight=preflight_note(run),
         strip=strip,
         no_strip=no_strip,
         settings=as_toml(run.spec()["spec"]),
@@ -240,15 +240,6 @@ def _view(run: RunDirectory, letter: str) -> RunView:
         findings=gather(evaluation_numbers(run, summary), results),
         only_analysed=only_analysed,
     )
-
-
-def _preflight(run: RunDirectory) -> str:
-    """What is missing of the checks before the run; nothing if they ran and are listed."""
-    if run.checks() is None:
-        return "The checks before the run (gradient, logits, noise level) have not run."
-    if run.checks_run() is None:
-        return "Which checks ran before the run is not recorded; what they found is."
-    return ""
 
 
 def _pictures(run: RunDirectory, spec: RecordedSpec, columns: Columns) -> tuple[Strip | None, str]:
