@@ -13,6 +13,7 @@ from dbpkit.evaluation.quick_check import quick_check
 from dbpkit.experiment.build import build
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.results.flags import Flag, record_flags
+from dbpkit.results.run_directory import RunDirectory
 from dbpkit.results.summary import Summary
 from tests import parts
 
@@ -88,7 +89,9 @@ def test_evaluate_squashed_classifier_is_flagged_and_check_says_so(tiny: Tiny, t
     (flag,) = [f for f in summary.flags if f.name == "squashed_outputs"]
     assert flag.severity == "error"
     assert summary.row("unsquashed").title == "purified, values before the head attacked"
-    assert (tmp_path / "run" / "checks.json").read_text().count("squashed_outputs") == 1
+    run = RunDirectory(tmp_path / "run")
+    assert [f["name"] for f in run.checks() or []].count("squashed_outputs") == 1
+    assert {"squashed_outputs", "replay_differs"} <= (run.checks_run() or {}).keys()
     found = quick_check(spec, examples=4)
     assert not found.trustworthy
     assert "squashed_outputs" in found.verdict
