@@ -10,7 +10,7 @@ from dbpkit.foundation.spec import as_toml
 
 if TYPE_CHECKING:
     from dbpkit.evaluation.quick_check import Checked
-    from dbpkit.evaluation.replay import Replay
+    from dbpkit.evaluation.reproduction import Reproduction
     from dbpkit.fidelity.measurement import Quality
     from dbpkit.results.analysis import AnalysisResult
     from dbpkit.results.compare import RunComparison
@@ -159,7 +159,7 @@ def law(joint: "AnalysisResult", out: Path | None, as_json: bool) -> None:
         console.say(f"{len(files)} files in {out}", whole=True)
 
 
-def replayed(found: "Replay", out: Path | None, as_json: bool) -> None:
+def replayed(found: "Reproduction", out: Path | None, as_json: bool) -> None:
     """One example computed again, beside its record; its images go into a file if there is one."""
     from dbpkit.reporting import replay_table, write_replay_png
 
