@@ -88,7 +88,7 @@ def test_logits_of_a_wrong_shape_are_a_failed_record_that_is_tried_again(
     summary = evaluate(spec, tmp_path / "run", FOURS)  # five examples: the last batch is one
     assert summary.row("undefended").failed == 1
     (failed,) = [r for r in RunDirectory(tmp_path / "run").columns().failed if r["row"] == "undefended"]
-    assert "must return logits (1, K) for 1 image, got (3,) of float32. Mend it" in failed["error"]
+    assert "must return logits (1, K) for 1 image, got (3,) of float32. Correct it" in failed["error"]
     monkeypatch.setattr(Squeezed, "forward", parts.ChannelMean.forward)
     assert evaluate(spec, tmp_path / "run", FOURS).row("undefended").failed == 0
 

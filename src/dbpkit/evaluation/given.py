@@ -37,7 +37,7 @@ class Given(NamedTuple):
 
     Attributes:
         model: as a module.
-        function: what was handed over, if it is no module; it has no weights to be told by.
+        function: what was handed over, if it is not a module; it has no weights to be told by.
         takes_noise: whether it is called with a plan.
     """
 

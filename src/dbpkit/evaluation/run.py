@@ -135,7 +135,7 @@ class _Runner:
                     self.run.append(records, files)
                     self._give_up_if_nothing_works(unit, records)
                 self.done += unit.cost * len(ids)
-        self._forget_mended_failures()
+        self._forget_fixed_failures()
         self.progress(1.0, "done")
 
     def _give_up_if_nothing_works(self, unit: Unit, records: list[Record]) -> None:
@@ -146,7 +146,7 @@ class _Runner:
         if count >= min(GIVE_UP_AFTER, len(self.parts.data)):
             raise UserError(
                 f"{_named(unit.rows)} failed on every one of {count} examples: {records[0]['error']}. "
-                "Mend the part that failed and run the same command again; the tracebacks are in"
+                "Fix the part that failed and run the same command again; the tracebacks are in"
                 f" '{self.run.path / 'errors'}'."
             )
 
@@ -200,7 +200,7 @@ class _Runner:
             message = f"{one_line(error)} (traceback in errors/{failure.name})"
             return Made([failed(Key(row, unit.tape, example), message) for row in unit.rows], [])
 
-    def _forget_mended_failures(self) -> None:
+    def _forget_fixed_failures(self) -> None:
         """Removes the tracebacks of units that have worked since."""
         folder = self.run.path / "errors"
         failed = {f"{r['row']}-{r['tape']}-{r['example']}" for r in self.run.columns().failed}

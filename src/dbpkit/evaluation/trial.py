@@ -94,7 +94,7 @@ def _try(
     if failure is not None:
         raise UserError(
             f"attack '{attack.name}' fails on every example that was tried: {one_line(failure)}"
-            f" ({place_of(failure)}). Mend it or its options and run the same command again."
+            f" ({place_of(failure)}). Fix it or its options and run the same command again."
         ) from failure
 
 

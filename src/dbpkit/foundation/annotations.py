@@ -139,7 +139,7 @@ def _whole(value: Any) -> int:
         raise ValueError
     try:
         return operator.index(value)
-    except TypeError as error:  # a tensor that is no whole number
+    except TypeError as error:  # a tensor that is not a whole number
         raise ValueError from error
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """Something the user can mend: says what was expected, what came, and what to do.
+    """Something the user can put right: says what was expected, what came, and what to do.
 
     It is one sentence on one line, whatever names and values it repeats.
     """
@@ -16,7 +16,7 @@ class UserError(ValueError):
 
 
 class OutputError(UserError):
-    """A model returned what are no logits: whatever asked it, such as an attack, is not to blame.
+    """A model returned something other than logits: whatever asked it, such as an attack, is not to blame.
 
     An evaluation notes it for the example and goes on.
     """

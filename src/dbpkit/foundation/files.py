@@ -26,7 +26,7 @@ def read_whole(path: Path, most: int = LARGEST) -> bytes:
     """Returns the content of a file.
 
     Raises:
-        OSError: if it cannot be read, is no file, or has more than ``most`` bytes.
+        OSError: if it cannot be read, is not a file, or has more than ``most`` bytes.
     """
     size = regular_size(path)
     if size > most:

@@ -102,7 +102,7 @@ def checked_options(
         part: function or class.
         options: as a spec has them.
         what: the part's name for errors, such as ``"attack 'pgd'"``.
-        reserved: parameters that are no options.
+        reserved: parameters that are not options.
 
     Raises:
         UserError: if the part has no such option, or a value is not what its annotation says.

@@ -23,7 +23,7 @@ def override(table: dict[str, Any], text: str, model: type[BaseModel]) -> None:
         model: what the table describes.
 
     Raises:
-        UserError: if there is no such place, or the value is no TOML.
+        UserError: if there is no such place, or the value is not TOML.
     """
     key, separator, written = text.partition("=")
     path = [part.strip() for part in key.split(".")]

@@ -95,7 +95,7 @@ def _are_numbers(values: Sequence[Any], kinds: set[type]) -> bool:
         return False
     try:
         return bool(-math.inf < sum(values) < math.inf)
-    except OverflowError:  # a whole number that is no float
+    except OverflowError:  # a whole number that is not a float
         return False
 
 

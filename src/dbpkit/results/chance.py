@@ -15,7 +15,7 @@ from dbpkit.results.records import Record
 from dbpkit.statistics.binomial import at_most
 
 LEVEL = 0.01
-"""Probability with which a model that is no worse than stated below is flagged by bad luck."""
+"""Probability with which a model at least as good as stated below is flagged by bad luck."""
 
 SKILL = 0.25
 """A model has this much skill if it closes a quarter of the gap between guessing and perfection."""

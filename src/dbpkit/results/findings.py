@@ -34,7 +34,7 @@ class Finding(NamedTuple):
     verdict: Verdict
 
     def as_json(self) -> dict[str, Any]:
-        """Returns a plain dictionary; what is no finite number is None."""
+        """Returns a plain dictionary; what is not a finite number is None."""
         number = {k: None if _is_no_number(v) else v for k, v in self.number._asdict().items()}
         reason = {"undecided_because": self.number.open_because} if self.verdict == "undecided" else {}
         return {"analysis": self.analysis, **number, "verdict": self.verdict, **reason}
@@ -50,7 +50,7 @@ def findings(run: RunDirectory | str | Path) -> list[Finding]:
         Every claim with what was measured and its verdict.
 
     Raises:
-        UserError: if it is no run directory or a file in it is damaged.
+        UserError: if it is not a run directory or a file in it is damaged.
     """
     run = run if isinstance(run, RunDirectory) else RunDirectory(run)
     return gather(evaluation_numbers(run, summarise(run)), list(analysis_results(run)))

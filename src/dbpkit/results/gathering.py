@@ -116,7 +116,7 @@ class _Row:
             for name, path in block.paths.items():
                 self.paths[name] += array("d", path)
             self.predicted += array("q", block.predicted)
-        except OverflowError:  # a whole number of more than 64 bits, or one that is no float
+        except OverflowError:  # a whole number of more than 64 bits, or one that is not a float
             self.overflows = True
         self.count += len(places)
 

@@ -110,7 +110,7 @@ KINDS = {
 """Kinds of rows by name, in the order of the table."""
 
 BASELINE_ROWS = tuple(kind.name for kind in KINDS.values() if kind.is_baseline)
-"""Rows of every run that are no attacker's row."""
+"""Rows of every run, whoever attacks."""
 
 
 DIFFERENCES = {

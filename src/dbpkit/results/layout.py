@@ -87,7 +87,7 @@ def read_shard(path: Path, name: str, dimensions: int, remedy: str) -> tuple[Arr
 
 
 def arrays_of(path: Path, remedy: str) -> tuple[dict[str, Array], dict[str, str]]:
-    """Returns the arrays and metadata of a file that is no link; UserError with the remedy."""
+    """Returns the arrays and metadata of a file that is not a link; UserError with the remedy."""
     if path.is_symlink() or not path.is_file():
         raise UserError(f"'{path}' is missing or no plain file. {remedy}")
     try:

@@ -1,7 +1,7 @@
 """A record: one line of ``records.jsonl``, made, written and read by what is here.
 
 `judged` and `failed` make records, `RunDirectory.append` writes them, `read` gives those of a file back. A
-damaged record is no reason to give up a run: it counts as failed, is said to be so, and is made again. What a
+damaged record does not cost the run: it counts as failed, is said to be so, and is made again. What a
 key means belongs to the version of the layout, ``schema`` in ``spec.json``.
 """
 

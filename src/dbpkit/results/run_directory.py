@@ -111,7 +111,7 @@ class RunDirectory:
         """Returns ``spec.json``: ``schema``, ``hash`` and ``spec``, checked against its own hash.
 
         Raises:
-            UserError: if this is no run directory, one of another layout, or the spec was changed.
+            UserError: if this is not a run directory, one of another layout, or the spec was changed.
         """
         return read_spec_file(self.path)
 

@@ -17,7 +17,7 @@ def read_spec_file(folder: Path) -> dict[str, Any]:
     """Returns ``schema``, ``hash`` and ``spec`` of a run directory.
 
     Raises:
-        UserError: if it is no run directory, one of another layout, or the spec was changed.
+        UserError: if it is not a run directory, one of another layout, or the spec was changed.
     """
     path = folder / "spec.json"
     old = read_json(path)

@@ -120,7 +120,7 @@ def summarise(run: RunDirectory | str | Path) -> Summary:
         The rows of the table with their estimates, flags, and the sentence that says what follows.
 
     Raises:
-        UserError: if it is no run directory or a record is damaged.
+        UserError: if it is not a run directory or a record is damaged.
     """
     run = run if isinstance(run, RunDirectory) else RunDirectory(run)
     check_kind(run, RunDirectory, "summarise: run", "Make one with RunDirectory(path).")
