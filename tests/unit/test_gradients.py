@@ -361,7 +361,7 @@ def test_surrogate_is_the_purifier_with_fewer_steps(model: PurifiedClassifier) -
 
 def test_surrogate_of_a_foreign_purifier_raises(model: PurifiedClassifier) -> None:
     view = gradients.get("bpda")(model)
-    with pytest.raises(UserError, match="gradient 'surrogate' needs a dbpkit Purifier"):
+    with pytest.raises(UserError, match="gradient 'surrogate' needs a diffusion purifier"):
         gradients.get("surrogate")(view)
 
 

@@ -195,7 +195,9 @@ def test_every_option_of_every_part_says_what_it_takes(
     kind: str, name: str, made_by: Callable[..., Any]
 ) -> None:
     """Nothing is left unchecked, and every default is what its own annotation admits."""
-    for option in options_of(made_by, (*RESERVED, "denoiser", "levels", "step", "model", "logits")).values():
+    for option in options_of(
+        made_by, (*RESERVED, "denoiser", "memory_bytes", "levels", "step", "model", "logits")
+    ).values():
         assert option.annotation is not inspect.Parameter.empty, f"{kind} {name}: {option.name}"
         if not option.needed:
             bare = option._replace(default=inspect.Parameter.empty if option.default is not None else None)

@@ -19,6 +19,8 @@ from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.options import checked_options
 from dbpkit.foundation.registry import Registry
+from dbpkit.purification.classifier import Undefended
+from dbpkit.purification.diffusion import Purifier
 from dbpkit.results.analysis import AnalysisResult
 
 analyses: Registry[Callable[..., "Analysis"]] = Registry("analysis")
@@ -39,10 +41,15 @@ class Subject(NamedTuple):
     micro_batch: int = 32
     done: Mapping[str, Any] = {}
 
+    @property
+    def alone(self) -> Undefended:
+        """The classifier without its purifier."""
+        return self.parts.undefended or Undefended(self.parts.model.classifier)
+
     def examples(self, index: slice) -> tuple[Tensor, Tensor, NoisePlan]:
         """Returns images (B, C, H, W) in [0, 1], labels (B,) and the examples' noise (stream ``report``)."""
         data = self.parts.data.select(index)
-        device = next((p.device for p in self.parts.undefended.parameters()), torch.device("cpu"))
+        device = next((p.device for p in self.alone.parameters()), torch.device("cpu"))
         return data.x().to(device), data.labels.to(device), NoisePlan.of(self.spec.seed, data.ids)
 
     def purify(self, x: Tensor, noise: NoisePlan) -> Tensor:
@@ -133,6 +140,17 @@ def batches(subject: Subject, images: int, size: int = 8) -> list[str]:
             " examples. Raise examples.count or lower its option 'images'."
         )
     return [f"{i}-{min(i + size, images) - 1}" for i in range(0, images, size)]
+
+
+def needs_diffusion(analysis: str, subject: Subject) -> Purifier:
+    """Returns the purifier; UserError unless it is a diffusion chain, with a t* and levels of noise."""
+    purifier = getattr(subject.parts.model, "purifier", None)
+    if not isinstance(purifier, Purifier):
+        raise UserError(
+            f"analysis '{analysis}' needs a diffusion purifier, and '{subject.spec.purifier.name}' has no"
+            ' levels of noise. Name other analyses, or purifier.name = "diffusion".'
+        )
+    return purifier
 
 
 def needs_budget(analysis: str, subject: Subject) -> None:

@@ -15,12 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, positions, rows
+from dbpkit.analyses.analysis import (
+    Subject,
+    analyses,
+    batches,
+    check_options,
+    needs_diffusion,
+    positions,
+    rows,
+)
 from dbpkit.experiment.knowledge import known
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.options import Count
 from dbpkit.foundation.types import Denoiser, State
-from dbpkit.purification.diffusion import Purifier
 from dbpkit.purification.driver import drive
 from dbpkit.purification.samplers import diffuse
 from dbpkit.results.analysis import AnalysisResult, Chart, Claim, Number, Series
@@ -71,6 +78,7 @@ class Distances:
 
     def units(self, subject: Subject) -> list[str]:
         """Batches of examples."""
+        needs_diffusion("distances", subject)
         return batches(subject, self.images)
 
     def measure(self, subject: Subject, unit: str) -> list[dict[str, Any]]:
@@ -157,8 +165,7 @@ def distances_on_the_way(subject: Subject, x: Tensor, start: Tensor, noise: Nois
         (B, 4, points) in the order of `METRICS`. Points are the start; if the sampler noises it, each level
         on the way up, with the draw that is used at the top; the state before each step; the purified image.
     """
-    purifier = subject.parts.model.purifier
-    assert isinstance(purifier, Purifier)
+    purifier = needs_diffusion("distances", subject)
     levels = purifier.sampler.levels
     pieces = []
     for first in range(0, len(x), subject.micro_batch):
@@ -189,7 +196,7 @@ def distances(x: Tensor, y: Tensor) -> Tensor:
 
 def _turn(subject: Subject) -> int:
     """The point at which noise is highest and denoising starts."""
-    sampler = subject.parts.model.purifier.sampler
+    sampler = needs_diffusion("distances", subject).sampler
     return len(sampler.levels) - 1 if "forward" in sampler.sites else 1
 
 

@@ -97,7 +97,7 @@ class Thresholds:
         length = budget_length(subject, x)
         eps = length if self.norm == "l2" else length / (x[0].numel() / 3) ** 0.5
         changed = subject._replace(parts=subject.parts._replace(threat=make_threat(self.norm, eps)))
-        target = Target(subject.parts.model if which else subject.parts.undefended, subject.micro_batch)
+        target = Target(subject.parts.model if which else subject.alone, subject.micro_batch)
         outcome = changed.attack(
             x, y, noise, known["dw_both"], target=target, iterations=self.iterations, eot=1
         )

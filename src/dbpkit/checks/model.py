@@ -462,18 +462,19 @@ CHECKS: tuple[Check, ...] = (
 
 def purifier_flags(parts: Parts, spec: EvaluationSpec) -> list[Flag]:
     """Flags of where purification starts, in how many steps, and of what is assumed of its network."""
-    if parts.denoiser is None:
+    purifier = getattr(parts.model, "purifier", None)
+    if not isinstance(purifier, Purifier):  # a filter starts at no level
         return []
-    sampler, norm = parts.model.purifier.sampler, spec.threat.norm
+    sampler, norm = purifier.sampler, spec.threat.norm
     levels = sampler.levels
     reach = reach_of(norm, parts.threat.eps, parts.data.images[0].numel())
     settings = spec.purifier
     start = f"t* = {settings.t_star:g}" if settings.sampler != "heun" else f"grid of {settings.sampler}"
     return [
         *suspicious_level(levels[0], norm, str(spec.threat.eps), reach, start),
-        *outside_trained_levels(parts.denoiser, levels),
+        *outside_trained_levels(purifier.denoiser, levels),
         *suspicious_grid(settings.sampler, sampler.steps),
-        *assumptions(parts.denoiser, tuple(parts.data.images.shape[-2:])),
+        *assumptions(purifier.denoiser, tuple(parts.data.images.shape[-2:])),
     ]
 
 

@@ -9,7 +9,6 @@ from dbpkit.attacks.target import RESERVED
 from dbpkit.data import datasets
 from dbpkit.experiment.knowledge import known
 from dbpkit.experiment.spec import EvaluationSpec, PurifierSpec, ThreatSpec
-from dbpkit.foundation.amounts import amount
 from dbpkit.foundation.errors import UserError, nearest, shown
 from dbpkit.foundation.options import Option, check_needed, checked_options, options_of
 from dbpkit.foundation.packaged import specs, title
@@ -19,8 +18,10 @@ from dbpkit.foundation.spec import Strict
 from dbpkit.models.denoisers import denoiser_adapters
 from dbpkit.models.networks import networks
 from dbpkit.models.sources import classifier_sources, denoiser_sources, source
+from dbpkit.purification.purifier import GIVEN, purifiers
 from dbpkit.purification.samplers import make_sampler, sampler_options, samplers
 from dbpkit.purification.views import gradients
+from dbpkit.results.kinds import NO_DENOISER
 from dbpkit.results.protocols import protocols
 from dbpkit.threats.pixels import make_threat, threats
 from dbpkit.training.levels import noise_levels
@@ -42,6 +43,7 @@ REGISTRIES: dict[str, Any] = {
     "objectives": objectives,
     "perturbations": perturbations,
     "protocols": protocols,
+    "purifiers": purifiers,
     "samplers": samplers,
     "threats": threats,
 }
@@ -51,6 +53,7 @@ _GIVEN = {
     "denoiser-adapters": ("network",),
     "gradients": ("model",),
     "losses": ("logits", "y"),
+    "purifiers": GIVEN,
     "threats": ("eps",),
 }
 """Parameters of parts that are no options, by kind."""
@@ -147,14 +150,14 @@ def _check_part(kind: str, name: str, given: Mapping[str, Any]) -> None:
 
 def _check_purifier(spec: PurifierSpec) -> None:
     """Raises UserError unless a registered sampler takes the purifier's options and grid."""
-    if ":" not in spec.sampler:
+    if spec.is_diffusion and ":" not in spec.sampler:
         make_sampler(spec.sampler, spec.t_star, min(spec.steps, MOST_STEPS), spec.options, spec.grid)
 
 
 def _check_budget(spec: ThreatSpec) -> None:
     """Raises UserError for a budget outside its threat's range, where that needs nothing but the number."""
     if ":" not in spec.norm and not options("threats", spec.norm):
-        make_threat(spec.norm, amount(spec.eps))
+        make_threat(spec.norm, spec.budget)
 
 
 def _names_code(value: Any) -> bool:
@@ -171,9 +174,14 @@ def _parts(spec: Strict) -> Iterator[tuple[str, str, str, Mapping[str, Any]]]:
     if isinstance(spec, EvaluationSpec):
         yield "data", "data", spec.data.name, spec.data.options
         yield "classifier", "classifiers", spec.classifier.name, spec.classifier.options
-        yield "denoiser", "denoisers", spec.denoiser.name, spec.denoiser.options
-        grid = {f"grid.{n}": v for n, v in spec.purifier.grid.items()}
-        yield "purifier", "samplers", spec.purifier.sampler, {**spec.purifier.options, **grid}
+        if spec.purifier.is_diffusion:
+            yield "denoiser", "denoisers", spec.denoiser.name, spec.denoiser.options
+            grid = {f"grid.{n}": v for n, v in spec.purifier.grid.items()}
+            yield "purifier", "samplers", spec.purifier.sampler, {**spec.purifier.options, **grid}
+        else:
+            if spec.denoiser.name != NO_DENOISER:
+                yield "denoiser", "denoisers", spec.denoiser.name, spec.denoiser.options
+            yield "purifier", "purifiers", spec.purifier.name, spec.purifier.options
         yield "threat", "threats", spec.threat.norm, spec.threat.options
         for number, attack in enumerate(spec.attacks):
             yield f"attacks.{number}", "attacks", attack.name, attack.options

@@ -23,6 +23,9 @@ from dbpkit.foundation.image_folder import ImageFolder
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.png import eight_bits, png_bytes
 from dbpkit.models.sources import load_denoiser, source
+from dbpkit.purification.diffusion import Purifier
+from dbpkit.purification.purifier import PurifiesImages, takes_denoiser
+from dbpkit.results.flags import Flag
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +71,7 @@ def purify_files(
         paths: image files of any size the denoiser accepts.
         out: folder for the results.
         spec: purifier settings.
-        denoiser: registered name, import path, or a weights file.
+        denoiser: registered name, import path, or a weights file; loaded for a purifier that has one.
         seed: seed of the noise.
         progress: called after every image.
         options: of the denoiser's source.
@@ -84,17 +87,17 @@ def purify_files(
     """
     folder = ImageFolder(Path(out))
     targets = folder.targets(paths, overwrite)
-    name, own = source(denoiser)
-    network = load_denoiser(name, {**own, **(options or {})})
-    if isinstance(network, nn.Module):
-        network = network.to(checked_device(device))
-    purifier = make_purifier(spec, network).to(checked_device(device))
-    for flag in [
-        *outside_trained_levels(network, purifier.sampler.levels),
-        *suspicious_grid(spec.sampler, purifier.calls),
-    ]:
+    where, network = checked_device(device), None
+    if takes_denoiser(spec.name):
+        name, own = source(denoiser)
+        network = load_denoiser(name, {**own, **(options or {})})
+        network = network.to(where) if isinstance(network, nn.Module) else network
+    purifier = make_purifier(spec, network)
+    if isinstance(purifier, nn.Module):
+        purifier.to(where)
+    for flag in chain_flags(purifier, spec):
         log.warning("%s", flag.message)
-    one = _One(purifier, network, seed, checked_device(device))
+    one = _One(purifier, seed, where)
     written, problems = [], []
     for done, (path, target) in enumerate(targets.items(), start=1):
         try:
@@ -113,12 +116,21 @@ def purify_files(
     return written
 
 
-class _One:
-    """Purifies one file; the network's channels are found out with the first that can be read."""
+def chain_flags(purifier: PurifiesImages, spec: PurifierSpec) -> list[Flag]:
+    """Flags of a diffusion chain's levels and steps; a filter has none."""
+    if not isinstance(purifier, Purifier):
+        return []
+    return [
+        *outside_trained_levels(purifier.denoiser, purifier.sampler.levels),
+        *suspicious_grid(spec.sampler, purifier.calls),
+    ]
 
-    def __init__(self, purifier: nn.Module, network: Any, seed: int, device: torch.device) -> None:
+
+class _One:
+    """Purifies one file; the purifier's channels are found out with the first that can be read."""
+
+    def __init__(self, purifier: PurifiesImages, seed: int, device: torch.device) -> None:
         self.purifier = purifier
-        self.network = network
         self.seed = seed
         self.device = device
         self.mode: Mode = "RGB"
@@ -135,7 +147,8 @@ class _One:
             x_pure = self.purifier(x, noise=NoisePlan.of(self.seed, [path_id(path.stem)]))
         except RuntimeError as error:
             raise UserError(
-                f"image '{path}' of shape {tuple(x.shape[1:])} does not fit the denoiser ({excerpt(error)})."
+                f"image '{path}' of shape {tuple(x.shape[1:])} does not fit the {self._network}"
+                f" ({excerpt(error)})."
             ) from error
         except UserError as error:
             raise UserError(f"image '{path}': {error}") from error
@@ -143,9 +156,19 @@ class _One:
 
     def _takes_grey(self, x: Tensor) -> bool:
         """Whether the network takes images of one channel; asked again while no size fits it."""
-        channels = image_channels(self.network, (x.shape[1], x.shape[2]), self.device)
+        channels = image_channels(self._ask, (x.shape[1], x.shape[2]), self.device)
         self.asked = channels is not None
         return channels == 1
+
+    def _ask(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """One call of the denoiser, or of a purifier without one."""
+        if isinstance(self.purifier, Purifier):
+            return self.purifier.denoiser(x, sigma)
+        return self.purifier(x, noise=NoisePlan.of(self.seed, [0]))
+
+    @property
+    def _network(self) -> str:
+        return "denoiser" if isinstance(self.purifier, Purifier) else "purifier"
 
 
 @torch.no_grad()

@@ -174,7 +174,7 @@ class _Runner:
                 shards = {f: self.run.read_images(f) for f in {records[i]["images"] for i in ids}}
                 x_adv = torch.stack([shards[records[i]["images"]][i] for i in ids]).to(batch.x)
                 tensors[f"{row}.x_adv"] = x_adv.cpu()
-            if self.parts.denoiser is not None:
+            if self.parts.undefended is not None:
                 # An unrepeated plan is draw 0, the first column of the row's predictions.
                 tensors[f"{row}.x_pure"] = self.parts.model.purifier(x_adv, noise=noise).cpu()
             said[row] = [records[i]["predicted"][0] for i in ids]

@@ -16,13 +16,15 @@ from dbpkit.experiment.execution import checked_device
 from dbpkit.experiment.spec import EvaluationSpec, PurifierSpec
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.options import call_with_options
-from dbpkit.foundation.spec import PartSpec, amount
+from dbpkit.foundation.spec import PartSpec
 from dbpkit.foundation.types import Denoiser
 from dbpkit.models.sources import load_classifier, load_denoiser, state_sha256
 from dbpkit.purification.classifier import PurifiedClassifier, Undefended
-from dbpkit.purification.diffusion import Purifier
+from dbpkit.purification.purifier import PurifiesImages, takes_denoiser
+from dbpkit.purification.purifier import make_purifier as purifier_of
 from dbpkit.purification.replay import DEFAULT_MEMORY
 from dbpkit.purification.views import gradients
+from dbpkit.results.kinds import NO_DENOISER
 from dbpkit.threats.perceptual import Perceptual
 from dbpkit.threats.pixels import ThreatModel, make_threat
 
@@ -32,19 +34,20 @@ class Parts(NamedTuple):
 
     Attributes:
         data: the chosen examples.
-        denoiser: the diffusion model inside it.
+        denoiser: the network of its purifier, if that has one.
         model: the purified classifier.
-        undefended: the classifier alone.
+        undefended: the classifier alone; None where there is no purifier in front of it.
         threat: the budget.
         attacks: name and attack, in the spec's order.
         single_draw_attacks: the same for a deterministic model, where averaging over draws is a waste.
-        hashes: sha256 of classifier, denoiser and data, and of the classifier of a perceptual threat.
+        hashes: sha256 of data, classifier and denoiser, or purifier without one, and of the classifier of a
+            perceptual threat.
     """
 
     data: Dataset
-    denoiser: Denoiser
+    denoiser: Denoiser | None
     model: PurifiedClassifier
-    undefended: Undefended
+    undefended: Undefended | None
     threat: ThreatModel
     attacks: list[tuple[str, Attack]]
     single_draw_attacks: list[tuple[str, Attack]]
@@ -63,17 +66,15 @@ def build(
     data = chosen_examples(spec)
     tell_first(data)
     classifier = load_classifier(spec.classifier.name, spec.classifier.options).to(where)
-    denoiser: Any = load_denoiser(spec.denoiser.name, spec.denoiser.options)
-    if isinstance(denoiser, nn.Module):
-        denoiser = denoiser.to(where)
+    denoiser = needed_denoiser(spec.purifier, spec.denoiser, where)
     purifier = make_purifier(spec.purifier, denoiser, memory_bytes)
+    if isinstance(purifier, nn.Module):
+        purifier.to(where)
     model = PurifiedClassifier(purifier, classifier, seed=spec.seed)
-    threat = make_threat(spec.threat.norm, amount(spec.threat.eps), spec.threat.options)
-    hashes = {
-        "classifier_sha256": state_sha256(classifier),
-        "denoiser_sha256": state_sha256(denoiser),
-        "data_sha256": data.sha256,
-    }
+    threat = make_threat(spec.threat.norm, spec.threat.budget, spec.threat.options)
+    network = {"purifier_sha256": purifier} if denoiser is None else {"denoiser_sha256": denoiser}
+    weights = {"classifier_sha256": classifier, **network}
+    hashes = {**{k: state_sha256(v) for k, v in weights.items()}, "data_sha256": data.sha256}
     if isinstance(threat, Perceptual):
         hashes["features_sha256"] = state_sha256(threat.features.classifier)
     full = [(a.name, make_attack(a.name, attack_options(a))) for a in spec.attacks]
@@ -81,18 +82,29 @@ def build(
     return Parts(data, denoiser, model, Undefended(classifier), threat, full, single, hashes)
 
 
-def make_purifier(spec: PurifierSpec, denoiser: Denoiser, memory_bytes: int = DEFAULT_MEMORY) -> Purifier:
-    """Builds the purifier a spec describes around a denoiser."""
-    return Purifier(
-        denoiser,
-        spec.sampler,
-        t_star=spec.t_star,
-        steps=spec.steps,
-        options=spec.options,
-        grid=spec.grid,
-        clamp=spec.clamp,
-        memory_bytes=memory_bytes,
-    )
+def needed_denoiser(purifier: PurifierSpec, spec: PartSpec, device: torch.device) -> Denoiser | None:
+    """Loads the denoiser of a purifier that is built around one; None for any other.
+
+    Raises:
+        UserError: if it cannot be loaded, or one is named that the purifier does not take.
+    """
+    wanted = takes_denoiser(purifier.name)
+    if spec.name == NO_DENOISER and not purifier.is_diffusion:
+        return None
+    if not wanted:
+        raise UserError(
+            f"purifier '{purifier.name}' takes no denoiser, and the spec names '{spec.name}'. Leave"
+            " 'denoiser' out."
+        )
+    denoiser: Any = load_denoiser(spec.name, spec.options)
+    return denoiser.to(device) if isinstance(denoiser, nn.Module) else denoiser
+
+
+def make_purifier(
+    spec: PurifierSpec, denoiser: Denoiser | None, memory_bytes: int = DEFAULT_MEMORY
+) -> PurifiesImages:
+    """Builds the purifier a spec describes, around a denoiser if it has one."""
+    return purifier_of(spec.name, spec.arguments(), denoiser=denoiser, memory_bytes=memory_bytes)
 
 
 def chosen_examples(spec: EvaluationSpec) -> Dataset:

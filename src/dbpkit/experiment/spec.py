@@ -3,15 +3,17 @@
 Device, batch sizes and the output directory are no part of it, because they must not change a result.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dbpkit.data.order import Order
 from dbpkit.experiment.knowledge import Knowledge, find_known, known
+from dbpkit.foundation.amounts import amount
 from dbpkit.foundation.errors import UserError, unknown_name
 from dbpkit.foundation.spec import Amount, PartSpec, Strict
-from dbpkit.results.kinds import BASELINE_ROWS
+from dbpkit.purification.purifier import DIFFUSION
+from dbpkit.results.kinds import BASELINE_ROWS, NO_DENOISER
 from dbpkit.results.protocols import DEFAULT, protocols
 
 _HEADLINE = ("white_box", "dw_fwd", "dw_rev", "dw_both", "fixed")
@@ -19,17 +21,23 @@ _HEADLINE = ("white_box", "dw_fwd", "dw_rev", "dw_both", "fixed")
 
 
 class PurifierSpec(Strict):
-    """How images are purified; see `dbpkit.purification.diffusion.Purifier`.
+    """What purifies images: a purifier by name with its options, or a diffusion chain with its own keys.
 
     Attributes:
-        sampler: registered name or import path.
-        t_star: diffusion time where purification starts, in (0, 1).
-        steps: S of the sampler's published grid.
-        options: keyword arguments of the sampler.
-        grid: further keyword arguments of its grid.
-        clamp: whether the purified image is clipped to [0, 1]; unset does as published.
+        name: registered name or import path; ``diffusion`` is `dbpkit.purification.diffusion.Purifier`.
+        sampler: of a diffusion: registered name or import path.
+        t_star: of a diffusion: time where purification starts, in (0, 1).
+        steps: of a diffusion: S of the sampler's published grid.
+        options: keyword arguments of the purifier; of a diffusion those of the sampler.
+        grid: of a diffusion: further keyword arguments of the sampler's grid.
+        clamp: of a diffusion: whether its image is clipped to [0, 1]; unset does as published.
     """
 
+    always: ClassVar[frozenset[str] | None] = frozenset(
+        {"sampler", "t_star", "steps", "options", "grid", "clamp"}
+    )
+
+    name: str = DIFFUSION
     sampler: str = "ddpm"
     t_star: float = Field(default=0.1, gt=0, lt=1)
     steps: int = Field(default=1000, gt=0)
@@ -37,9 +45,38 @@ class PurifierSpec(Strict):
     grid: dict[str, Any] = Field(default_factory=dict)
     clamp: bool | None = None
 
+    @property
+    def is_diffusion(self) -> bool:
+        """Whether the keys of a diffusion chain apply."""
+        return self.name == DIFFUSION
+
+    def arguments(self) -> dict[str, Any]:
+        """Returns the keyword arguments of the purifier of this name."""
+        chain = {key: getattr(self, key) for key in _CHAIN_KEYS}
+        return {**chain, "options": self.options} if self.is_diffusion else self.options
+
+    def left_out(self) -> set[str]:
+        """Returns the keys that the table does not have: of another purifier all but name and options."""
+        return super().left_out() if self.is_diffusion else set(_CHAIN_KEYS)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_of_its_kind(cls, value: Any) -> Any:
+        table = {"name": value} if isinstance(value, str) else value
+        name = table.get("name", DIFFUSION) if isinstance(table, dict) else DIFFUSION
+        for key in table if name != DIFFUSION else ():
+            if key not in (keys := ("name", "options")):
+                said = unknown_name(f"key of purifier '{name}'", key, keys)
+                raise ValueError(str(said).rstrip("."))
+        return table
+
+
+_CHAIN_KEYS = ("sampler", "t_star", "steps", "grid", "clamp")
+"""Keys that only a diffusion chain has."""
+
 
 class PurifySpec(Strict):
-    """What purifies image files: a denoiser, and how it is used."""
+    """What purifies image files: a purifier, and the denoiser that a diffusion chain needs."""
 
     denoiser: PartSpec = PartSpec(name="embedded")
     purifier: PurifierSpec = PurifierSpec()
@@ -54,17 +91,16 @@ class ThreatSpec(Strict):
         options: keyword arguments of the threat model.
     """
 
+    always: ClassVar[frozenset[str] | None] = frozenset({"norm", "eps"})
+
     norm: str = "linf"
     eps: Amount = "8/255"
     options: dict[str, Any] = Field(default_factory=dict)
 
-    @model_serializer(mode="wrap")
-    def _without_empty_options(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves empty options out, so that specs made before there were options keep their hash."""
-        table: dict[str, Any] = handler(self)
-        if not table.get("options"):
-            table.pop("options", None)
-        return table
+    @property
+    def budget(self) -> float:
+        """``eps`` as a number."""
+        return amount(self.eps)
 
 
 class ExamplesSpec(Strict):
@@ -131,8 +167,8 @@ class EvaluationSpec(Strict):
         name: title of the report.
         data: examples.
         classifier: maps pixels in [0, 1] to logits.
-        denoiser: the diffusion model.
-        purifier: how it is used.
+        denoiser: the network of a purifier that has one; ``none`` for any other, and its default there.
+        purifier: what purifies images.
         threat: the budget.
         attacks: the worst of them is published, chosen per example on select draws.
         knowledge: what the attacker knows; one row of the table each.
@@ -142,6 +178,11 @@ class EvaluationSpec(Strict):
         seed: decides every random number.
         analyses: options by name of analysis, for ``dbpkit analyse``; no part of the evaluation or its hash.
     """
+
+    always: ClassVar[frozenset[str] | None] = frozenset(
+        {"name", "data", "classifier", "denoiser", "purifier", "threat", "attacks", "knowledge"}
+        | {"examples", "draws", "seed"}
+    )
 
     name: str = "evaluation"
     data: PartSpec = PartSpec(name="embedded")
@@ -160,6 +201,16 @@ class EvaluationSpec(Strict):
     seed: int = Field(default=0, ge=0, lt=2**32)
     analyses: dict[str, dict[str, Any]] = Field(default_factory=dict, exclude=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_denoiser_unless_named(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "denoiser" in value:
+            return value
+        purifier = value.get("purifier", {})
+        name = purifier.get("name", DIFFUSION) if isinstance(purifier, dict) else purifier
+        named = name.name if isinstance(name, PurifierSpec) else name
+        return value if named == DIFFUSION else {**value, "denoiser": NO_DENOISER}
+
     @field_validator("protocol")
     @classmethod
     def _known_protocol(cls, name: str) -> str:
@@ -169,14 +220,6 @@ class EvaluationSpec(Strict):
             except UserError as error:
                 raise ValueError(str(error).rstrip(".")) from error
         return name
-
-    @model_serializer(mode="wrap")
-    def _without_default_protocol(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves the default protocol out, so that specs made before there were protocols keep their hash."""
-        table: dict[str, Any] = handler(self)
-        if table.get("protocol") == DEFAULT:
-            del table["protocol"]
-        return table
 
     def identity(self) -> dict[str, Any]:
         """Everything but how many examples there are, because a run can grow."""

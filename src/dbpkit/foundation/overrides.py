@@ -63,17 +63,22 @@ def _position(items: list[Any], step: str) -> int:
 
 
 def _default(model: type[BaseModel], path: list[str]) -> Any:
-    """What a spec that leaves this key out has there, as a table or list; an empty table if nothing."""
+    """What a spec that leaves this key out has there, as a table or list of what differs from defaults."""
     owner = _model_at(model, path[:-1])
     field = owner.model_fields.get(path[-1]) if owner else None
     if field is None or field.is_required():
         return {}
     made = field.get_default(call_default_factory=True)
     if isinstance(made, BaseModel):
-        return made.model_dump(mode="json")
+        return _table(made)
     if isinstance(made, list):
-        return [m.model_dump(mode="json") if isinstance(m, BaseModel) else m for m in made]
+        return [_table(entry) if isinstance(entry, BaseModel) else entry for entry in made]
     return {} if made is None else made
+
+
+def _table(made: BaseModel) -> dict[str, Any]:
+    """What differs from defaults, for those of another name may not be its keys."""
+    return made.model_dump(mode="json", exclude_defaults=True)
 
 
 def _long_form(value: Any, model: type[BaseModel], path: list[str]) -> dict[str, Any]:

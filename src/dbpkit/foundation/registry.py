@@ -38,6 +38,7 @@ KINDS = (
     "objectives",
     "perturbations",
     "protocols",
+    "purifiers",
     "samplers",
     "threats",
     "knowledge",

@@ -6,8 +6,9 @@ The thing people get wrong: ``eps = "8/255"`` is kept as written, so that a repo
 import difflib
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -15,7 +16,9 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 
@@ -28,7 +31,20 @@ from dbpkit.foundation.toml import check_values, read_table
 
 
 class Strict(BaseModel):
-    """A spec that refuses unknown keys and cannot be changed once made."""
+    """A spec that refuses unknown keys and cannot be changed once made.
+
+    Its table, and with it its hash and what a run directory keeps of it, has every key of `always`, and of
+    the others those whose value is not the one that their absence stands for. So a field that is added to a
+    spec leaves tables and hashes of all earlier specs as they are, and directories made with them go on. A
+    default that changes is another experiment: whoever changes that of a key of `always` changes the table
+    of every spec that does not say it; whoever changes another writes the old one into `absent`.
+    """
+
+    always: ClassVar[frozenset[str] | None] = None
+    """Keys of every table; None stands for all of them."""
+
+    absent: ClassVar[Mapping[str, Any]] = {}
+    """What a key that is not in a table stands for, where that is not the field's default."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -42,6 +58,20 @@ class Strict(BaseModel):
     # Pydantic's own mark of an __init__ that does no more than validate: a spec inside another one is then
     # validated with it, and its errors keep their place.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    def left_out(self) -> set[str]:
+        """Returns the keys that this spec's table does not have."""
+        fields = type(self).model_fields
+        later = fields.keys() - (fields.keys() if self.always is None else self.always)
+        default = {key: fields[key].get_default(call_default_factory=True) for key in later}
+        return {key for key in later if getattr(self, key) == {**default, **self.absent}[key]}
+
+    @model_serializer(mode="wrap")
+    def _as_table(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        table: dict[str, Any] = handler(self)
+        for key in self.left_out():
+            table.pop(key, None)
+        return table
 
     def identity(self) -> dict[str, Any]:
         """Returns what two specs of the same run have in common, ready for JSON; its hash is the spec's."""

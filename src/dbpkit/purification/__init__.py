@@ -2,6 +2,15 @@
 
 from dbpkit.purification.classifier import BoundClassifier, PurifiedClassifier, Undefended
 from dbpkit.purification.diffusion import Purifier
+from dbpkit.purification.purifier import make_purifier, purifiers
 from dbpkit.purification.views import gradients
 
-__all__ = ["BoundClassifier", "PurifiedClassifier", "Purifier", "Undefended", "gradients"]
+__all__ = [
+    "BoundClassifier",
+    "PurifiedClassifier",
+    "Purifier",
+    "Undefended",
+    "gradients",
+    "make_purifier",
+    "purifiers",
+]

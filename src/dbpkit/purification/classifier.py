@@ -6,6 +6,8 @@ A purified classifier is random. ``model(x, noise=plan)`` is a deterministic fun
 Everything here is `Frozen`: weights fixed, eval mode at every call, and no network sees the caller's memory.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -19,15 +21,16 @@ from dbpkit.foundation.inputs import (
     whole,
 )
 from dbpkit.foundation.noise import NoisePlan
-from dbpkit.purification.diffusion import Purifier
-from dbpkit.purification.purifier import PurifiesImages, check_call
+from dbpkit.foundation.types import Traced
+from dbpkit.purification.purifier import PurifiesImages, as_purifier, check_call
 
 
 class PurifiedClassifier(Frozen):
     """Purify, then classify: one purification, one prediction.
 
     Args:
-        purifier: gives images in [0, 1].
+        purifier: gives images in [0, 1]: a `Purifier`, or any module or function from images to images, see
+            `dbpkit.purification.purifier.as_purifier`.
         classifier: maps images (B, C, H, W) in [0, 1] to logits (B, K); a plain function will do.
         seed: seed of the noise of calls without a plan.
 
@@ -45,14 +48,20 @@ class PurifiedClassifier(Frozen):
     purifier: PurifiesImages
     classifier: nn.Module
 
-    def __init__(self, purifier: PurifiesImages, classifier: nn.Module, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        purifier: PurifiesImages | Callable[..., Tensor],
+        classifier: nn.Module | Callable[..., Tensor],
+        *,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
-        if not (callable(purifier) and hasattr(purifier, "sampler")):
+        if hasattr(classifier, "sites") and hasattr(classifier, "calls"):
             raise UserError(
-                "the purifier must be a Purifier, or called as purifier(x, noise=plan) with a sampler, not"
-                f" {type(purifier).__name__}. Write PurifiedClassifier(purifier, classifier)."
+                f"the classifier is a purifier, {type(classifier).__name__}. Write"
+                " PurifiedClassifier(purifier, classifier)."
             )
-        self.purifier = purifier
+        self.purifier = as_purifier(purifier)
         self.classifier = as_frozen(classifier, "the classifier")
         self.seed = check_seed(seed)
         self._calls = Counter()
@@ -60,7 +69,7 @@ class PurifiedClassifier(Frozen):
     @property
     def sites(self) -> frozenset[str]:
         """Noise sites the purifier draws from; all of its randomness is there."""
-        return self.purifier.sampler.sites
+        return self.purifier.sites
 
     @property
     def calls_without_plan(self) -> int:
@@ -92,9 +101,9 @@ class PurifiedClassifier(Frozen):
         Raises:
             UserError: if the purifier does not tell its states.
         """
-        if not isinstance(self.purifier, Purifier):
+        if not isinstance(self.purifier, Traced):
             raise UserError(
-                "the deviation of purification states needs a dbpkit Purifier, which"
+                "the deviation of purification states needs a diffusion purifier, which"
                 f" {type(self.purifier).__name__} is not. Use the gradient 'exact' or 'surrogate', or an"
                 " attack without it."
             )

@@ -18,11 +18,12 @@ from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.types import Denoiser, StepHook
 from dbpkit.models.denoisers import EDMDenoiser, VPDenoiser
 from dbpkit.purification.driver import Trace, drive
-from dbpkit.purification.purifier import check_call
+from dbpkit.purification.purifier import DIFFUSION, check_call, purifiers
 from dbpkit.purification.replay import DEFAULT_MEMORY, Replay
 from dbpkit.purification.samplers import make_sampler
 
 
+@purifiers.register(DIFFUSION)
 class Purifier(Frozen):
     """Noises images to t* and denoises them.
 
@@ -84,6 +85,11 @@ class Purifier(Frozen):
         self.memory_bytes = whole(memory_bytes, "memory_bytes")
         self.verify_replay = False
         self._network_calls = Counter()
+
+    @property
+    def sites(self) -> frozenset[str]:
+        """Noise sites the sampler draws from."""
+        return self.sampler.sites
 
     @property
     def calls(self) -> int:

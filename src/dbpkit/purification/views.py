@@ -46,7 +46,7 @@ def surrogate(model: PurifiedClassifier, steps: Count = 50) -> nn.Module:
     """
     if not isinstance(model.purifier, Purifier):
         raise UserError(
-            "gradient 'surrogate' needs a dbpkit Purifier. Use 'exact' or 'bpda' for other purifiers."
+            "gradient 'surrogate' needs a diffusion purifier. Use 'exact' or 'bpda' for other purifiers."
         )
     return _replaced(model, model.purifier.with_steps(steps))
 
@@ -114,7 +114,7 @@ class StraightThrough(Frozen):
     def __init__(self, purifier: PurifiesImages) -> None:
         super().__init__()
         self.purifier = purifier
-        self.sampler = purifier.sampler
+        self.sites, self.calls = purifier.sites, purifier.calls
 
     def forward(self, x: Tensor, *, noise: NoisePlan) -> Tensor:
         """Purifies images (B, C, H, W) exactly."""

@@ -267,7 +267,9 @@ def _facts(summary: Summary) -> list[str]:
         attack.name + "".join(f", {key} {value}" for key, value in attack.options.items())
         for attack in spec.attacks
     ]
-    defence = f"purifier {purifier.sampler}, t* = {purifier.t_star:g}, {purifier.steps} steps"
+    defence = f"purifier {purifier.name}"
+    if purifier.sampler is not None:
+        defence = f"purifier {purifier.sampler}, t* = {purifier.t_star:g}, {purifier.steps} steps"
     return [
         f"data {spec.data.name}",
         defence if has_purifier(spec) else f"classifier {spec.classifier.name}",

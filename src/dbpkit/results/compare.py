@@ -101,7 +101,7 @@ def spec_changes(run_a: RunDirectory, run_b: RunDirectory) -> list[str]:
     """
     a, b = _alike(run_a, run_b)
     changed = differences(a, b)
-    for part in ("classifier", "denoiser"):
+    for part in ("classifier", "denoiser", "purifier"):
         hashes = [_session(run).get(f"{part}_sha256") for run in (run_a, run_b)]
         if a[part] == b[part] and None not in hashes:
             changed += differences(str(hashes[0])[:12], str(hashes[1])[:12], f"{part}_sha256")

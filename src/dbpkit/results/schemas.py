@@ -42,14 +42,21 @@ class RecordedPart(Recorded):
 
 
 class RecordedPurifier(Recorded):
-    """How images are purified."""
+    """What purifies images; a diffusion has the keys of its chain."""
 
-    sampler: Name
-    t_star: float = Field(gt=0, lt=1)
-    steps: Count
+    name: Name = "diffusion"
+    sampler: Name | None = None
+    t_star: Annotated[float, Field(gt=0, lt=1)] | None = None
+    steps: Count | None = None
     options: dict[str, Any] = {}
     grid: dict[str, Any] = {}
     clamp: bool | None = None
+
+    @model_validator(mode="after")
+    def _whole_chain(self) -> "RecordedPurifier":
+        if self.name == "diffusion" and None in (self.sampler, self.t_star, self.steps):
+            raise ValueError("a diffusion chain has a sampler, t_star and steps")
+        return self
 
 
 class RecordedThreat(Recorded):
@@ -114,6 +121,7 @@ class Session(Recorded):
 
     classifier_sha256: Hash | None = None
     denoiser_sha256: Hash | None = None
+    purifier_sha256: Hash | None = None
     model_sha256: Hash | None = None
     data_sha256: Hash | None = None
     features_sha256: Hash | None = None

@@ -162,7 +162,7 @@ def summarise(run: RunDirectory | str | Path) -> Summary:
 
 def has_purifier(spec: RecordedSpec) -> bool:
     """Whether a resolved spec is of a purified classifier."""
-    return spec.denoiser.name != NO_DENOISER
+    return spec.purifier.name != "diffusion" or spec.denoiser.name != NO_DENOISER
 
 
 def expected_rows(spec: RecordedSpec) -> dict[str, int]:

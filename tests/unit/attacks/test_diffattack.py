@@ -223,7 +223,7 @@ def test_diffattack_model_that_tells_no_deviation_raises() -> None:
 
 def test_diffattack_view_that_hides_the_states_raises() -> None:
     view = gradients.get("bpda")(purified(tiny_denoiser()))
-    with pytest.raises(UserError, match=r"needs a dbpkit Purifier, which StraightThrough is not"):
+    with pytest.raises(UserError, match=r"needs a diffusion purifier, which StraightThrough is not"):
         attack(view)
 
 

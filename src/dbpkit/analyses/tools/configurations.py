@@ -50,9 +50,10 @@ def settings(configurations: Sequence[Mapping[str, Any]]) -> dict[str, PurifierS
             raise UserError(f"configurations[{number}] must be a table with sampler, t_star and steps.")
         chosen = validate(dict(table), PurifierSpec, f"configurations[{number}]")
         extra = {**chosen.options, **chosen.grid, **({} if chosen.clamp is None else {"clamp": chosen.clamp})}
+        chain = f"{chosen.sampler} t*={chosen.t_star:g} S={chosen.steps}"
         name = " ".join(
             [
-                f"{chosen.sampler} t*={chosen.t_star:g} S={chosen.steps}",
+                chain if chosen.is_diffusion else chosen.name,
                 *(f"{k}={v}" for k, v in extra.items()),
             ]
         )
