@@ -149,7 +149,10 @@ def test_attack_without_gradients_around_it_is_the_same(context: Any) -> None:
         (lambda: Purifier(tiny_denoiser(), steps=0), "steps must be a whole number of at least 1, not 0"),
         (lambda: Purifier(None), "the denoiser must be callable"),  # type: ignore[arg-type]
         (lambda: PurifiedClassifier(TinyClassifier(3), tiny().purifier), "the classifier is a purifier"),
-        (lambda: PurifiedClassifier("ddpm", TinyClassifier(3)), "the purifier must be called as purifier(x)"),
+        (
+            lambda: PurifiedClassifier("ddpm", TinyClassifier(3)),
+            r"the purifier must be called as purifier\(x\)",
+        ),
         (
             lambda: PurifiedClassifier(tiny().purifier, TinyClassifier(3), seed=0.5),
             "seed must be a whole number",
