@@ -19,6 +19,7 @@ def purify(
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the purified images, written as PNG.")],
     denoiser: Denoiser = "embedded",
+    purifier: Annotated[str, typer.Option(help="Purifier name or import path.")] = "diffusion",
     sampler: Sampler = "ddpm",
     t_star: Time = 0.1,
     steps: Steps = 1000,
@@ -42,8 +43,8 @@ def purify(
     from dbpkit import purify_files
 
     begin(plugin, computes=True)
-    purifier = {"sampler": sampler, "t_star": t_star, "steps": steps}
-    spec = _spec({"denoiser": denoiser, "purifier": purifier}, overrides)
+    chain = {"sampler": sampler, "t_star": t_star, "steps": steps}
+    spec = _spec({"denoiser": denoiser, "purifier": _purifier(purifier, chain)}, overrides)
     with working(as_json, talk, continues=False) as progress:
         written = purify_files(
             images,
@@ -57,6 +58,12 @@ def purify(
             overwrite=overwrite,
         )
     printing.purified(written, out, as_json)
+
+
+def _purifier(name: str, chain: dict[str, Any]) -> dict[str, Any]:
+    """The table of a purifier; of one that is no diffusion chain with the keys of one that were given."""
+    usual = {"sampler": "ddpm", "t_star": 0.1, "steps": 1000}
+    return {"name": name} | {k: v for k, v in chain.items() if name == "diffusion" or v != usual[k]}
 
 
 def _spec(table: dict[str, Any], overrides: list[str]) -> "PurifySpec":

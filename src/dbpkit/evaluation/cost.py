@@ -25,12 +25,13 @@ def network_calls(model: Any, x: Tensor, noise: NoisePlan) -> int:
         noise: plan of one example.
 
     Returns:
-        The calls; 1 for a model without a dbpkit `Purifier`, which is itself the network.
+        The calls; without a dbpkit `Purifier` what the model's purifier says of itself, and 1 where that is
+        none, for then the classifier is the network.
     """
     modules = model.modules() if isinstance(model, nn.Module) else ()
     purifiers = [m for m in modules if isinstance(m, Purifier)]
     if not purifiers:
-        return 1
+        return max(1, int(getattr(getattr(model, "purifier", None), "calls", 0)))
     before = sum(p.network_calls for p in purifiers)
     with contextlib.suppress(OutputError):  # whoever asks for its logits is told
         model(x, noise=noise)

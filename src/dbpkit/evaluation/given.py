@@ -23,7 +23,7 @@ from dbpkit.experiment.build import Parts, attack_options, single_draw
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.foundation.frozen import Frozen, as_frozen, call_apart
 from dbpkit.foundation.noise import NoisePlan
-from dbpkit.foundation.spec import amount, spec_hash, validate
+from dbpkit.foundation.spec import spec_hash, validate
 from dbpkit.models.sources import state_sha256
 from dbpkit.purification.classifier import PurifiedClassifier, Undefended
 from dbpkit.purification.diffusion import Purifier
@@ -54,8 +54,8 @@ class Given(NamedTuple):
 
     @property
     def is_purified(self) -> bool:
-        """Whether it is a classifier behind a dbpkit `Purifier`."""
-        return isinstance(self.model, PurifiedClassifier) and isinstance(self.model.purifier, Purifier)
+        """Whether it is a classifier behind a purifier."""
+        return isinstance(self.model, PurifiedClassifier)
 
     @property
     def device(self) -> torch.device:
@@ -73,11 +73,14 @@ class Given(NamedTuple):
             "denoiser": NO_DENOISER,
             **settings,
         }
-        if self.is_purified:
-            purifier = model.purifier
+        purifier = model.purifier if self.is_purified else None
+        if isinstance(purifier, Purifier):
             table["denoiser"] = {"name": GIVEN, "options": {"type": type(purifier.denoiser).__qualname__}}
             options = {k: v for k, v in purifier.settings.items() if v is not None}
             table["purifier"] = {**options, "clamp": purifier.clamp}
+        elif purifier is not None:
+            inner = getattr(purifier, "module", purifier)
+            table["purifier"] = {"name": GIVEN, "options": {"type": type(inner).__qualname__}}
         return validate(table, EvaluationSpec, "benchmark")
 
     def parts(self, spec: EvaluationSpec, data: Dataset) -> Parts:
@@ -85,7 +88,8 @@ class Given(NamedTuple):
         model: Any = self.model
         if self.is_purified:
             model.settle()
-            network, denoiser, wrapped = model.classifier, model.purifier.denoiser, model
+            network, denoiser = model.classifier, getattr(model.purifier, "denoiser", None)
+            wrapped = model
         else:
             network, denoiser = model, None
             wrapped = _Randomised(model) if self.takes_noise else Undefended(model)
@@ -96,7 +100,7 @@ class Given(NamedTuple):
             "data_sha256": data.sha256,
             **self._identity(denoiser),
         }
-        threat = make_threat(spec.threat.norm, amount(spec.threat.eps))
+        threat = make_threat(spec.threat.norm, spec.threat.budget)
         full = [(a.name, make_attack(a.name, attack_options(a))) for a in spec.attacks]
         single = [(a.name, make_attack(a.name, single_draw(a))) for a in spec.attacks]
         return Parts(data, denoiser, wrapped, undefended, threat, full, single, hashes)
@@ -106,7 +110,7 @@ class Given(NamedTuple):
         if self.function is not None:
             return {"classifier_sha256": model_sha256(self.function)}
         model: Any = self.model
-        code = (model.classifier, denoiser) if self.is_purified else model
+        code = (model.classifier, denoiser or model.purifier) if self.is_purified else model
         return {"model_sha256": computation_sha256(code)}
 
     def digest(self, spec: EvaluationSpec, parts: Parts) -> str:
