@@ -64,10 +64,11 @@ class PurifierSpec(Strict):
     def _keys_of_its_kind(cls, value: Any) -> Any:
         table = {"name": value} if isinstance(value, str) else value
         name = table.get("name", DIFFUSION) if isinstance(table, dict) else DIFFUSION
-        for key in table if name != DIFFUSION else ():
-            if key not in (keys := ("name", "options")):
-                said = unknown_name(f"key of purifier '{name}'", key, keys)
-                raise ValueError(str(said).rstrip("."))
+        own = ("name", "options")
+        for key in table.keys() - set(own) if name != DIFFUSION else ():
+            if key in _CHAIN_KEYS:
+                raise ValueError(f"'{key}' is a key of a diffusion chain; '{name}' has {' and '.join(own)}")
+            raise ValueError(str(unknown_name(f"key of purifier '{name}'", key, own)).rstrip("."))
         return table
 
 

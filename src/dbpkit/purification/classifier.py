@@ -118,7 +118,8 @@ class PurifiedClassifier(Frozen):
         check_call(x, noise, "PurifiedClassifier.draws")
         plan = noise.repeat(count)
         logits = self(x.repeat_interleave(count, dim=0), noise=plan)
-        return logits.unflatten(0, (len(x), count))
+        per_draw: Tensor = logits.unflatten(0, (len(x), count))
+        return per_draw
 
     def bind(self, noise: NoisePlan) -> "BoundClassifier":
         """Returns a plain ``model(x) -> logits`` with the noise of a plan, for one batch of examples."""
@@ -145,7 +146,8 @@ class BoundClassifier(Frozen):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns logits (B, K); UserError unless ``x`` has the plan's B rows."""
-        return self.model(x, noise=self.noise)
+        logits: Tensor = self.model(x, noise=self.noise)
+        return logits
 
 
 class Undefended(Frozen):

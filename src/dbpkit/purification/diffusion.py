@@ -152,7 +152,8 @@ class Purifier(Frozen):
         """One call of the denoiser, on a copy of the sampler's state in the denoiser's own precision."""
         self._network_calls.take()
         if isinstance(self.denoiser, VPDenoiser | EDMDenoiser):  # they see to their network themselves
-            return self.denoiser(x, sigma)
+            estimate: Tensor = self.denoiser(x, sigma)
+            return estimate
         x0 = call_apart(self.denoiser, x, sigma)
         if not isinstance(x0, Tensor) or x0.shape != x.shape:
             found = tuple(x0.shape) if isinstance(x0, Tensor) else type(x0).__name__

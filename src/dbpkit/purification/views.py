@@ -98,7 +98,8 @@ class Taped(Frozen):
 
     def forward(self, x: Tensor, *, noise: NoisePlan) -> Tensor:
         """Returns logits (B, K) of images (B, C, H, W) in [0, 1]; of ``noise`` only the examples count."""
-        return self.model(x, noise=self._own(noise))
+        logits: Tensor = self.model(x, noise=self._own(noise))
+        return logits
 
     def traced(self, x: Tensor, *, noise: NoisePlan) -> tuple[Tensor, Tensor]:
         """Returns logits (B, K) and deviation (B,) on the tape, see `Purifier.traced`."""
