@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from dbpkit.foundation.errors import OutputError, UserError
 from dbpkit.foundation.frozen import Frozen, as_frozen, call_apart, uncompiled
 from dbpkit.foundation.inputs import check_images, check_length, check_unit, whole
-from dbpkit.foundation.noise import SITES, NoisePlan
+from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.options import check_needed, checked_options, options_of
+from dbpkit.foundation.philox import SITES
 from dbpkit.foundation.registry import Registry
 from dbpkit.foundation.types import Denoiser
 

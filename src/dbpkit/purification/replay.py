@@ -84,7 +84,7 @@ class Replay:
 
     def _replayed(self, step: Callable[[State], State], state: State, result: State | None) -> State:
         again = _Step(step, state[0].device.type, self.verify, self.settle)
-        return cast(State, _Replayed.apply(again, result, *state))
+        return cast(State, _Replayed.apply(again, result, *state))  # type: ignore[no-untyped-call]
 
 
 def _transformed(x: Tensor) -> bool:
