@@ -1,0 +1,25 @@
+"""What pages show of the source is what the source says."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import PAGES
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src" / "dbpkit"
+
+
+def test_recipes_and_moved_paths_are_shown_as_they_are() -> None:
+    script = str(ROOT / "docs" / "shown.py")
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_modules_that_a_page_names_exist(page: Path) -> None:
+    named = re.findall(r"`((?:\w+/)+\w+\.py)`", page.read_text(encoding="utf-8"))
+    assert [path for path in named if not (SOURCE / path).is_file() and not (ROOT / path).is_file()] == []
