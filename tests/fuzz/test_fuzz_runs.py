@@ -21,7 +21,7 @@ from dbpkit.analyses.run import analyse
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.foundation.spec import validate
 from dbpkit.reporting import console_findings, console_table, write_report
-from dbpkit.reporting.page import _view
+from dbpkit.reporting.run_view import run_view
 from dbpkit.results.compare import compare_runs
 from dbpkit.results.findings import findings
 from dbpkit.results.journal import Journal
@@ -68,7 +68,7 @@ def found(run: Path) -> None:
 
 
 def view(run: Path) -> None:
-    _view(RunDirectory(run), "")
+    run_view(RunDirectory(run), "")
 
 
 def compared(run: Path) -> None:

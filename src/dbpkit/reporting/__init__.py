@@ -7,17 +7,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dbpkit.reporting.analyses import console_analysis, console_findings, write_charts
+    from dbpkit.reporting.analyses import write_charts
     from dbpkit.reporting.page import write_report
     from dbpkit.reporting.picture import write_replay_png, write_strip_png
-    from dbpkit.reporting.tables import console_flags, console_table, replay_table
+    from dbpkit.reporting.terminal import (
+        console_analysis,
+        console_findings,
+        console_flags,
+        console_table,
+        replay_table,
+    )
 
 _PLACES = {
-    "console_analysis": "analyses",
-    "console_findings": "analyses",
-    "console_flags": "tables",
-    "console_table": "tables",
-    "replay_table": "tables",
+    "console_analysis": "terminal",
+    "console_findings": "terminal",
+    "console_flags": "terminal",
+    "console_table": "terminal",
+    "replay_table": "terminal",
     "write_charts": "analyses",
     "write_replay_png": "picture",
     "write_report": "page",

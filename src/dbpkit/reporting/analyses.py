@@ -1,7 +1,6 @@
 """Analyses ready to be shown: of one run, or the same analysis of several runs beside each other.
 
-The thing people get wrong: two charts with axes of their own cannot be compared by eye. Charts that stand
-beside each other have the same axes.
+Charts that stand beside each other have the same axes, so that they can be compared by eye.
 """
 
 import math
@@ -10,16 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rich.console import Group
-from rich.text import Text
-
 from dbpkit.foundation.files import write_atomically
 from dbpkit.reporting.tables import NOTHING
 from dbpkit.results.analysis import AnalysisResult, Chart, Number
 from dbpkit.results.findings import EVALUATION, Finding, Verdict, verdict
 
 if TYPE_CHECKING:
-    from dbpkit.reporting.charts import Drawn
+    from dbpkit.reporting.figures.charts import Drawn
 
 ORDER: dict[Verdict | None, str] = {"holds": "3", "undecided": "2", "does not hold": "1", None: ""}
 """Places of the verdicts when a table is sorted; empty stands last."""
@@ -131,42 +127,9 @@ def findings_sentence(found: Sequence[Finding]) -> str:
     return f"{head}{': ' if rest else ''}{', '.join(rest)}."
 
 
-def console_findings(found: Sequence[Finding]) -> Group:
-    """Returns the findings for a terminal, by analysis, and how many hold."""
-    if not found:
-        return Group(Text("No claim has been tested yet: run 'dbpkit analyse SPEC --out DIR' first."))
-    styles: dict[Verdict, str] = {"holds": "green", "undecided": "yellow", "does not hold": "red"}
-    lines: list[Text] = []
-    heading = None
-    for f in found:
-        if f.analysis != heading:
-            lines.append(Text(f.analysis, style="bold"))
-            heading = f.analysis
-        cell = number_cell(f.number)
-        inside = [f"95 % interval {cell.interval}"] if cell.interval else []
-        inside += [f"n = {cell.examples}"] if cell.examples else []
-        measured = f"{f.number.name}: {cell.value}" + (f" ({', '.join(inside)})" if inside else "")
-        lines.append(Text.assemble((f"  {SIGNS[f.verdict]} {f.verdict:14}", styles[f.verdict]), measured))
-        lines.append(Text(f"{'':18}claim: {f.number.claim}", style="dim"))
-        if cell.published:
-            source = f" ({cell.source})" if cell.source else ""
-            lines.append(Text(f"{'':18}published: {cell.published}{source}", style="dim"))
-    return Group(*lines, Text(findings_sentence(found)))
-
-
-def console_analysis(result: AnalysisResult) -> Group:
-    """Returns an analysis for a terminal: its sentences, then every number."""
-    lines = [Text(result.title, style="bold"), *(Text(f"  {sentence}") for sentence in result.sentences)]
-    for number in result.numbers:
-        cell = number_cell(number)
-        inside = f" (95 % interval {cell.interval}, n = {cell.examples})" if cell.interval else ""
-        lines.append(Text(f"  {number.name}: {cell.value}{inside}", style="dim"))
-    return Group(*lines)
-
-
 def write_charts(result: AnalysisResult, folder: Path) -> list[Path]:
     """Writes every chart of an analysis as PNG and its data as CSV; returns the files."""
-    from dbpkit.reporting.charts import draw  # a table needs no library that draws
+    from dbpkit.reporting.figures.charts import draw  # a table needs no library that draws
 
     written = []
     for number, chart in enumerate(result.charts, start=1):
@@ -248,7 +211,7 @@ def _line(
     name: str, number: int, key: tuple[str, int], charts: Mapping[str, Mapping[tuple[str, int], Chart]]
 ) -> Iterator[ShownChart]:
     """One chart of every run that has it, on the same axes."""
-    from dbpkit.reporting.charts import draw
+    from dbpkit.reporting.figures.charts import draw
 
     beside = [titled[key] for titled in charts.values() if key in titled]
     for letter, titled in charts.items():

@@ -1,6 +1,6 @@
 """What the checks of the records look at, in words, and which of them had something to look at.
 
-The thing people get wrong: a check that found nothing because it had nothing to look at is no good news.
+A check that found nothing because it had nothing to look at is not listed as passed.
 """
 
 import numpy as np

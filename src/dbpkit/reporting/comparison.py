@@ -1,15 +1,14 @@
-"""Several runs beside each other: what each of them has, and paired differences, as text for the page.
+"""Several runs side by side: what each of them has, and paired differences, as text for the page.
 
 The thing people get wrong: two bars whose whiskers overlap may still differ clearly, because the runs share
-their examples; only the table of paired differences can tell.
+their examples. Only the table of paired differences can tell.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from dbpkit.foundation.errors import UserError
-from dbpkit.reporting.figures import PALETTE, ResponsiveChart, accuracy_chart
-from dbpkit.reporting.lines import MARKERS, curve_chart
+from dbpkit.reporting.figures import MARKERS, PALETTE, ResponsiveChart, accuracy_chart, curve_chart
 from dbpkit.reporting.tables import (
     Cell,
     DifferenceRow,

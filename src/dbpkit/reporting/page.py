@@ -1,114 +1,27 @@
 """The report page: one HTML file that needs nothing else, for one run or several.
 
-The thing people get wrong: names of runs, rows and classes come from users; the template escapes all of them.
+Names of runs, rows and classes come from users; the template escapes all of them.
 """
 
 import base64
 import hashlib
-import logging
 import string
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.files import write_atomically
 from dbpkit.foundation.locking import refuse_link
-from dbpkit.foundation.spec import as_toml
 from dbpkit.reporting.analyses import AnalysisView, analysis_views, found_view
-from dbpkit.reporting.charts import chart_csv
-from dbpkit.reporting.checks import preflight_note, record_checks
 from dbpkit.reporting.comparison import ShownRun, compare_shown
-from dbpkit.reporting.figures import GAIN, ResponsiveChart, accuracy_chart
-from dbpkit.reporting.strip import Strip, read_strip
-from dbpkit.reporting.tables import (
-    DifferenceRow,
-    TableRow,
-    difference_rows,
-    headline_title,
-    interval_methods,
-    row_title,
-    table_rows,
-)
-from dbpkit.results.analysis import AnalysisRecords, AnalysisResult, Chart, analysis_results
-from dbpkit.results.columns import Columns
-from dbpkit.results.findings import Finding, evaluation_numbers, gather
-from dbpkit.results.flags import Flag
-from dbpkit.results.protocols import DEFAULT
+from dbpkit.reporting.figures import GAIN, ResponsiveChart, accuracy_chart, chart_csv
+from dbpkit.reporting.figures.engine import data_uri
+from dbpkit.reporting.run_view import run_view
+from dbpkit.results.analysis import Chart
 from dbpkit.results.run_directory import RunDirectory
-from dbpkit.results.schemas import RecordedSpec
-from dbpkit.results.summary import Summary, expected_rows, has_purifier, summarise
-
-log = logging.getLogger(__name__)
-
-
-class Incomplete(NamedTuple):
-    """Rows that are equally far from all their examples.
-
-    Attributes:
-        recorded: ``"4 of 6 examples"``.
-        failed: how many of the others failed.
-        titles: the rows.
-    """
-
-    recorded: str
-    failed: int
-    titles: list[str]
-
-
-class RunView(NamedTuple):
-    """One run, ready to be shown.
-
-    Attributes:
-        letter: ``"A"``, ``"B"``, ... or empty for a single run.
-        path: run directory as it was given.
-        facts: what was evaluated, in a few words each.
-        summary: its numbers, flags and sentence.
-        rows: lines of the headline table.
-        protocol: what the headline is called, or empty if it is the accuracy per draw.
-        methods: how the intervals were made.
-        differences: lines of the table of paired differences.
-        incomplete: rows that have not all their examples, by how many they have.
-        row_count: rows that were asked for.
-        flags: flags with the title of their row, errors first.
-        silent: checks that ran and found nothing, with what they look at.
-        preflight: what there is to say of the checks before the run, if they have not run or are not listed.
-        strip: pictures, or None before there are any.
-        no_strip: why there are none.
-        settings: the resolved spec as TOML.
-        provenance: name and the value of every session.
-        hash: sha256 of the spec.
-        records: recorded results.
-        analyses: finished analyses.
-        findings: every claim that was tested.
-        only_analysed: whether no evaluation was begun, so that the analyses are all there is.
-    """
-
-    letter: str
-    path: str
-    facts: list[str]
-    summary: Summary
-    rows: list[TableRow]
-    protocol: str
-    methods: str
-    differences: list[DifferenceRow]
-    incomplete: list[Incomplete]
-    row_count: int
-    flags: list[tuple[Flag, str]]
-    silent: dict[str, str]
-    preflight: str
-    strip: Strip | None
-    no_strip: str
-    settings: str
-    provenance: list[tuple[str, list[str]]]
-    hash: str
-    records: int
-    analyses: list[AnalysisResult]
-    findings: list[Finding]
-    only_analysed: bool
 
 
 def write_report(runs: Sequence[str | Path | RunDirectory], out: Path | None = None) -> Path:
@@ -124,13 +37,13 @@ def write_report(runs: Sequence[str | Path | RunDirectory], out: Path | None = N
         The path of the HTML file.
 
     Raises:
-        UserError: if a directory is no run, a file in it is damaged, or the page cannot be written.
+        UserError: if a directory is not a run, a file in it is damaged, or the page cannot be written.
     """
     if not runs:
         raise UserError("a report needs at least one run directory, none was given.")
     directories = [run if isinstance(run, RunDirectory) else RunDirectory(run) for run in runs]
     letters = [""] if len(runs) == 1 else [_letter(number) for number in range(len(runs))]
-    views = [_view(run, letter) for run, letter in zip(directories, letters, strict=True)]
+    views = [run_view(run, letter) for run, letter in zip(directories, letters, strict=True)]
     title = views[0].summary.name if len(views) == 1 else f"Comparison of {len(views)} runs"
     comparison = None
     chart = accuracy_chart([("", views[0].rows)]) if views[0].rows else None
@@ -193,129 +106,8 @@ def _script_hash(script: str) -> str:
 def _csv_uri(content: str | Chart) -> str:
     """A table as a link that needs no file."""
     text = content if isinstance(content, str) else chart_csv(content)
-    return f"data:text/csv;charset=utf-8;base64,{base64.b64encode(text.encode()).decode('ascii')}"
+    return data_uri("text/csv;charset=utf-8", text.encode())
 
 
 def _letter(number: int) -> str:
     return string.ascii_uppercase[number] if number < 26 else str(number + 1)
-
-
-def _view(run: RunDirectory, letter: str) -> RunView:
-    """Reads one run."""
-    summary, columns = summarise(run), run.columns()
-    recorded = len(columns.failed) + sum(map(len, columns.rows.values()))
-    raised = {flag.name for flag in summary.flags}
-    checks = {**(run.checks_run() or {}), **record_checks(columns)}
-    if any(row.control for row in summary.rows):
-        checks["control_as_low"] = "the attack, not the protocol, takes most of what is lost"
-    asked = expected_rows(summary.spec)
-    titles = {row.name: row.title for row in summary.rows}
-    strip, no_strip = _pictures(run, summary.spec, columns)
-    results = list(analysis_results(run))
-    only_analysed = bool(results) and not recorded and not run.sessions()
-    return RunView(
-        letter=letter,
-        path=str(run.path),
-        facts=_facts(summary),
-        summary=summary,
-        rows=table_rows(summary),
-        protocol=headline_title(summary),
-        methods=interval_methods(summary),
-        differences=difference_rows(summary),
-        incomplete=[] if only_analysed else _incomplete(asked, _examples_asked(run), columns),
-        row_count=len(asked),
-        flags=[
-            (flag, titles.get(flag.row) or row_title(flag.row) if flag.row else "")
-            for flag in sorted(summary.flags, key=lambda f: f.severity != "error")
-        ],
-        silent={name: what for name, what in checks.items() if name not in raised},
-        preflight=preflight_note(run),
-        strip=strip,
-        no_strip=no_strip,
-        settings=as_toml(run.spec()["spec"]),
-        provenance=_provenance(run.sessions() or _analysed(run, results)),
-        hash=run.spec()["hash"],
-        records=recorded,
-        analyses=results,
-        findings=gather(evaluation_numbers(run, summary), results),
-        only_analysed=only_analysed,
-    )
-
-
-def _pictures(run: RunDirectory, spec: RecordedSpec, columns: Columns) -> tuple[Strip | None, str]:
-    """The pictures of a run, or None and why; no number depends on them, so a damaged file stops nothing."""
-    try:
-        strip = read_strip(run, spec, columns)
-    except UserError as error:
-        log.warning("The report has no pictures: %s", error)
-        return None, f"There are no pictures: {error}"
-    return strip, "This run has no pictures yet; they are stored when its evaluation has reached its end."
-
-
-def _analysed(run: RunDirectory, results: Sequence[AnalysisResult]) -> list[dict[str, Any]]:
-    """The hashes that the analyses noted, each once: all that is known where no evaluation was begun."""
-    noted = [AnalysisRecords(run, result.name).settings() or {} for result in results]
-    hashes = [settings["hashes"] for settings in noted if "hashes" in settings]
-    return [h for k, h in enumerate(hashes) if h not in hashes[:k]]
-
-
-def _facts(summary: Summary) -> list[str]:
-    """What was evaluated, in a few words each."""
-    spec, purifier = summary.spec, summary.spec.purifier
-    norm = {"linf": "L∞", "l2": "L2"}.get(spec.threat.norm, spec.threat.norm)
-    attacks = [
-        attack.name + "".join(f", {key} {value}" for key, value in attack.options.items())
-        for attack in spec.attacks
-    ]
-    defence = f"purifier {purifier.name}"
-    if purifier.sampler is not None:
-        defence = f"purifier {purifier.sampler}, t* = {purifier.t_star:g}, {purifier.steps} steps"
-    return [
-        f"data {spec.data.name}",
-        defence if has_purifier(spec) else f"classifier {spec.classifier.name}",
-        f"budget {norm} {spec.threat.eps}",
-        f"attack {' + '.join(attacks)}",
-        *([] if summary.protocol == DEFAULT else [f"protocol {summary.protocol}"]),
-    ]
-
-
-def _examples_asked(run: RunDirectory) -> int | None:
-    """How many examples the run is over, as its sessions noted, for it can grow; None before any."""
-    return max((s["examples"] for s in run.sessions() if s.get("examples")), default=None)
-
-
-def _incomplete(tapes: Mapping[str, int], asked: int | None, columns: Columns) -> list[Incomplete]:
-    """Rows in which an example that was asked for has no result on one of its tapes."""
-    done = {row: Counter(columns.rows[row].example.tolist()) if row in columns.rows else {} for row in tapes}
-    failed: dict[str, set[int]] = {row: set() for row in tapes}
-    for r in columns.failed:
-        if r["row"] in tapes:
-            failed[r["row"]].add(r["example"])
-    groups: dict[tuple[int, int], list[str]] = {}
-    for row, wanted in tapes.items():
-        recorded = sum(count >= wanted for count in done[row].values())
-        if asked is None or recorded < asked:
-            groups.setdefault((recorded, len(failed[row])), []).append(row_title(row))
-    total = "of all examples of the data" if asked is None else f"of {asked} examples"
-    return [
-        Incomplete(f"{recorded} {total}", failures, rows) for (recorded, failures), rows in groups.items()
-    ]
-
-
-def _provenance(sessions: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
-    """Every entry of the sessions, one column per session."""
-    flat = [_flat(session) for session in sessions]
-    names = dict.fromkeys(name for session in flat for name in session)
-    return [(name, [session.get(name, "") for session in flat]) for name in names]
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """``{"versions": {"torch": "2"}}`` as ``{"versions.torch": "2"}``."""
-    entries: dict[str, str] = {}
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            entries |= _flat(value, f"{prefix}{key}.")
-        else:
-            shown = ("yes" if value else "no") if isinstance(value, bool) else str(value)
-            entries[f"{prefix}{key}"] = shown
-    return entries

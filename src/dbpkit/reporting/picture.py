@@ -1,22 +1,23 @@
 """The strip of pictures as one PNG, for a README: clean, attacked and purified images under each other."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib as mpl
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dbpkit.foundation.errors import UserError, unknown_name
 from dbpkit.foundation.files import write_atomically
+from dbpkit.foundation.png import png_bytes
 from dbpkit.reporting.figures import as_picture
 from dbpkit.reporting.strip import EXAMPLES, class_name
 from dbpkit.results.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from dbpkit.foundation.arrays import Array
-    from dbpkit.reporting.figures import Pixels
+    from dbpkit.reporting.figures.pixels import Pixels
 
 SIDE = 112
 GAP = 10
@@ -60,9 +61,7 @@ def write_strip_png(run: str | Path, path: str | Path, row: str = "white_box") -
         ("attacked", tensors[f"{row}.x_adv"], []),
         ("purified", tensors[f"{row}.x_pure"], judged),
     ]
-    buffer = io.BytesIO()
-    _strip(lines, min(EXAMPLES, len(labels))).save(buffer, format="PNG", optimize=True)
-    write_atomically(Path(path), buffer.getvalue())
+    write_atomically(Path(path), png_bytes(_strip(lines, min(EXAMPLES, len(labels)))))
     return Path(path)
 
 
@@ -92,9 +91,7 @@ def write_replay_png(
     if x_pure is not None:
         images += list(x_pure[:EXAMPLES])
         texts += judged[:EXAMPLES]
-    buffer = io.BytesIO()
-    _strip([("", images, texts)], len(images)).save(buffer, format="PNG", optimize=True)
-    write_atomically(Path(path), buffer.getvalue())
+    write_atomically(Path(path), png_bytes(_strip([("", images, texts)], len(images))))
     return Path(path)
 
 
@@ -105,8 +102,8 @@ def _judged(predicted: str, label: str) -> tuple[str, str]:
 
 def _strip(
     lines: Sequence[tuple[str, "Sequence[Pixels] | Array", Sequence[tuple[str, str]]]], count: int
-) -> Image.Image:
-    """Puts pictures and texts on white."""
+) -> "Array":
+    """Puts pictures and texts on white; returns the pixels (H, W, 3)."""
     height = sum(SIDE + (LABEL if texts else GAP) for _, _, texts in lines) + 2 * GAP
     canvas = Image.new("RGB", (MARGIN + count * (SIDE + GAP) + GAP, height), "white")
     draw = ImageDraw.Draw(canvas)
@@ -123,7 +120,7 @@ def _strip(
                 place = (x + SIDE / 2, y + SIDE + LABEL / 2)
                 draw.text(place, _fitting(text, font), colour, font, anchor="mm")
         y += SIDE + (LABEL if texts else GAP)
-    return canvas
+    return np.asarray(canvas)
 
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont) -> str:

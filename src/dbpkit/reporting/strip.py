@@ -1,7 +1,7 @@
 """The strip of pictures: what a run stored of its first examples, ready to be shown.
 
-The thing people get wrong: a picture shows one draw. The prediction under it is that draw's; the count
-beside it says what the other draws gave.
+A purified picture shows one draw. The prediction under it is that draw's; the count beside it says what the
+other draws gave.
 """
 
 from collections.abc import Mapping

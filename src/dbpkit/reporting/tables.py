@@ -1,20 +1,8 @@
-"""From a summary to rows of text: one pure function, shared by the page and the console.
-
-The thing people get wrong: a number without its interval and its n is not the result.
-"""
+"""From a summary to rows of text, each number with its interval and its n, for the page and the terminal."""
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.measure import Measurement
-from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
-
-from dbpkit.results.flags import Flag
 from dbpkit.results.kinds import DIFFERENCES, kind_of
 from dbpkit.results.protocols import DEFAULT, recorded_protocol
 from dbpkit.results.summary import Row, Summary, has_purifier
@@ -149,143 +137,6 @@ def interval_methods(summary: Summary) -> str:
     return ", ".join("Wilson score, Student's t" if m == "wilson" else m for m in methods)
 
 
-class Fitting(NamedTuple):
-    """A table for a terminal, or the same in another form where the terminal is too narrow for it."""
-
-    table: Table
-    narrow: RenderableType
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Gives the table, if no column of it is cut at this width."""
-        unbounded = options.update_width(10**4)
-        needed = len(self.table.columns) - 1
-        for column in self.table.columns:
-            sizes = [Measurement.get(console, unbounded, cell) for cell in (column.header, *column.cells)]
-            least = max(size.maximum if column.no_wrap else size.minimum for size in sizes)
-            needed += max(least, column.min_width or 0)
-        yield self.table if needed <= options.max_width else self.narrow
-
-
-def console_table(summary: Summary) -> Fitting:
-    """Returns the headline table for a terminal: it fits 80 columns, and is a list where there are fewer."""
-    methods = interval_methods(summary)
-    counts = "N queries, unattacked images asked as often" if headline_title(summary) else "R draws, T tapes"
-    caption = f"Intervals: {methods}, over n images. {counts}." if methods else "Nothing recorded yet."
-    table = Table(
-        title=Text(summary.name), caption=Text(caption), box=SIMPLE_HEAD, padding=0, show_edge=False
-    )
-    rows = table_rows(summary)
-    columns = _protocol_columns(summary, rows) or _columns(rows)
-    table.add_column("setting", overflow="fold", min_width=16)
-    listed: list[Text | Padding] = [Text(summary.name, style="bold")]
-    for number, title in enumerate(columns):
-        table.add_column(title, justify="right" if number else "left", no_wrap=True)
-    group = None
-    for k, row in enumerate(rows):
-        if row.group != group:
-            table.add_row(Text(row.group, style="bold"))
-            listed.append(Text(row.group, style="bold"))
-            group = row.group
-        numbers = (Text(cells[k]) for cells in columns.values())  # Text: a user's name is no markup
-        table.add_row(Padding(Text(short_title(row.title)), (0, 0, 0, 1)), *numbers)
-        said = [
-            f"{' '.join(c.split())} {cells[k].strip()}" for c, cells in columns.items() if cells[k] != NOTHING
-        ]
-        listed.append(Text(f" {short_title(row.title)}"))
-        listed.append(
-            Padding(Text(", ".join(said).replace(" (95 % interval)", "")), (0, 0, 0, 4), expand=False)
-        )
-    return Fitting(table, Group(*listed, Text(caption, style="dim")))
-
-
-def _columns(rows: Sequence[TableRow]) -> dict[str, list[str]]:
-    """Title and cells of every column but the first."""
-    return {
-        "accuracy per draw\n(95 % interval)": [_with_interval(r.accuracy) for r in rows],
-        "majority": [r.majority.value if r.majority else NOTHING for r in rows],
-        "all\ndraws@R": [_with_count(r.every) for r in rows],
-        "n": [str(r.examples) for r in rows],
-        "draws": [str(r.draws) for r in rows],
-        **_cost_column(rows),
-    }
-
-
-def _protocol_columns(summary: Summary, rows: Sequence[TableRow]) -> dict[str, list[str]]:
-    """The same for a protocol other than one shot: its estimate beside its control; empty for one shot."""
-    title = headline_title(summary)
-    if not title:
-        return {}
-    return {
-        f"{title}\n(95 % interval)": [_with_interval(r.headline) for r in rows],
-        "N": [r.headline.over.partition("= ")[2] or NOTHING for r in rows],
-        "un-\nattacked": [r.control.value if r.control else NOTHING for r in rows],
-        "per\ndraw": [r.accuracy.value for r in rows],
-        "n": [str(r.examples) for r in rows],
-        **_cost_column(rows),
-    }
-
-
-def _cost_column(rows: Sequence[TableRow]) -> dict[str, list[str]]:
-    """Network calls, or gradient passes for runs that did not record those."""
-    if all(r.network_calls for r in rows):
-        return {"network\ncalls\nper image": [r.network_calls for r in rows]}
-    return {"gradient\npasses\nper image": [r.gradient_passes for r in rows]}
-
-
-def _with_interval(cell: Cell) -> str:
-    return f"{cell.value:>6} ({cell.interval})"
-
-
-def _with_count(cell: Cell | None) -> str:
-    return f"{cell.value} {cell.over.replace(' ', '')}" if cell else NOTHING
-
-
-def replay_table(logits: Sequence[Sequence[float]], recorded: Sequence[int], names: Sequence[str]) -> Fitting:
-    """Returns the logits of one example for a terminal: a column per class and a line per draw.
-
-    Args:
-        logits: of R draws, K each; of more than 12 classes, or in a narrow terminal, the largest three are
-            shown.
-        recorded: predictions of the record, R of them.
-        names: of the K classes; a class without a name has its number.
-    """
-    named = {k: names[k] if k < len(names) else str(k) for k in {*range(len(logits[0])), *recorded}}
-    few = len(logits[0]) <= 12
-    largest = _replay_table(logits, recorded, named, every=False)
-    return Fitting(_replay_table(logits, recorded, named, every=True) if few else largest, largest)
-
-
-def _replay_table(
-    logits: Sequence[Sequence[float]], recorded: Sequence[int], named: dict[int, str], *, every: bool
-) -> Table:
-    """One form of the table: a column for every class, or one with the largest three."""
-    classes = [named[k] for k in range(len(logits[0]))]
-    table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False)
-    for title in ("draw", *([name[:6] for name in classes] if every else ["largest logits"])):
-        table.add_column(Text(title), justify="right", no_wrap=every or title == "draw")
-    table.add_column("predicted", no_wrap=True)
-    table.add_column("recorded", no_wrap=True)
-    for draw, (values, before) in enumerate(zip(logits, recorded, strict=False)):
-        order = sorted(range(len(values)), key=values.__getitem__, reverse=True)
-        top = ", ".join(f"{named[k]} {values[k]:.3f}" for k in order[:3])
-        cells = [f"{v:.3f}" for v in values] if every else [top]
-        said = [named[order[0]], named[before]]
-        table.add_row(*(Text(cell) for cell in (str(draw), *cells, *said)))
-    return table
-
-
-def console_flags(flags: Sequence[Flag]) -> Group:
-    """Returns the flags for a terminal, errors first; one line says so if there is none."""
-    if not flags:
-        return Group(Text("No flag: every check that ran found nothing.", style="green"))
-    lines = []
-    for flag in sorted(flags, key=lambda f: f.severity != "error"):
-        style = "bold red" if flag.severity == "error" else "bold yellow"
-        where = f" [{flag.row}]" if flag.row else ""
-        lines.append(Text.assemble((f"{flag.severity} {flag.name}", style), f"{where}: {flag.message}"))
-    return Group(*lines, Text("docs/flags.md explains every flag.", style="dim"))
-
-
 def percent(value: float) -> str:
     """Returns ``"71.9%"``."""
     return NOTHING if math.isnan(value) else f"{100 * value:.1f}%"
@@ -342,5 +193,5 @@ def _table_row(row: Row, purified: bool) -> TableRow:
 
 
 def _count(value: float) -> str:
-    """Returns ``"1,234"``, or one decimal where it is no whole number."""
+    """Returns ``"1,234"``, or one decimal where it is not a whole number."""
     return f"{value:,.0f}" if value % 1 < 0.05 else f"{value:,.1f}"

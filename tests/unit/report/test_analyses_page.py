@@ -12,7 +12,7 @@ from PIL import Image
 
 from dbpkit.reporting import write_report
 from dbpkit.reporting.analyses import analysis_views, findings_sentence, number_cell, number_text
-from dbpkit.reporting.charts import chart_csv
+from dbpkit.reporting.figures.charts import chart_csv
 from dbpkit.results.analysis import Number, analysis_results
 from dbpkit.results.findings import gather
 from dbpkit.results.run_directory import RunDirectory

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from dbpkit.reporting import write_report
-from dbpkit.reporting.charts import chart_csv
+from dbpkit.reporting.figures.charts import chart_csv
 from dbpkit.results.run_directory import RunDirectory
 from tests.unit.report.conftest import CHARTS
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dbpkit.foundation.errors import UserError
-from dbpkit.reporting.charts import chart_csv, draw
+from dbpkit.reporting.figures.charts import chart_csv, draw
 from dbpkit.results.analysis import Chart, Series
 from tests.unit.report.conftest import CHARTS
 

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from dbpkit.reporting import write_report
-from dbpkit.reporting.figures import PALETTE
-from dbpkit.reporting.lines import MARKERS, curve_chart
+from dbpkit.reporting.figures import MARKERS, PALETTE, curve_chart
 from dbpkit.reporting.tables import difference_cell, p_text, percent
 from dbpkit.results.curves import eps_curves
 from dbpkit.results.layout import canonical_hash

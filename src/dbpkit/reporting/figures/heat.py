@@ -1,7 +1,7 @@
 """Heat maps: one row a series, one column a category.
 
-The thing people get wrong: a colour scale with its middle away from 0 makes small values of one sign
-look like those of the other. Values of both signs are drawn around 0.
+Values of both signs are drawn on a scale around 0: with its middle elsewhere, small values of one sign
+would look like those of the other.
 """
 
 import math
@@ -12,11 +12,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from dbpkit.reporting.figures import Theme
+from dbpkit.reporting.figures.engine import bare, plain_text
+from dbpkit.reporting.figures.themes import FONT, Theme
 from dbpkit.results.analysis import Chart
-
-FONT = 10.0
-"""Points, of all charts of analyses."""
 
 MOST_CELLS = 144
 """Cells that are labelled with their values; more would be too small to read."""
@@ -52,11 +50,10 @@ def heat_map(
     rows = [textwrap.fill(series.name, 20) for series in chart.series]
     _ticks(axes.xaxis, columns, each=math.ceil(len(columns) * (max(map(len, columns)) + 1) / 52))
     _ticks(axes.yaxis, rows, each=math.ceil(len(rows) / 18))
-    axes.tick_params(length=0, colors=theme.muted, labelsize=FONT - 1)
-    label: dict[str, Any] = {"size": FONT - 1, "color": theme.muted, "parse_math": False}
+    label = plain_text(FONT - 1, theme.muted)
     axes.set_xlabel(textwrap.fill(chart.x_label, 60), **label)
     axes.set_title(textwrap.fill(chart.y_label, 66), loc="left", **label)
-    axes.spines[:].set_visible(False)
+    bare(axes, theme, pad=3.5, labelsize=FONT - 1)
     bar: Any = axes.figure.colorbar(mesh, ax=axes, shrink=0.9, pad=0.02)
     bar.ax.tick_params(length=0, colors=theme.muted, labelsize=FONT - 1)
     bar.outline.set_visible(False)
