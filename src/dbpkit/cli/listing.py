@@ -1,7 +1,7 @@
 """What a spec can name, and what each part takes: the text of ``dbpkit list`` and ``dbpkit show``."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from dbpkit.analyses.analysis import analyses
 from dbpkit.attacks import attacks, losses
@@ -29,38 +29,65 @@ from dbpkit.training.objectives import objectives
 from dbpkit.training.perturb import perturbations
 from dbpkit.training.spec import TrainingSpec
 
-REGISTRIES: dict[str, Any] = {
-    "analyses": analyses,
-    "attacks": attacks,
-    "classifiers": classifier_sources,
-    "data": datasets,
-    "denoiser-adapters": denoiser_adapters,
-    "denoisers": denoiser_sources,
-    "gradients": gradients,
-    "losses": losses,
-    "networks": networks,
-    "noise-levels": noise_levels,
-    "objectives": objectives,
-    "perturbations": perturbations,
-    "protocols": protocols,
-    "purifiers": purifiers,
-    "samplers": samplers,
-    "threats": threats,
-}
-
-_GIVEN = {
-    "attacks": RESERVED,
-    "denoiser-adapters": ("network",),
-    "gradients": ("model",),
-    "losses": ("logits", "y"),
-    "purifiers": GIVEN,
-    "threats": ("eps",),
-}
-"""Parameters of parts that are no options, by kind."""
-
-
 MOST_STEPS = 100_000
 """Steps of the longest grid that is made only to look at it."""
+
+
+def _own(part: Any, given: Sequence[str]) -> dict[str, Option]:
+    """The options of a function or class; what is made already has none."""
+    return options_of(part, given) if callable(part) else {}
+
+
+class Kind(NamedTuple):
+    """Parts of one kind, and what of them a spec sets.
+
+    Attributes:
+        parts: the registry.
+        given: parameters that are no options, because dbpkit gives them.
+        options: finds the options of a part; None where it has none.
+    """
+
+    parts: Any
+    given: Sequence[str] = ()
+    options: Callable[[Any, Sequence[str]], dict[str, Option]] | None = _own
+
+
+def _with_grid(sampler: Any, _given: Sequence[str]) -> dict[str, Option]:
+    """The options of a sampler; those of its grid are called ``grid.NAME``."""
+    own, grid = sampler_options(sampler)
+    return own | {f"grid.{name}": option for name, option in grid.items()}
+
+
+PARTS: dict[str, Kind] = {
+    "analyses": Kind(analyses),
+    "attacks": Kind(attacks, RESERVED),
+    "classifiers": Kind(classifier_sources),
+    "data": Kind(datasets),
+    "denoiser-adapters": Kind(denoiser_adapters, ("network",)),
+    "denoisers": Kind(denoiser_sources),
+    "gradients": Kind(gradients, ("model",)),
+    "losses": Kind(losses, ("logits", "y")),
+    "networks": Kind(networks),
+    "noise-levels": Kind(noise_levels),
+    "objectives": Kind(objectives),
+    "perturbations": Kind(perturbations),
+    "protocols": Kind(protocols, options=None),
+    "purifiers": Kind(purifiers, GIVEN),
+    "samplers": Kind(samplers, options=_with_grid),
+    "threats": Kind(threats, ("eps",)),
+}
+"""Kinds of registered parts; a new one is one line here and one in `dbpkit.foundation.registry.KINDS`."""
+
+REGISTRIES: dict[str, Any] = {name: kind.parts for name, kind in PARTS.items()}
+
+OTHERS: dict[str, Callable[[], dict[str, str]]] = {
+    "knowledge": lambda: {
+        name: ", ".join(sorted(k.shared_sites)) or f"gradient {k.gradient}" for name, k in known.items()
+    },
+    "specs": lambda: {name: title(path) for name, path in specs().items()},
+    "plugins": lambda: {name: str(plugin) for name, plugin in load_plugins().items()},
+}
+"""What else a spec can name, and where parts may come from, with descriptions by name."""
 
 
 def described(what: str = "") -> dict[str, dict[str, str]]:
@@ -70,11 +97,7 @@ def described(what: str = "") -> dict[str, dict[str, str]]:
         UserError: if there is no such kind and no such part; the nearest is suggested.
     """
     listed: dict[str, dict[str, str]] = {kind: registry.describe() for kind, registry in REGISTRIES.items()}
-    listed["knowledge"] = {
-        name: ", ".join(sorted(k.shared_sites)) or f"gradient {k.gradient}" for name, k in known.items()
-    }
-    listed["specs"] = {name: title(path) for name, path in specs().items()}
-    listed["plugins"] = {name: str(plugin) for name, plugin in load_plugins().items()}
+    listed |= {kind: described() for kind, described in OTHERS.items()}
     if not what:
         return listed
     if what in listed:
@@ -87,14 +110,11 @@ def described(what: str = "") -> dict[str, dict[str, str]]:
 
 
 def options(kind: str, name: str) -> dict[str, Option]:
-    """Returns the options of a registered part; those of a sampler's grid are called ``grid.NAME``."""
-    if kind not in REGISTRIES:
+    """Returns the options of a registered part, by name."""
+    if kind not in PARTS:
         return {}
-    part = REGISTRIES[kind].get(name)
-    if kind == "samplers":
-        own, grid = sampler_options(part)
-        return own | {f"grid.{n}": o for n, o in grid.items()}
-    return options_of(part, _GIVEN.get(kind, ())) if callable(part) and kind != "protocols" else {}
+    parts, given, find = PARTS[kind]
+    return {} if find is None else find(parts.get(name), given)
 
 
 def default(option: Option) -> str:
@@ -144,7 +164,7 @@ def _check_part(kind: str, name: str, given: Mapping[str, Any]) -> None:
     part, what, known = registry.get(name), f"{registry.kind} '{name}'", options(kind, name)
     plain = {n: v for n, v in given.items() if n not in known or not _names_code(v)}
     if callable(part):
-        checked_options(part, plain, what, _GIVEN.get(kind, ()))
+        checked_options(part, plain, what, PARTS[kind].given)
         check_needed(known, given, what)
 
 
