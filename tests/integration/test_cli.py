@@ -100,7 +100,7 @@ def test_spec_that_is_no_toml_is_named(run, tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("name = ")
     code, _, err = run("show", tmp_path / "bad.toml")
     assert code == 2
-    assert "is no valid TOML" in err
+    assert "is not valid TOML" in err
 
 
 def test_device_that_is_not_there_is_refused(run, tiny_toml: Path, tmp_path: Path) -> None:

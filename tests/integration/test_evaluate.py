@@ -153,7 +153,7 @@ def test_evaluate_other_weights_are_refused(
 
 def test_evaluate_out_that_is_something_else_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="exists and is no run directory"):
+    with pytest.raises(UserError, match="exists and is not a run directory"):
         evaluate(tiny(), tmp_path)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
@@ -401,7 +401,7 @@ def test_evaluate_parts_that_do_not_fit_are_one_sentence(
         ({"knowledge": ["white_box", "white_box"]}, "every name may occur once"),
         ({"atacks": []}, "unknown key 'atacks'. Did you mean 'attacks'"),
         ({"purifier": {"t_star": 100}}, "purifier.t_star = 100: Input should be less than 1"),
-        ({"threat": {"eps": "8/0"}}, "is no number"),
+        ({"threat": {"eps": "8/0"}}, "is not a number"),
         ({"threat": {"eps": "-1"}}, "is negative"),
         ({"knowledge": [1]}, "must be the name of a setting or a table"),
         ({"knowledge": [{"name": "a/b", "shared_sites": []}]}, "knowledge.0.name = a/b"),

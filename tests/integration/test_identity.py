@@ -1,4 +1,4 @@
-"""Run directories that were damaged, swapped, shared or continued with other parts are mended, or refused."""
+"""Run directories that were damaged, swapped, shared or continued with other parts: repaired or refused."""
 
 import json
 import shutil
@@ -147,7 +147,7 @@ def test_foreign_directory_is_refused_before_parts_are_built(
     monkeypatch.setattr("dbpkit.evaluation.run.build", never)
     monkeypatch.setattr("dbpkit.analyses.run.build", never)
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="exists and is no run directory"):
+    with pytest.raises(UserError, match="exists and is not a run directory"):
         work(tiny(), tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 

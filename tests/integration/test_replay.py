@@ -140,7 +140,7 @@ def test_replay_of_what_is_not_there_says_what_is(words: dict, message: str, fin
 
 
 def test_replay_of_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no run directory"):
+    with pytest.raises(UserError, match="is not a run directory"):
         replay(tmp_path, 0)
 
 

@@ -209,7 +209,7 @@ def test_findings_command_without_claims_says_how_to_get_them(run: Command, tmp_
 def test_findings_command_of_no_run_directory_is_named(run: Command, tmp_path: Path) -> None:
     code, out, err = run("findings", tmp_path)
     assert (code, out) == (2, "")
-    assert "is no run directory" in err
+    assert "is not a run directory" in err
 
 
 SMALL = as_toml(

@@ -210,7 +210,7 @@ def test_identity_network_of_the_users_own_is_not_changed() -> None:
         (lambda: read_spec(3, EvaluationSpec), "named by its path or its published name, not by 3"),
         (lambda: read_spec(".", EvaluationSpec), r"spec '\.' does not exist\. Give the path"),
         (lambda: RunDirectory(3), "a run directory is named by its path, not by 3"),
-        (lambda: trust(3), "3 is no import path"),
+        (lambda: trust(3), "3 is not an import path"),
         (
             lambda: evaluate(EvaluationSpec(), "run", progress=3),
             "evaluate: progress must be a function.*, not 3",

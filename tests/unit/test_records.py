@@ -28,7 +28,7 @@ def test_read_gives_back_what_was_made(record: dict) -> None:
 
 def test_read_damaged_record_counts_as_failed_and_says_what_is_wrong() -> None:
     found = read({**judged(KEY, 3, [3]), "label": -1}, 12)
-    assert found == failed(KEY, "the record is damaged: 'label' is no class (line 12)")
+    assert found == failed(KEY, "the record is damaged: 'label' is not a class (line 12)")
 
 
 def test_read_line_without_a_key_raises() -> None:

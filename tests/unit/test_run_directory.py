@@ -134,7 +134,7 @@ def test_record_that_was_edited_is_refused(run: RunDirectory) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "why"),
     [
-        ("predicted", 0, "'predicted' is no list of classes"),  # a classifier that ends in .squeeze()
+        ("predicted", 0, "'predicted' is not a list of classes"),  # a classifier that ends in .squeeze()
         ("predicted", [], "'predicted'"),
         ("predicted", [1, -1], "'predicted'"),
         ("predicted", [1.0], "'predicted'"),
@@ -227,7 +227,7 @@ def test_images_that_were_swapped_or_lost_make_their_records_undone(run: RunDire
     assert {key.example for key in run.done()} == {2, 3}
     with pytest.raises(UserError, match="is missing or no plain file"):
         run.read_images("white_box-0.safetensors")
-    with pytest.raises(UserError, match="is no name of a file"):
+    with pytest.raises(UserError, match="is not the name of a file"):
         run.read_images("../spec.json")
 
 

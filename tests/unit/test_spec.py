@@ -73,7 +73,9 @@ def test_amount_toml_number_is_read_as_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["eight", "8/0", "8//255", "nan", "inf", "", "1e400", "8/255 px"])
 def test_amount_no_number_raises(text: str) -> None:
-    with pytest.raises(UserError, match=rf"eps = {re.escape(text)}: .*is no number; write \"8/255\" or 0\.5"):
+    with pytest.raises(
+        UserError, match=rf"eps = {re.escape(text)}: .*is not a number; write \"8/255\" or 0\.5"
+    ):
         validate({"eps": text}, Outer, "here")
 
 
@@ -95,7 +97,7 @@ def test_read_spec_missing_file_raises(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"eps = ", b"[inner\n", b"\xff\xfe", b"eps = 8/255"])
 def test_read_spec_no_toml_raises(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "s.toml").write_bytes(content)
-    with pytest.raises(UserError, match=r"spec '.*s\.toml' is no valid TOML: "):
+    with pytest.raises(UserError, match=r"spec '.*s\.toml' is not valid TOML: "):
         read_spec(tmp_path / "s.toml", Outer)
 
 
@@ -380,7 +382,7 @@ def test_evaluation_spec_dumped_and_read_back_is_the_same() -> None:
     ],
 )  # fmt: skip
 def test_amount_text_that_is_no_number_is_refused_without_being_worked_out(text: str) -> None:
-    with pytest.raises(UserError, match=r"is no number; write \"8/255\" or 0\.5") as raised:
+    with pytest.raises(UserError, match=r"is not a number; write \"8/255\" or 0\.5") as raised:
         validate({"eps": text}, Outer, "here")
     assert len(str(raised.value)) < 300
 
@@ -426,8 +428,8 @@ NESTED = "[" * 3000 + "]" * 3000
         ("flag = False", r"Write false in small letters\."),
         ("flag = True # yes", r"Write true in small letters\."),
         ("flag = None", r"leave the key out\."),
-        ('eps = "8/255\x00"', "is no valid TOML"),
-        ("a = 1\rb = 2", "is no valid TOML"),
+        ('eps = "8/255\x00"', "is not valid TOML"),
+        ("a = 1\rb = 2", "is not valid TOML"),
         ("#" + "x" * 300_000, "longer than 200,000 bytes"),
     ],
 )
@@ -461,14 +463,14 @@ def test_read_spec_byte_order_mark_and_windows_lines_are_read(bytes_: bytes, tmp
         ("inner.steps=-inf", "a number is infinite or nan"),
         ("inner.steps=" + "9" * 5000, "a whole number has thousands of digits"),
         ("inner=" + NESTED, "it nests deeper than 32 levels"),
-        ("inner={steps = ", "it is no valid TOML"),
-        ("parts=[1,", "it is no valid TOML"),
+        ("inner={steps = ", "it is not valid TOML"),
+        ("parts=[1,", "it is not valid TOML"),
         ("a" + ".a" * 400 + "=1", "it nests deeper than 32 levels"),
         ("inner..steps=1", "is not of the form"),
-        ("parts.-1.name=x", "'-1' is no position of the list, it has 0 to 1"),
-        ("parts.1_0.name=x", "'1_0' is no position of the list"),
-        ("parts.٣=x", "is no position of the list"),
-        ("parts.2=x", "'2' is no position of the list, it has 0 to 1"),
+        ("parts.-1.name=x", "'-1' is not a position in the list, it has 0 to 1"),
+        ("parts.1_0.name=x", "'1_0' is not a position in the list"),
+        ("parts.٣=x", "is not a position in the list"),
+        ("parts.2=x", "'2' is not a position in the list, it has 0 to 1"),
         ("\x1b[31m=1", r"unknown key '\\x1b\[31m'"),
     ],
 )
@@ -482,7 +484,7 @@ def test_read_spec_override_that_cannot_be_meant_is_one_sentence(
 
 def test_read_spec_override_of_an_empty_list_says_so(tmp_path: Path) -> None:
     (tmp_path / "s.toml").write_text("parts = []")
-    with pytest.raises(UserError, match="'0' is no position of the list, it is empty"):
+    with pytest.raises(UserError, match="'0' is not a position in the list, it is empty"):
         read_spec(tmp_path / "s.toml", Outer, ["parts.0.name=x"])
 
 

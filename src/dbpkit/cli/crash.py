@@ -1,6 +1,6 @@
 """The last handler: whatever happens, the program ends with one sentence and never with a traceback.
 
-Exit statuses: 0 done; 1 the answer is no, or a fault that nobody foresaw; 2 a mistake that the user can mend;
+Exit statuses: 0 done; 1 the answer is no, or an unforeseen fault; 2 a mistake that the user can correct;
 130 interrupted. What a fault leaves is a file with the traceback and the versions.
 """
 
@@ -55,7 +55,7 @@ def guarded(command: Callable[[], int]) -> int:
 
 
 def _file_fault(error: OSError) -> int:
-    """A file that cannot be read or written is the user's to mend."""
+    """A file that cannot be read or written is the user's to correct."""
     reason = error.strerror or str(error) or type(error).__name__
     if error.filename is None:
         console.silence()  # standard output may be what is full
@@ -70,7 +70,7 @@ def _file_fault(error: OSError) -> int:
 
 
 def _fault(error: BaseException) -> int:
-    """A fault that nobody foresaw: says where, and where its report lies."""
+    """An unforeseen fault: says where, and where its report lies."""
     said = one_line(str(error))[:300] or "no reason given"
     try:
         report = f"Report: {_write_report(error)}"

@@ -94,7 +94,7 @@ def check_command(
     talk: Talk = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check your own models and settings before a long run; exit code 1 if something must be mended."""
+    """Check your own models and settings before a long run; exit code 1 if something must be fixed."""
     from dbpkit import EvaluationSpec, Execution, check_spec, read_spec
 
     begin(plugin, computes=True)

@@ -25,14 +25,14 @@ def complete_part(incomplete: str) -> list[str]:
 
 
 def _gibibytes(value: float) -> float:
-    """Refuses what is no size of a memory."""
+    """Refuses what is not a size of a memory."""
     if not 0 <= value <= 2**20:
-        raise typer.BadParameter(f"{value:g} is no number of GiB from 0 to {2**20}")
+        raise typer.BadParameter(f"{value:g} is not a number of GiB from 0 to {2**20}")
     return value
 
 
 def _time(value: float) -> float:
-    """Refuses what is no diffusion time."""
+    """Refuses what is not a diffusion time."""
     if not 0 < value < 1:
         raise typer.BadParameter(f"{value:g} is not between 0 and 1; the papers use 0.1")
     return value

@@ -31,7 +31,7 @@ def as_dataset(given: Any, name: str = "given") -> Dataset:
         name: name of the result, for reports.
 
     Raises:
-        UserError: if it is anything else, or the images or labels are no such tensors.
+        UserError: if it is anything else, or the images or labels are not such tensors.
     """
     if isinstance(given, Dataset):
         return given

@@ -132,7 +132,7 @@ def is_image(path: Path) -> bool:
 
 
 def _regular(path: Path, where: str) -> Path:
-    """The path, if it is no folder, pipe or device, which would be read without end."""
+    """The path, if it is not a folder, pipe or device, which would be read without end."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise UserError(f"{where} is not a regular file. Give an image file.")
     return path

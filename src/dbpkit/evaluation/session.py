@@ -61,8 +61,8 @@ def enter_session(run: RunDirectory, parts: Parts, execution: Execution) -> None
     sessions = run.sessions()
     if not sessions and run.columns().rows:
         raise UserError(
-            f"'{run.path / 'env.json'}' is missing, so nobody can tell which weights and data the records are"
-            " of. Restore it or use a new --out."
+            f"'{run.path / 'env.json'}' is missing, so the weights and data of its records are unknown."
+            " Restore it or use a new --out."
         )
     packages = ("dbpkit", "torch", "numpy", "safetensors")
     session = {

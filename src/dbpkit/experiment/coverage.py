@@ -19,7 +19,7 @@ MISSING_CLASSES = "missing_classes"
 """Name of the flag."""
 
 CHANCE = 0.05
-"""Random examples that show so few classes less often than this are no fair choice."""
+"""Random examples that show so few classes less often than this are not a fair choice."""
 
 SHOWN = 3
 """Missing classes that are named."""

@@ -1,6 +1,6 @@
 """What an evaluation is: everything that can change its result, and nothing else.
 
-Device, batch sizes and the output directory are no part of it, because they must not change a result.
+Device, batch sizes and the output directory do not belong to it, because they must not change a result.
 """
 
 from typing import Any, ClassVar

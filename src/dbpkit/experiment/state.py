@@ -1,7 +1,7 @@
 """Whether a run leaves its models as it found them: weights, buffers, modes, what is trainable.
 
 The thing people get wrong: a batch norm in train mode rewrites its statistics while it is evaluated, so that
-the last example meets another model than the first, and so does whoever uses the model next.
+the last example meets another model than the first, and so does the next user of the model.
 """
 
 import hashlib

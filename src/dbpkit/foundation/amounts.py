@@ -30,7 +30,7 @@ def amount(text: str) -> float:
         if exact and not value:
             raise ValueError
     except (ValueError, ZeroDivisionError, OverflowError) as error:
-        raise ValueError(f"'{text[:60]}' is no number; write \"8/255\" or 0.5") from error
+        raise ValueError(f"'{text[:60]}' is not a number; write \"8/255\" or 0.5") from error
     if value < 0:
         raise ValueError(f"'{text}' is negative")
     return value

@@ -40,7 +40,7 @@ def regular_size(path: Path) -> int:
     """Returns the size of a file in bytes; OSError if it is none, such as a pipe or a device."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "it is no file", str(path))
+        raise OSError(errno.EINVAL, "it is not a file", str(path))
     return status.st_size
 
 

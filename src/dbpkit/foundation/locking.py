@@ -35,7 +35,7 @@ def writing(path: str | Path, command: str) -> Iterator[None]:
 
     Args:
         path: the directory.
-        command: what is done, for the message of whoever is refused.
+        command: what is done, for the message to a writer that is refused.
 
     Raises:
         UserError: if another process writes to it, it cannot be made, or a link in it leads elsewhere.

@@ -58,7 +58,7 @@ def _set(table: dict[str, Any], path: list[str], value: Any, model: type[BaseMod
 def _position(items: list[Any], step: str) -> int:
     if not re.fullmatch(r"[0-9]{1,6}", step) or int(step) >= len(items):
         have = f"it has 0 to {len(items) - 1}" if items else "it is empty"
-        raise LookupError(f"{shown(step)} is no position of the list, {have}")
+        raise LookupError(f"{shown(step)} is not a position in the list, {have}")
     return int(step)
 
 

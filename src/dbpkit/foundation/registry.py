@@ -162,7 +162,7 @@ def trust(path: str) -> None:
         UserError: if the module or the attribute does not exist.
     """
     if not isinstance(path, str) or ":" not in path:
-        raise UserError(f"{shown(path)} is no import path. Write module:attribute.")
+        raise UserError(f"{shown(path)} is not an import path. Write module:attribute.")
     import_path(path, "part")
     _trusted.add(path)
 

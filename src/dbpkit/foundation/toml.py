@@ -31,15 +31,15 @@ def read_table(path: Path) -> dict[str, Any]:
         UserError: if it is too long, no UTF-8, no TOML, or holds what no spec may hold.
     """
     if path.stat().st_size > MOST_BYTES:
-        raise UserError(f"spec '{path}' is longer than {MOST_BYTES:,} bytes, so it is no spec.")
+        raise UserError(f"spec '{path}' is longer than {MOST_BYTES:,} bytes, so it is not a spec.")
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"spec '{path}' is no valid TOML: {error}. Save it as UTF-8.") from error
+        raise UserError(f"spec '{path}' is not valid TOML: {error}. Save it as UTF-8.") from error
     try:
         return parsed(text)
     except ValueError as error:
-        raise UserError(f"spec '{path}' is no valid TOML: {error}.{_hint(text)}") from error
+        raise UserError(f"spec '{path}' is not valid TOML: {error}.{_hint(text)}") from error
 
 
 def parsed(text: str) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def parsed_value(text: str) -> Any:
         return parsed(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError as error:
         if text[:1] in tuple("[{\"'"):
-            raise ValueError(f"it is no valid TOML: {error}") from error
+            raise ValueError(f"it is not valid TOML: {error}") from error
         return text
 
 

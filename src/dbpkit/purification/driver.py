@@ -38,7 +38,7 @@ def drive(
         Purified images (B, C, H, W), not clipped.
 
     Raises:
-        UserError: if the sampler's state is no tuple of tensors.
+        UserError: if the sampler's state is not a tuple of tensors.
     """
     if isinstance(sampler, FunctionSampler):
         return sampler.sample(denoiser, x, noise, hook)

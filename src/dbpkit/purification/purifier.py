@@ -26,7 +26,7 @@ PURIFIER_SITES = frozenset(SITES) & {"forward", "reverse", "churn", "corrector"}
 """Noise sites of a purifier that draws from its plan and does not say where."""
 
 GIVEN = ("denoiser", "memory_bytes")
-"""Parameters of a purifier that are no options: the spec's denoiser, and the budget for kept graphs."""
+"""Parameters of a purifier that are not options: the spec's denoiser, and the budget for kept graphs."""
 
 
 class PurifiesImages(Protocol):
@@ -80,7 +80,9 @@ class ModulePurifier(Frozen):
         self.module = as_frozen(module, what)
         self.sites = frozenset(getattr(module, "sites", PURIFIER_SITES if self.with_plan else ()))
         if unknown := sorted(self.sites - set(SITES)):
-            raise UserError(f"{what} draws from '{unknown[0]}', which is no noise site: {', '.join(SITES)}.")
+            raise UserError(
+                f"{what} draws from '{unknown[0]}', which is not a noise site: {', '.join(SITES)}."
+            )
         has_weights = next(self.module.parameters(), None) is not None
         self.calls = whole(getattr(module, "calls", int(has_weights)), f"calls of {what}")
 

@@ -10,7 +10,7 @@ def doubts(run: RunDirectory) -> list[tuple[str, str]]:
         said = "The records carry no digest, as an older dbpkit wrote them: a change would not be noticed."
         found.append(("warning", said))
     if not run.sessions() and run.columns().rows:
-        said = "env.json is missing: nobody can tell which weights and data the records are of."
+        said = "env.json is missing: the weights and data of the records are unknown."
         found.append(("error", said))
     codes = {(s.get("versions", {}).get("dbpkit"), s.get("code_sha256")) for s in run.sessions()}
     if len(codes) > 1:

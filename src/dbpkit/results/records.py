@@ -150,14 +150,14 @@ def key_of(record: Mapping[str, Any]) -> Key | None:
 def fault(record: Mapping[str, Any]) -> str:
     """Returns what is wrong with a record that has a key, or nothing."""
     if "error" in record:
-        return "" if type(record["error"]) is str else "'error' is no text"
+        return "" if type(record["error"]) is str else "'error' is not text"
     label, predicted = record.get("label"), record.get("predicted")
     if type(label) is not int or not 0 <= label < MOST:
-        return "'label' is no class"
+        return "'label' is not a class"
     if type(predicted) is not list or not predicted or set(map(type, predicted)) != {int}:
-        return "'predicted' is no list of classes"
+        return "'predicted' is not a list of classes"
     if min(predicted) < 0 or max(predicted) >= MOST:
-        return "'predicted' is no list of classes"
+        return "'predicted' is not a list of classes"
     return _attack_fault(record) if len(record) > 5 else ""
 
 
@@ -165,18 +165,18 @@ def _attack_fault(record: Mapping[str, Any]) -> str:
     """What is wrong with the part of a record that an attack leaves, or nothing."""
     for name in MEASURES:
         if name in record and not _is_number(record[name]):
-            return f"'{name}' is no number"
+            return f"'{name}' is not a number"
     for name in PATHS:
         if name in record and not _are_numbers(record[name]):
-            return f"'{name}' is no list of numbers"
+            return f"'{name}' is not a list of numbers"
     if "queries" in record and not are_queries(*(record.get(name, "") for name in QUERIES)):
         return "'queries', 'failed_at' and 'control_failed_at' do not fit each other"
     if "claimed_success" in record and type(record["claimed_success"]) is not bool:
         return "'claimed_success' is neither true nor false"
     if "attack" in record and type(record["attack"]) is not str:
-        return "'attack' is no text"
+        return "'attack' is not text"
     if "images" in record and not is_shard(record["images"]):
-        return "'images' is no name of a file in x_adv"
+        return "'images' is not the name of a file in x_adv"
     return ""
 
 

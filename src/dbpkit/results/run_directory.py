@@ -206,7 +206,7 @@ class RunDirectory:
     def read_images(self, file: str) -> dict[int, "Tensor"]:
         """Returns the attacked images (C, H, W) of one shard by example id; UserError if it was changed."""
         if not is_shard(file):
-            raise damaged(f"'{self.path / 'records.jsonl'}'", f"{file!r} is no name of a file", RESTORE)
+            raise damaged(f"'{self.path / 'records.jsonl'}'", f"{file!r} is not the name of a file", RESTORE)
         path = self._kept(f"x_adv/{file}")
         ids, x_adv, _ = read_shard(path, "x_adv", 4, REPAIR)
         return dict(zip(ids.tolist(), as_tensor(x_adv), strict=True))

@@ -23,7 +23,7 @@ def read_spec_file(folder: Path) -> dict[str, Any]:
     old = read_json(path)
     if old is None:
         raise UserError(
-            f"'{folder}' is no run directory: it has no spec.json. Give one made by 'dbpkit evaluate'."
+            f"'{folder}' is not a run directory: it has no spec.json. Give one made by 'dbpkit evaluate'."
         )
     schema = old.get("schema") if isinstance(old, dict) else None
     if type(schema) is not int or not 1 <= schema <= SCHEMA:
@@ -67,7 +67,7 @@ def refuse_other_spec(folder: Path, old: Mapping[str, Any], spec: Mapping[str, A
 def refuse_other_folder(folder: Path) -> None:
     """Raises UserError if something else is where a run directory is to be made."""
     if folder.exists() and (not folder.is_dir() or not all(map(is_trace, folder.iterdir()))):
-        raise UserError(f"'{folder}' exists and is no run directory. Use a new --out.")
+        raise UserError(f"'{folder}' exists and is not a run directory. Use a new --out.")
 
 
 def without_count(spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class Linf:
         eps: budget in [0, 1] pixel units, from 0 to 1.
 
     Raises:
-        UserError: if the budget is no such number.
+        UserError: if the budget is not such a number.
 
     Source:
         Liu et al., ICLR 2025: 8/255 with step 2/255, a quarter of the budget.
@@ -121,7 +121,7 @@ class L2:
         eps: budget in [0, 1] pixel units, from 0 to `L2_MOST`.
 
     Raises:
-        UserError: if the budget is no such number.
+        UserError: if the budget is not such a number.
 
     Source:
         Liu et al., ICLR 2025: 0.5 with step 0.1, a fifth of the budget.

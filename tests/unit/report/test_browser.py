@@ -224,7 +224,7 @@ def test_table_of_numbers_sorts_by_click_with_missing_values_last(tab: Tab, page
         found = tab.eval(SORTED)
         assert found["sort"] == [None, direction, *[None] * 4]
         *numbers, last = found["values"]
-        assert last == ""  # what is no number stands last in both directions
+        assert last == ""  # what is not a number stands last in both directions
         assert [*map(float, numbers)] == sorted(map(float, numbers), reverse=direction == "descending")
     tab.eval(f"{button}.click()")
     assert tab.eval(SORTED)["values"][0] == "0.42"  # as written

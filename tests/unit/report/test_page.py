@@ -259,7 +259,7 @@ def test_page_table_headers_have_scope_and_images_have_texts(make_run: MakeRun) 
 
 
 def test_write_report_of_no_run_directory_names_it(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is no run directory: it has no spec\.json"):
+    with pytest.raises(UserError, match=r"is not a run directory: it has no spec\.json"):
         write_report([tmp_path])
 
 

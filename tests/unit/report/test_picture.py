@@ -46,5 +46,5 @@ def test_write_strip_png_before_pictures_says_so(make_run: MakeRun, tmp_path: Pa
 
 
 def test_write_strip_png_of_no_run_directory_names_it(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no run directory"):
+    with pytest.raises(UserError, match="is not a run directory"):
         write_strip_png(tmp_path, tmp_path / "strip.png")

@@ -20,7 +20,7 @@ REVERSE_SITES = frozenset({"reverse", "churn", "corrector"})
 """Noise sites of the way back from t*."""
 
 GIVEN = ("levels",)
-"""Fields of a sampler that are no options."""
+"""Fields of a sampler that are not options."""
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class Method:
 
     @property
     def given(self) -> tuple[str, ...]:
-        """Parameters of the function that are no options."""
+        """Parameters of the function that are not options."""
         return (*list(inspect.signature(self.sample).parameters)[:3], "noise", "step")
 
 
@@ -107,7 +107,7 @@ def as_method(part: Any, name: str) -> Method:
     """Returns the `Method` of a function that was named as a sampler, which draws from any site.
 
     Raises:
-        UserError: if it is no function.
+        UserError: if it is not a function.
     """
     if isinstance(part, type) or not callable(getattr(part, "sample", part)):
         raise UserError(
