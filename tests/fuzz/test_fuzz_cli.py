@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch._dynamo  # noqa: F401 - what training imports of torch: seconds, and a program, once for all cases
 import typer
 
+import dbpkit
 from dbpkit.cli import app, crash, main
 from tests.fuzz.harness import ODD, chooser, run_case
 from tests.integration.conftest import TINY_TOML
@@ -54,6 +56,9 @@ WORDS: dict[str, list[str]] = {
     "docs": ["no-page"],
 }
 """What each command is given beside the odd value; it ends before it works."""
+
+for _name in dbpkit.__all__:
+    getattr(dbpkit, _name)  # what commands import when they are called is imported before a case has its time
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
