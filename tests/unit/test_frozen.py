@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dbpkit.attacks.libraries import AlignedView
 from dbpkit.foundation.errors import UserError
-from dbpkit.foundation.frozen import Frozen
+from dbpkit.foundation.frozen import Frozen, own_device
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.models.denoisers import EDMDenoiser, VPDenoiser
 from dbpkit.models.schedule import discrete_sigmas
@@ -303,3 +303,9 @@ def test_compiled_model_gives_the_same_logits_and_gradients(backend: str) -> Non
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
     assert not torch.equal(compiled(X), compiled(X))
+
+
+def test_own_device_is_that_of_the_weights_and_the_cpu_without_any() -> None:
+    assert own_device(nn.Linear(2, 2, device="meta")) == torch.device("meta")
+    assert own_device(nn.Identity()) == torch.device("cpu")
+    assert own_device(lambda x: x) == torch.device("cpu")

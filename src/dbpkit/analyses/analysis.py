@@ -16,6 +16,7 @@ from dbpkit.experiment.build import Parts
 from dbpkit.experiment.knowledge import Knowledge
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.frozen import own_device
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.options import checked_options
 from dbpkit.foundation.registry import Registry
@@ -49,7 +50,7 @@ class Subject(NamedTuple):
     def examples(self, index: slice) -> tuple[Tensor, Tensor, NoisePlan]:
         """Returns images (B, C, H, W) in [0, 1], labels (B,) and the examples' noise (stream ``report``)."""
         data = self.parts.data.select(index)
-        device = next((p.device for p in self.alone.parameters()), torch.device("cpu"))
+        device = own_device(self.alone)
         return data.x().to(device), data.labels.to(device), NoisePlan.of(self.spec.seed, data.ids)
 
     def purify(self, x: Tensor, noise: NoisePlan) -> Tensor:

@@ -29,6 +29,7 @@ from dbpkit.checks.outputs import LOST_SHARE, softmax_error, squashed_outputs, u
 from dbpkit.experiment.build import Parts, accepted_options, attack_options, make_view
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.frozen import own_device
 from dbpkit.foundation.inputs import check_outputs
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.types import RandomisedClassifier
@@ -91,7 +92,7 @@ def preflight(
         UserError: if the parts do not fit each other at all.
     """
     data = parts.data.select(slice(0, PROBE_EXAMPLES))
-    device = next((p.device for p in parts.model.parameters()), torch.device("cpu"))
+    device = own_device(parts.model)
     x, y = data.x().to(device), data.labels.to(device)
     noise = NoisePlan.of(spec.seed, data.ids, "select")
     check_fit(parts, x, y)

@@ -21,7 +21,7 @@ from dbpkit.evaluation.identity import model_sha256
 from dbpkit.evaluation.replay import GIVEN
 from dbpkit.experiment.build import Parts, attack_options, single_draw
 from dbpkit.experiment.spec import EvaluationSpec
-from dbpkit.foundation.frozen import Frozen, as_frozen, call_apart
+from dbpkit.foundation.frozen import Frozen, as_frozen, call_apart, own_device
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.spec import spec_hash, validate
 from dbpkit.models.sources import state_sha256
@@ -60,7 +60,7 @@ class Given(NamedTuple):
     @property
     def device(self) -> torch.device:
         """Where its weights are."""
-        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        return own_device(self.model)
 
     def spec(self, data: Any, settings: dict[str, Any]) -> EvaluationSpec:
         """Returns the spec under which the run is recorded; objects are named by their type."""

@@ -114,6 +114,12 @@ def own_dtype(module: Any) -> torch.dtype | None:
     return next((p.dtype for p in weights if p.is_floating_point()), None)
 
 
+def own_device(module: Any) -> torch.device:
+    """Returns the device of a module's first weight; the CPU if it has none."""
+    weights = module.parameters() if isinstance(module, nn.Module) else ()
+    return next((p.device for p in weights), torch.device("cpu"))
+
+
 def call_apart(module: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Any:
     """Calls a network on a copy of ``x`` in the network's own precision; results in that of ``x``.
 

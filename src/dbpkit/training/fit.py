@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dbpkit.data import Dataset
 from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.frozen import own_device
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.models.schedule import discrete_sigmas
 
@@ -94,8 +95,7 @@ def check_denoiser(denoiser: nn.Module, data: Dataset, trained: bool) -> None:
 def _probe(model: nn.Module, data: Dataset) -> tuple[slice, Tensor]:
     """The first images on the model's device."""
     index = slice(0, PROBED)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    return index, data.x(index).to(device)
+    return index, data.x(index).to(own_device(model))
 
 
 def _first_line(error: Exception) -> str:

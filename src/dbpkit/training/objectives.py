@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from dbpkit.data import Dataset
 from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.frozen import own_device
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.options import CountOrNone
 from dbpkit.foundation.registry import Registry, call_with_options
@@ -105,7 +106,7 @@ class Classification:
     def evaluate(self, model: nn.Module, data: Dataset, seed: int) -> dict[str, Any]:
         """Returns the accuracy on all test images."""
         del seed
-        device = _device(model)
+        device = own_device(model)
         right = [model(data.x(i).to(device)).argmax(1).cpu() == data.labels[i] for i in _chunks(len(data))]
         return {"test_images": len(data), "accuracy": float(torch.cat(right).float().mean())}
 
@@ -186,7 +187,7 @@ class Denoising:
     def check(self, model: nn.Module, data: Dataset, trained: bool) -> None:
         """Raises UserError unless denoiser, guide and data fit in channels, size, range and classes."""
         if self._guide is not None:
-            self._guide.to(_device(model))
+            self._guide.to(own_device(model))
             check_classifier(self._guide, data, "the guide", trained=True)
         with frozen(model):
             check_denoiser(model, data, trained)
@@ -214,13 +215,9 @@ class Denoising:
 def _denoised(model: nn.Module, data: Dataset, seed: int, t: int) -> tuple[Tensor, Tensor, Tensor]:
     """Clean images, the same noised to time t of 1000, and the model's estimates; in [-1, 1]."""
     sigma = discrete_sigmas()[t].float()
-    x0 = 2 * data.x().to(_device(model)) - 1
+    x0 = 2 * data.x().to(own_device(model)) - 1
     noisy = x0 + sigma * NoisePlan.of(seed, data.ids, "report").normal("forward", t, x0)
     return x0, noisy, model(noisy, sigma)
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def make_objective(name: str, options: dict[str, Any]) -> Objective:
