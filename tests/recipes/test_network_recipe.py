@@ -25,7 +25,7 @@ def test_network_is_trained_and_purifies(plant: Callable[[str], Recipe], tmp_pat
     recipe = plant("network_small_ddpm")
     assert recipe.lines <= 60
     assert "small_ddpm" in recipe.dbpkit("list", "networks")
-    assert "four times this number" in recipe.dbpkit("list", "small_ddpm", "--options")
+    assert "width" in recipe.dbpkit("list", "small_ddpm", "--options")
     (tmp_path / "train.toml").write_text(SPEC)
     said = recipe.dbpkit("train", "train.toml", "--out", "run", "--device", "cpu", "--json")
     weights = tmp_path / "run" / "weights.safetensors"
