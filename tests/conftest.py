@@ -1,4 +1,4 @@
-"""What every test file shares: the folder of real data.
+"""What every test file shares: the folder of real data, and which files `make test-fast` leaves out.
 
 The thing people get wrong: jaxtyping's import hook with beartype cannot be used on this package. Its
 protocols are not ``runtime_checkable``, and beartype refuses every function annotated with one.
@@ -10,12 +10,32 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported:
 os.environ.setdefault("DBPKIT_NO_PLUGINS", "1")  # what else is installed here is not under test
 
 import importlib
+import re
 from pathlib import Path
 
 import pytest
 
 for plugin in os.environ.get("DBPKIT_TEST_PLUGINS", "").split():
     importlib.import_module(plugin)  # before tests are collected, so that registries have its parts
+
+
+SLOW = re.compile(
+    r"(fuzz|recipes|integration/(?!test_cli_start|test_evaluate|test_readme)|docs/test_(pages|specs)"
+    r"|unit/(adapters|test_coverage|test_sanity|test_findings))"
+)
+"""Files, below this folder, of tests that take seconds each; `make test-fast` leaves them out."""
+
+LIBRARIES = re.compile(r"\[(art|pyautoattack)-")
+"""Cases of a test over all attacks that take longer than those of the package's own attacks."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks as slow what is in slow files, and the cases of slow libraries."""
+    here = Path(__file__).parent
+    for item in items:
+        own = item.path.relative_to(here).as_posix() if item.path.is_relative_to(here) else ""
+        if SLOW.match(own) or LIBRARIES.search(item.name):
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,9 @@ from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.foundation import plugins
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.registry import Registry, import_module
+from tests.integration.test_cli import run
 
-Install = Callable[..., Path]
+__all__ = ["run"]
 
 parts: Registry[object] = Registry("part")
 """What the plugins of these tests register in."""
@@ -186,3 +187,19 @@ def test_package_that_is_damaged_is_passed_over(site: Path, caplog: pytest.LogCa
     bad.mkdir()
     (bad / "entry_points.txt").write_text("[dbpkit.plugins]\nbad = acme_bad\n")  # and no METADATA
     assert "own" in parts
+
+
+def test_list_says_which_plugins_there_are(site: Path, run: Callable[..., tuple[int, str, str]]) -> None:
+    assert run("list", "plugins") == (0, "plugins\n  none\n", "")
+
+
+def test_list_names_a_plugin_that_fails_and_goes_on(
+    site: Path, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    install(site, "acme_broken", "import no_such_library", "0.3")
+    install(site, "acme_one", "")
+    code, out, err = run("list", "plugins")
+    assert code == 0
+    assert "acme_one, from acme_one 1.2" in out
+    assert "left out: ModuleNotFoundError" in out
+    assert "plugin 'broken' of acme_broken 0.3 is left out" in " ".join(err.split())
