@@ -10,7 +10,7 @@ from dbpkit.analyses.run import analyse as analyse
 from dbpkit.evaluation.benchmark import Benchmark as Benchmark
 from dbpkit.evaluation.benchmark import benchmark as benchmark
 from dbpkit.evaluation.purify_files import purify_files as purify_files
-from dbpkit.evaluation.quick_check import Checked as Checked
+from dbpkit.checks import Checked as Checked
 from dbpkit.evaluation.quick_check import check as check
 from dbpkit.evaluation.quick_check import check_spec as check_spec
 from dbpkit.evaluation.replay import replay as replay

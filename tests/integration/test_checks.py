@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dbpkit import evaluate
-from dbpkit.checks.model import preflight
+from dbpkit.checks.preflight import preflight
 from dbpkit.evaluation.quick_check import quick_check
 from dbpkit.experiment.build import build
 from dbpkit.experiment.spec import EvaluationSpec
@@ -21,7 +21,7 @@ Tiny = Callable[..., EvaluationSpec]
 
 
 def names(spec: EvaluationSpec) -> set[str]:
-    return {flag.name for flag in preflight(build(spec), spec)}
+    return {flag.name for flag in preflight(build(spec), spec).flags}
 
 
 def test_preflight_sound_set_up_raises_nothing(tiny: Tiny) -> None:
@@ -62,7 +62,7 @@ def test_quick_check_attacker_who_sees_no_noise_needs_no_check_of_it(tiny: Tiny)
 def test_quick_check_broken_model_is_not_attacked(tiny: Tiny) -> None:
     found = quick_check(tiny(classifier="tests.parts:Detached"), examples=4)
     assert not found.trustworthy
-    assert "mend gradient_mismatch first" in found.verdict
+    assert "fix gradient_mismatch first" in found.verdict
     assert "black_box_stronger" not in found.checks
     assert "planned_attacks" not in found.checks
 
@@ -101,7 +101,7 @@ def test_preflight_squashed_classifier_whose_attackers_all_see_its_values_only_w
     known = {"name": "dw_both", "gradient": "unsquashed"}
     first = {"order": "file"}  # of others, most are so saturated that nothing moves at all
     spec = tiny(classifier="tests.parts:Squashed", knowledge=["unsquashed", known], examples=first)
-    (flag,) = [f for f in preflight(build(spec), spec) if f.name == "squashed_outputs"]
+    (flag,) = [f for f in preflight(build(spec), spec).flags if f.name == "squashed_outputs"]
     assert flag.severity == "warning"
     assert "Every attacker of this spec attacks the values before it" in flag.message
 

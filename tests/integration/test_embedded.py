@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dbpkit import NoisePlan, PurifiedClassifier, Purifier, TrainingSpec, load_dataset, load_embedded
-from dbpkit.attacks.target import cross_entropy
+from dbpkit.attacks import cross_entropy
 from dbpkit.foundation.spec import validate
 from dbpkit.models.sources import EMBEDDED_CLASSIFIER, EMBEDDED_DENOISERS, asset
 from dbpkit.purification.replay import directional_derivatives

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dbpkit import Execution, RunDirectory, UserError, evaluate, summarise
+from dbpkit.checks import Checked
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.results.compare import compare
 from tests import parts
@@ -197,7 +198,7 @@ def test_evaluate_first_example_failing_alone_does_not_stop_the_run(
     monkeypatch.setattr(parts, "broken_data", lambda: replace(whole, images=bad), raising=False)
     spec = tiny(data="tests.parts:broken_data", classifier="tests.parts:Broken", knowledge=["dw_both"])
     # The preflight looks at the first images and would refuse; it is another test's matter.
-    monkeypatch.setattr("dbpkit.evaluation.run.preflight", lambda *_: [])
+    monkeypatch.setattr("dbpkit.evaluation.run.preflight", lambda *_: Checked([], ()))
     summary = evaluate(spec, tmp_path / "run", Execution(batch_size=1))
     assert summary.row("undefended").failed == 1
     assert summary.row("undefended").estimates[0].examples == 11
@@ -212,7 +213,7 @@ def test_evaluate_resumed_with_many_failures_goes_on_if_the_row_ever_worked(
     bad = whole.images.clone()
     bad[3:, :, 0, 0] = 0.95  # nine of twelve fail, which is more than GIVE_UP_AFTER
     monkeypatch.setattr(parts, "broken_data", lambda: replace(whole, images=bad), raising=False)
-    monkeypatch.setattr("dbpkit.evaluation.run.preflight", lambda *_: [])
+    monkeypatch.setattr("dbpkit.evaluation.run.preflight", lambda *_: Checked([], ()))
     spec = tiny(data="tests.parts:broken_data", classifier="tests.parts:Broken", knowledge=["dw_both"])
     for _ in range(2):
         summary = evaluate(spec, tmp_path / "run", Execution(batch_size=1))

@@ -11,6 +11,7 @@ import torch
 
 from dbpkit import Execution, RunDirectory, UserError, check, evaluate
 from dbpkit.analyses.run import analyse
+from dbpkit.checks import Checked
 from dbpkit.evaluation.quick_check import quick_check
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.foundation.locking import writing
@@ -82,7 +83,7 @@ def test_logits_of_a_wrong_shape_are_a_failed_record_that_is_tried_again(
     tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parts, "Squeezed", Squeezed, raising=False)
-    monkeypatch.setattr("dbpkit.evaluation.run.preflight", lambda *_: [])
+    monkeypatch.setattr("dbpkit.evaluation.run.preflight", lambda *_: Checked([], ()))
     monkeypatch.setattr("dbpkit.evaluation.run.try_attacks", lambda *_: None)
     spec = tiny(classifier="tests.parts:Squeezed", **SMALL)
     summary = evaluate(spec, tmp_path / "run", FOURS)  # five examples: the last batch is one
@@ -100,7 +101,7 @@ def test_classifier_that_squeezes_one_image_is_named_and_no_attack_is_blamed(
     """Without the look before a run it is the attacks' trial that meets the batch of one."""
     monkeypatch.setattr(parts, "Squeezed", Squeezed, raising=False)
     if not preflight:
-        monkeypatch.setattr("dbpkit.evaluation.run.preflight", lambda *_: [])
+        monkeypatch.setattr("dbpkit.evaluation.run.preflight", lambda *_: Checked([], ()))
     spec = tiny(classifier="tests.parts:Squeezed", **SMALL)
     with pytest.raises(UserError, match=r"^the classifier .*logits.*\(3,\)") as refused:
         evaluate(spec, tmp_path / "run", FOURS)
@@ -237,7 +238,7 @@ def test_rows_that_fail_together_are_named_together(tmp_path: Path, tiny: Tiny, 
             return super().forward(x) / 0
 
     monkeypatch.setattr(parts, "Infinite", Infinite, raising=False)
-    monkeypatch.setattr("dbpkit.evaluation.run.preflight", lambda *_: [])
+    monkeypatch.setattr("dbpkit.evaluation.run.preflight", lambda *_: Checked([], ()))
     monkeypatch.setattr("dbpkit.evaluation.run.try_attacks", lambda *_: None)
     with pytest.raises(
         UserError,

@@ -85,6 +85,8 @@ def test_prepare_closed_streams_swallow_what_is_printed(monkeypatch: pytest.Monk
     console.prepare()
     console.say("nobody reads this")
     console.fail("nor this")
+    assert sys.stdout is not None
+    assert sys.stdout.write("nor this") == len("nor this")
 
 
 def test_say_on_a_narrow_terminal_breaks_between_words_but_never_a_path(

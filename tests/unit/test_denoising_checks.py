@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dbpkit import Linf, NoisePlan, PurifiedClassifier, Purifier
+from dbpkit.checks import Probe
 from dbpkit.checks.denoising import denoiser_mismatch, denoiser_worse_than_nothing, purifier_destroys
 from dbpkit.models.denoisers import VPDenoiser
 from dbpkit.models.schedule import discrete_sigmas
@@ -58,7 +59,7 @@ def purified(denoiser: nn.Module, **options: object) -> PurifiedClassifier:
 
 def found(model: PurifiedClassifier, seed: int = 0) -> list[str]:
     plan = NoisePlan.of(seed, range(COUNT), "select")
-    return [f.name for check in CHECKS for f in check(model, X, Y, plan, Linf(8 / 255))]
+    return [f.name for check in CHECKS for f in check(Probe(model, X, Y, plan, Linf(8 / 255)))]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -82,7 +83,7 @@ def test_denoiser_checks_mixed_up_prediction_is_found_and_named(kind: str, taken
     model = purified(VPDenoiser(Network(kind), taken), t_star=t_star)
     assert "denoiser_mismatch" in found(model)
     plan = NoisePlan.of(0, range(COUNT), "select")
-    (flag,) = denoiser_mismatch(model, X, Y, plan, Linf(8 / 255))
+    (flag,) = denoiser_mismatch(Probe(model, X, Y, plan, Linf(8 / 255)))
     assert f'if its output is read as prediction = "{kind}"' in flag.message
     assert flag.severity == "error"
 
@@ -91,7 +92,7 @@ def test_denoiser_checks_untrained_network_is_no_better_than_nothing() -> None:
     """With the output 0 the estimate is the noisy image: its error is sigma squared."""
     model = purified(VPDenoiser(Network("nothing")))
     plan = NoisePlan.of(0, range(COUNT), "select")
-    (flag,) = denoiser_worse_than_nothing(model, X, Y, plan, Linf(8 / 255))
+    (flag,) = denoiser_worse_than_nothing(Probe(model, X, Y, plan, Linf(8 / 255)))
     assert flag.severity == "error"
     sigma = float(model.purifier.sampler.levels[0])
     assert f"At noise level {sigma:.3g}, where purification starts" in flag.message

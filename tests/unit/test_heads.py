@@ -14,6 +14,7 @@ from torch.nn import functional
 import dbpkit
 from dbpkit import Linf, NoisePlan, UserError
 from dbpkit.attacks import Target, make_attack
+from dbpkit.checks import Probe
 from dbpkit.checks.outputs import squashed_outputs
 from dbpkit.models.heads import Unsquashed, heads_of, ranks_agree
 from dbpkit.purification.classifier import Undefended
@@ -44,7 +45,7 @@ def in_place(z: Tensor) -> Tensor:
 
 def found(model: nn.Module) -> list[tuple[str, str]]:
     labels = torch.zeros(4, dtype=torch.long)
-    flags = squashed_outputs(Undefended(model), X, labels, PLAN, Linf(4 / 255))
+    flags = squashed_outputs(Probe(Undefended(model), X, labels, PLAN, Linf(4 / 255)))
     return [(flag.name, flag.severity) for flag in flags]
 
 
@@ -107,7 +108,8 @@ def test_squashed_outputs_harmless_head_is_not_flagged(head: Callable[[Tensor], 
 
 def test_squashed_outputs_names_the_module_and_the_ranges() -> None:
     model = nn.Sequential(Headed(lambda z: z, 8.0), nn.Sigmoid())
-    (flag,) = squashed_outputs(Undefended(model), X, torch.zeros(4, dtype=torch.long), PLAN, Linf(4 / 255))
+    labels = torch.zeros(4, dtype=torch.long)
+    (flag,) = squashed_outputs(Probe(Undefended(model), X, labels, PLAN, Linf(4 / 255)))
     assert "For 4 of 4 images the label's derivative is lost in rounding" in flag.message
     assert "in 'classifier.1' (Sigmoid)" in flag.message
     assert 'gradient = "unsquashed"' in flag.message

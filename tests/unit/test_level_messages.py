@@ -13,9 +13,8 @@ import torch
 from torch import nn
 
 from dbpkit import UserError
-from dbpkit.attacks import attacks, make_attack
+from dbpkit.attacks import attacks, losses, make_attack
 from dbpkit.attacks.dlr import REMEDIES, dlr, dlr_targeted
-from dbpkit.attacks.target import losses
 from dbpkit.checks import outputs
 from dbpkit.checks.levels import LEAST_LEVEL, MOST_LEVEL, assumptions, reach_of, suspicious_level
 from dbpkit.experiment.knowledge import known

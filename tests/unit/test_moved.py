@@ -38,5 +38,5 @@ def test_old_path_that_is_a_function_now_is_both() -> None:
 def test_new_paths_warn_of_nothing() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", DeprecationWarning)
-        for new in MOVED.values():
-            importlib.import_module(f"dbpkit.{new}")
+        found = {new: importlib.import_module(f"dbpkit.{new}").__name__ for new in MOVED.values()}
+    assert found == {new: f"dbpkit.{new}" for new in MOVED.values()}

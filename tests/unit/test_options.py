@@ -11,8 +11,7 @@ import pytest
 import torch
 from annotated_types import Ge, Gt, Le, Lt
 
-from dbpkit.attacks import attacks, losses, make_attack
-from dbpkit.attacks.target import RESERVED
+from dbpkit.attacks import RESERVED, attacks, losses, make_attack
 from dbpkit.cli.listing import REGISTRIES
 from dbpkit.evaluation import quick_check as check
 from dbpkit.experiment import build
@@ -125,7 +124,7 @@ def test_option_with_a_quoted_truth_value_is_told_to_leave_the_quotes_out() -> N
         ("texts", ["8/255", 0.5], ("8/255", 0.5)),
         ("table", {"a": [1]}, {"a": [1]}),
         ("loss", "margin", "margin"),
-        ("loss", "dbpkit.attacks.target:margin", "dbpkit.attacks.target:margin"),
+        ("loss", "dbpkit.attacks:margin", "dbpkit.attacks:margin"),
         ("bare", "8/255", "8/255"),
         ("wrong_default", None, None),
         ("named_later", "anything", "anything"),
@@ -142,7 +141,7 @@ def test_option_that_names_an_unknown_part_suggests_the_nearest() -> None:
         call_with_options(part, {"loss": "margn"}, "thing")
 
 
-@pytest.mark.parametrize("name", ["no_such_module:loss", "dbpkit.attacks.target:no_such_loss", ":", "a:b:c"])
+@pytest.mark.parametrize("name", ["no_such_module:loss", "dbpkit.attacks:no_such_loss", ":", "a:b:c"])
 def test_option_that_names_a_missing_import_path_is_refused_before_the_run(name: str) -> None:
     with pytest.raises(UserError, match=r"^thing: loss: loss "):
         call_with_options(part, {"loss": name}, "thing")

@@ -20,9 +20,9 @@ from dbpkit import (
     train,
     trust,
 )
-from dbpkit.attacks import attacks, make_attack
+from dbpkit.attacks import Target, attacks, make_attack
 from dbpkit.attacks.pgd import pgd
-from dbpkit.attacks.target import Target
+from dbpkit.checks import Probe
 from dbpkit.checks.model import untracked_randomness
 from dbpkit.experiment.execution import check_execution
 from dbpkit.foundation.errors import UserError
@@ -271,11 +271,11 @@ def test_untracked_randomness_nan_twice_is_none() -> None:
     def half_nan(x: Tensor, *, noise: NoisePlan) -> Tensor:
         return x.mean(dim=(2, 3)) * torch.tensor([[1.0], [torch.nan]])
 
-    assert untracked_randomness(half_nan, X, Y, NOISE, Linf(0.1)) == []
+    assert untracked_randomness(Probe(half_nan, X, Y, NOISE, Linf(0.1))) == []
     results = itertools.cycle([1.0, torch.nan])
 
     def turns(x: Tensor, *, noise: NoisePlan) -> Tensor:
         return x.mean(dim=(2, 3)) * next(results)
 
-    (flag,) = untracked_randomness(turns, X, Y, NOISE, Linf(0.1))
+    (flag,) = untracked_randomness(Probe(turns, X, Y, NOISE, Linf(0.1)))
     assert flag.name == "untracked_randomness"

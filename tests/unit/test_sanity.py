@@ -14,9 +14,11 @@ from torch import Tensor, nn
 import dbpkit
 from dbpkit import L2, Linf, NoisePlan, PurifiedClassifier, Purifier, UserError
 from dbpkit.attacks import AttackOutcome, attacks
+from dbpkit.checks import Planned, Probe, checks, draws
 from dbpkit.checks import short_attacks as sanity
+from dbpkit.checks.attacking import shared_attacks
 from dbpkit.checks.culprits import Plain
-from dbpkit.checks.model import CHECKS, piecewise_constant, saturated_loss
+from dbpkit.checks.model import piecewise_constant, saturated_loss
 from dbpkit.results.flags import Flag
 from tests.oracles import NoisyClassifier, TinyClassifier, uniform
 
@@ -134,7 +136,9 @@ def test_check_sound_classifier_raises_nothing(first: int, classifier: nn.Module
     assert found.flags == []
     assert found.trustworthy
     assert found.verdict == "Trustworthy on these examples. Nothing suspicious was found."
-    assert found.checks == tuple(c.__name__ for c in (*CHECKS, *sanity.SANITY))
+    probe = Probe(classifier, *images(first), NoisePlan.of(0, range(4)), Linf(EPS))
+    ran = [c.name for stage in ("model", "short attacks") for c in checks.of(stage, probe)]
+    assert found.checks == tuple(ran)
 
 
 @pytest.mark.parametrize("first", [0, 60])
@@ -213,7 +217,7 @@ PLAN = NoisePlan.of(3, range(8), "select")
     ],
 )
 def test_saturated_loss_begins_where_float32_ends(threat: L2 | Linf, margin: float, lost: bool) -> None:
-    flags = saturated_loss(Line(lambda u: u - margin), GREY, ZEROS, PLAN, threat)
+    flags = saturated_loss(Probe(Line(lambda u: u - margin), GREY, ZEROS, PLAN, threat))
     assert names(flags) == ({"saturated_loss"} if lost else set())
     assert all(f.severity == "error" and f"by up to {margin:g}" in f.message for f in flags)
 
@@ -221,14 +225,14 @@ def test_saturated_loss_begins_where_float32_ends(threat: L2 | Linf, margin: flo
 def test_saturated_loss_of_a_few_images_warns() -> None:
     x = GREY.clone()
     x[0] = 0.0  # margin 60 + 0.5 * 120 = 120 there, 60 elsewhere
-    (flag,) = saturated_loss(Line(lambda u: 120 * u - 60), x, ZEROS, PLAN, Linf(EPS))
+    (flag,) = saturated_loss(Probe(Line(lambda u: 120 * u - 60), x, ZEROS, PLAN, Linf(EPS)))
     assert flag.severity == "warning"
     assert "For 1 of 8 images" in flag.message
 
 
 def test_piecewise_constant_step_of_the_output_alone_is_caught_and_a_smooth_function_is_not() -> None:
-    assert piecewise_constant(Line(lambda u: u), GREY, ZEROS, PLAN, Linf(EPS)) == []
-    flags = piecewise_constant(Line(lambda u: torch.round(9 * u)), GREY, ZEROS, PLAN, Linf(EPS))
+    assert piecewise_constant(Probe(Line(lambda u: u), GREY, ZEROS, PLAN, Linf(EPS))) == []
+    flags = piecewise_constant(Probe(Line(lambda u: torch.round(9 * u)), GREY, ZEROS, PLAN, Linf(EPS)))
     assert names(flags) == {"piecewise_constant"}
 
 
@@ -236,9 +240,9 @@ SLOPE = Line(lambda u: 40 * u - 0.6)
 """Wrong from u = 0.015 on, and the budget reaches 0.031."""
 
 
-@pytest.mark.parametrize("check", sanity.SANITY, ids=lambda c: c.__name__)
-def test_sanity_check_of_a_straight_slope_is_silent(check: Callable[..., list[Flag]]) -> None:
-    assert check(SLOPE, GREY, ZEROS, PLAN, Linf(EPS)) == []
+@pytest.mark.parametrize("name", [n for n in checks if checks.get(n).stage == "short attacks"])
+def test_sanity_check_of_a_straight_slope_is_silent(name: str) -> None:
+    assert checks.get(name).look(Probe(SLOPE, GREY, ZEROS, PLAN, Linf(EPS))) == []
 
 
 def reversed_slope() -> Plain:
@@ -260,7 +264,7 @@ def reversed_slope() -> Plain:
     ],
 )
 def test_sanity_check_flags_its_own_fault(check: Callable[..., list[Flag]], model: nn.Module) -> None:
-    (flag,) = check(model, GREY, ZEROS, PLAN, Linf(EPS))
+    (flag,) = check(Probe(model, GREY, ZEROS, PLAN, Linf(EPS)))
     assert (flag.name, flag.severity) == (check.__name__, "error")
 
 
@@ -275,7 +279,7 @@ def test_sanity_exact_gradient_of_a_purifier_that_loses_is_flagged(
             del noise
             return super().forward(x)
 
-    (flag,) = check(PurifiedClassifier(ReversingPurifier(), SLOPE), GREY, ZEROS, PLAN, Linf(EPS))
+    (flag,) = check(Probe(PurifiedClassifier(ReversingPurifier(), SLOPE), GREY, ZEROS, PLAN, Linf(EPS)))
     assert (flag.name, flag.severity) == (check.__name__, "error")
     assert "0% right" in flag.message
     assert "100%" in flag.message
@@ -293,7 +297,7 @@ def test_more_iterations_that_help_the_defender_are_flagged_beyond_luck(
         return AttackOutcome(x_adv, x.new_zeros(len(x), 1), x.new_zeros(len(x), 0))
 
     monkeypatch.setitem(attacks._parts, "tiring", tiring)
-    flags = sanity.more_iterations_help(SLOPE, GREY, ZEROS, PLAN, Linf(EPS), attack="tiring")
+    flags = sanity.more_iterations_help(Probe(SLOPE, GREY, ZEROS, PLAN, Linf(EPS), Planned(attack="tiring")))
     assert [f.severity for f in flags] == ([severity] if severity else [])
 
 
@@ -313,13 +317,13 @@ class NoisySlope(nn.Module):
 def test_gradient_noise_finds_the_draws_that_are_needed() -> None:
     """s = |w|^2 / (tau^2 d) = 1 / tau^2 = 0.01; a cosine of 1/2 with the mean needs n = 1 / (3 s) = 33."""
     x = torch.full((8, 3, 32, 32), 0.5, dtype=torch.float64)
-    (flag,) = sanity.gradient_noise(NoisySlope(10.0), x, ZEROS, PLAN, Linf(EPS), eot=1)
+    (flag,) = draws.gradient_noise(Probe(NoisySlope(10.0), x, ZEROS, PLAN, Linf(EPS), Planned(eot=1)))
     assert flag.severity == "warning"
     assert (
         25 <= int(flag.message.split("About ")[1].split()[0]) <= 45
     )  # q of 8 draws, 0.074, is known to 0.007
-    assert sanity.gradient_noise(NoisySlope(10.0), x, ZEROS, PLAN, Linf(EPS), eot=20) == []
-    assert sanity.gradient_noise(NoisySlope(1.0), x, ZEROS, PLAN, Linf(EPS), eot=1) == []
+    assert draws.gradient_noise(Probe(NoisySlope(10.0), x, ZEROS, PLAN, Linf(EPS), Planned(eot=20))) == []
+    assert draws.gradient_noise(Probe(NoisySlope(1.0), x, ZEROS, PLAN, Linf(EPS), Planned(eot=1))) == []
 
 
 def test_gradient_without_any_signal_is_flagged_at_every_eot() -> None:
@@ -330,9 +334,9 @@ def test_gradient_without_any_signal_is_flagged_at_every_eot() -> None:
             )
 
     x = torch.full((8, 3, 32, 32), 0.5, dtype=torch.float64)
-    assert names(sanity.gradient_noise(Scattered(10.0), x, ZEROS, PLAN, Linf(EPS), eot=50)) == {
-        "gradient_noise"
-    }
+    assert names(
+        draws.gradient_noise(Probe(Scattered(10.0), x, ZEROS, PLAN, Linf(EPS), Planned(eot=50)))
+    ) == {"gradient_noise"}
 
 
 def test_worst_of_n_that_only_measures_noise_is_flagged_and_one_under_attack_is_not() -> None:
@@ -343,9 +347,10 @@ def test_worst_of_n_that_only_measures_noise_is_flagged_and_one_under_attack_is_
             value = noise.normal("forward", 0, x[:, 0, 0, 0]) - 2 + 0 * x.flatten(1).sum(dim=1)
             return torch.stack([torch.zeros_like(value), value], dim=1)
 
-    assert names(sanity.worst_of_n_control(Coin(), GREY, ZEROS, PLAN, Linf(EPS))) == {"worst_of_n_control"}
+    coin = Probe(Coin(), GREY, ZEROS, PLAN, Linf(EPS))
+    assert names(draws.worst_of_n_control(coin)) == {"worst_of_n_control"}
     mild = NoisyClassifier(SLOPE, sigma=1e-4)
-    assert sanity.worst_of_n_control(mild, GREY, ZEROS, PLAN, Linf(EPS)) == []
+    assert draws.worst_of_n_control(Probe(mild, GREY, ZEROS, PLAN, Linf(EPS))) == []
 
 
 def test_worst_of_n_of_a_prediction_that_never_changes_is_no_matter_of_noise() -> None:
@@ -356,10 +361,10 @@ def test_worst_of_n_of_a_prediction_that_never_changes_is_no_matter_of_noise() -
             value = 1e-3 * noise.normal("forward", 0, x[:, 0, 0, 0]) + 0 * x.flatten(1).sum(dim=1)
             return torch.stack([5 + value, value], dim=1)
 
-    assert sanity.worst_of_n_control(Constant(), GREY, ZEROS, PLAN, Linf(EPS)) == []
+    assert draws.worst_of_n_control(Probe(Constant(), GREY, ZEROS, PLAN, Linf(EPS))) == []
     labels = torch.arange(len(GREY)) % 2
-    assert sanity.worst_of_n_control(Constant(), GREY, labels, PLAN, Linf(EPS)) == []
-    assert "one_class" in names(sanity.better_than_chance(Constant(), GREY, labels, PLAN, Linf(EPS)))
+    assert draws.worst_of_n_control(Probe(Constant(), GREY, labels, PLAN, Linf(EPS))) == []
+    assert "one_class" in names(sanity.better_than_chance(Probe(Constant(), GREY, labels, PLAN, Linf(EPS))))
 
 
 def test_batch_dependence_noise_by_position_is_caught() -> None:
@@ -387,7 +392,7 @@ def test_shared_attacks_are_made_once_and_forgotten(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setitem(attacks._parts, "pgd", counted)
     for _ in range(2):
-        with sanity.shared_attacks():
+        with shared_attacks():
             for check in (sanity.no_better_than_noise, sanity.black_box_stronger):
-                check(SLOPE, GREY, ZEROS, PLAN, threat)
+                check(Probe(SLOPE, GREY, ZEROS, PLAN, threat))
     assert made == [20, 20]

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from dbpkit.attacks import Target
-from dbpkit.attacks.target import AttackOutcome, make_attack
+from dbpkit.attacks import AttackOutcome, Target, make_attack
 from dbpkit.experiment.build import Parts
 from dbpkit.experiment.knowledge import Knowledge
 from dbpkit.experiment.spec import EvaluationSpec

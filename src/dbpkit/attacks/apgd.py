@@ -11,17 +11,10 @@ import torch
 from annotated_types import Gt, Le
 from torch import Tensor
 
+from dbpkit.attacks.attack import AttackOutcome, attacks
 from dbpkit.attacks.dlr import dlr_targeted
-from dbpkit.attacks.target import (
-    AttackOutcome,
-    Loss,
-    LossName,
-    Target,
-    attacks,
-    losses,
-    margin,
-    mean_in_order,
-)
+from dbpkit.attacks.loss import Loss, LossName, losses
+from dbpkit.attacks.target import Target, mean_in_order
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.options import Count
@@ -228,7 +221,7 @@ def _best_of(
             target, x[left], goal, run, judge, threat=threat, noise=plan, settings=settings
         )
         for candidate in candidates:
-            right, gap = _judge(target, candidate, y[left], plan.at(judge), settings.judge_draws)
+            gap, right = target.judge(candidate, y[left], noise=plan.at(judge), draws=settings.judge_draws)
             better = (right < best.right[left]) | ((right == best.right[left]) & (gap > best.margin[left]))
             for whole, part in zip(best, (candidate, right, gap, *paths), strict=True):
                 whole[left[better]] = part[better]
@@ -303,17 +296,9 @@ def _broken(
     """Where none of an iterate's draws is classified right, and none of the fresh ones that judge, (B,)."""
     broken = searching & (here.right == 0)
     if bool(broken.any()):
-        right, _ = _judge(target, here.x[broken], y[broken], noise.rows(broken), draws)
-        broken = broken.index_put((broken,), right == 0)
+        judged = target.judge(here.x[broken], y[broken], noise=noise.rows(broken), draws=draws)
+        broken = broken.index_put((broken,), judged.right == 0)
     return broken
-
-
-def _judge(target: Target, x: Tensor, y: Tensor, noise: NoisePlan, draws: int) -> tuple[Tensor, Tensor]:
-    """Accuracy and mean margin (B,) over draws."""
-    logits = target.draws(x, noise=noise, count=draws)
-    gap = margin(logits.flatten(0, 1), y.repeat_interleave(draws)).unflatten(0, (len(x), draws))
-    right = (logits.argmax(dim=2) == y[:, None]).to(x.dtype)
-    return mean_in_order(right), mean_in_order(gap)
 
 
 def _where(chosen: Tensor, here: _Point, there: _Point) -> _Point:

@@ -6,21 +6,20 @@ no attack used decides, and an image goes on while any of them is classified rig
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dbpkit.attacks.target import (
+from dbpkit.attacks.attack import (
     Attack,
     AttackOutcome,
-    Target,
     accepted_options,
     attacks,
     checked_attack_options,
     make_attack,
-    mean_in_order,
 )
+from dbpkit.attacks.target import Target
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.options import Checked, Count
@@ -85,8 +84,7 @@ def autoattack(
         y: labels (B,).
         threat: budget, Linf or L2.
         noise: draws of the attack. Attack n of the list gets branch n, and judging one of its own.
-        version: ``standard`` (APGD-CE, targeted APGD-DLR, targeted FAB, Square) or ``rand`` (APGD-CE,
-            APGD-DLR).
+        version: ``standard`` (APGD-CE, targeted APGD-DLR and FAB, Square) or ``rand`` (APGD-CE, APGD-DLR).
         parts: at most 14 attacks instead, each a name or a table of ``name`` and ``options``. Their options
             go before the ones below.
         iterations: of every attack that has them; 50 queries of Square count as one.
@@ -106,22 +104,20 @@ def autoattack(
     """
     shared = {"iterations": iterations, "eot": eot, "judge_draws": judge_draws, "reevaluate": reevaluate}
     bound = [_bind(part, shared) for part in _chosen(version, parts)]
-    target, judge = Target.of(target), noise.branch(JUDGE)
-    worst, right = x.clone(), _accuracy(target, x, y, judge, judge_draws)
+    judge = _Judge(Target.of(target), noise.branch(JUDGE), judge_draws)
+    worst, right = x.clone(), judge.accuracy(x, y)
     outcomes: list[AttackOutcome] = []
     left = torch.arange(len(x), device=x.device)
     for number, attack in enumerate(bound, start=1):
-        plan = noise.rows(left)
-        found = attack(target, x[left], y[left], threat=threat, noise=plan.branch(number))
+        found = attack(judge.target, x[left], y[left], threat=threat, noise=noise.rows(left).branch(number))
         x_adv = threat.project(x[left], found.x_adv.detach())
-        judged = _accuracy(target, x_adv, y[left], judge.rows(left), judge_draws)
+        judged = judge.rows(left).accuracy(x_adv, y[left])
         better = judged < right[left] if outcomes else judged <= right[left]
         worst[left[better]], right[left[better]] = x_adv[better], judged[better]
         outcomes.append(found)
-        left = left[right[left] > 0]
-        if not len(left):
+        if not len(left := left[right[left] > 0]):
             break
-    return AttackOutcome(worst, outcomes[0].loss, outcomes[0].grad_norm)
+    return outcomes[0]._replace(x_adv=worst, claimed=None)
 
 
 def _chosen(version: str, parts: Sequence[str | Mapping[str, Any]] | None) -> Sequence[PartSpec]:
@@ -142,7 +138,17 @@ def _bind(part: PartSpec, shared: Mapping[str, Any]) -> Attack:
     return make_attack(part.name, {**options, **part.options})
 
 
-def _accuracy(target: Target, x: Tensor, y: Tensor, noise: NoisePlan, draws: int) -> Tensor:
-    """Share of draws that are classified right, (B,)."""
-    right = target.draws(x, noise=noise, count=draws).argmax(dim=2) == y[:, None]
-    return mean_in_order(right.to(x.dtype))
+class _Judge(NamedTuple):
+    """Judges images by draws that no attack used."""
+
+    target: Target
+    noise: NoisePlan
+    draws: int
+
+    def rows(self, index: Tensor) -> "_Judge":
+        """The judge of the chosen images."""
+        return self._replace(noise=self.noise.rows(index))
+
+    def accuracy(self, x: Tensor, y: Tensor) -> Tensor:
+        """Share of draws that are classified right, (B,)."""
+        return self.target.judge(x, y, noise=self.noise, draws=self.draws).right

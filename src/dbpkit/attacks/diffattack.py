@@ -1,16 +1,17 @@
 """DiffAttack: also drives the way back of a purification away from the way there.
 
-The thing people get wrong: this needs no states of its own. The purification that is classified is the one
-whose states are compared, on the same draw, and its gradient is exact for both parts of the loss.
+The purification that is classified is the one whose states are compared, on the same draw, and its gradient
+is exact for both parts of the loss.
 """
 
 from typing import Annotated
 
-import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from dbpkit.attacks.target import AttackOutcome, LossName, Target, attacks
+from dbpkit.attacks.attack import AttackOutcome, Path, attacks
+from dbpkit.attacks.loss import LossName
+from dbpkit.attacks.target import Target
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.options import Count, Length
 from dbpkit.threats.pixels import ThreatModel
@@ -59,12 +60,10 @@ def diffattack(
     """
     target = Target.of(target)
     step_size = threat.default_step_size if step_size is None else step_size
-    x_adv = x.clone()
-    loss_path, norm_path = [], []
+    x_adv, path = x.clone(), Path()
     for i in range(iterations):
         grad, value, _ = target.gradient(x_adv, y, noise=noise.at(i), eot=eot, loss=loss, deviation=weight)
-        loss_path.append(value)
-        norm_path.append(grad.flatten(1).norm(dim=1))
+        path.note(value, grad)
         x_adv = threat.project(x, x_adv + step_size * threat.steepest(grad))
         target.visit(x_adv, noise)
-    return AttackOutcome(x_adv, torch.stack(loss_path, 1), torch.stack(norm_path, 1))
+    return path.outcome(x_adv)

@@ -6,7 +6,7 @@ denominator is the numerator, or made of logits that do not exist.
 
 from torch import Tensor
 
-from dbpkit.attacks.target import losses, margin
+from dbpkit.attacks.loss import losses, margin
 from dbpkit.foundation.errors import UserError
 
 _TINY = 1e-12

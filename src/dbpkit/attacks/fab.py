@@ -5,14 +5,17 @@ draw. FAB is right for deterministic models; with ``eot`` above 1 it is an appro
 """
 
 import itertools
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
 
 import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 from torch.nn import functional
 
-from dbpkit.attacks.target import AttackOutcome, Target, attacks, check_classes, margin, mean_in_order
+from dbpkit.attacks.attack import AttackOutcome, attacks
+from dbpkit.attacks.loss import check_classes, margin
+from dbpkit.attacks.target import Target, mean_in_order
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.options import Count, Share
 from dbpkit.threats.pixels import ThreatModel
@@ -67,42 +70,17 @@ def fab(
         Croce & Hein 2020 (arXiv:1907.02044), algorithm 1; targeted with 9 classes as in AutoAttack, Croce &
         Hein 2020 (arXiv:2003.01690).
     """
-    target = Target.of(target)
-    clean = _expected_logits(target, x, noise.at(0), eot)
+    search = _Search(Target.of(target), threat, iterations, eot, _Step(threat, alpha_max, eta), beta)
+    clean = _expected_logits(search.target, x, noise.at(0), eot)
     check_classes(y, clean)
-    targets = _likeliest_others(clean, y, n_targets)
-    nearest, last = x.clone(), x.clone()
-    distance = torch.where(margin(clean, y) > 0, 0.0, torch.inf).to(x)
-    near_enough = threat.eps if eot == 1 else 0.0
-    loss_path, norm_path = x.new_zeros(2, len(x), iterations)
-    for run, (rank, restart) in enumerate(itertools.product(range(targets.shape[1]), range(n_restarts))):
-        pair = torch.stack([y, targets[:, rank]], dim=1)
-        iterate = x.clone() if restart == 0 else (x + threat.random_start(x, noise.at(run))) / 2
-        for i in range(iterations):
-            every_example = torch.ones_like(distance, dtype=torch.bool)
-            rows = (every_example if run == i == 0 else distance > near_enough).nonzero()[:, 0]
-            if not len(rows):
-                break
-            plan, block = noise.rows(rows), 1 + 2 * (run * iterations + i)
-            grad, value, _ = target.gradient(
-                iterate[rows], pair[rows], noise=plan.at(block), eot=eot, loss=logit_difference
-            )
-            step = _step(x[rows], iterate[rows], grad, value, threat, alpha_max, eta)
-            logits = _expected_logits(target, step, plan.at(block + 1), eot)
-            wrong = margin(logits, y[rows]) > 0
-            size = threat.distance(x[rows], step)
-            nearer = wrong & (size < distance[rows])
-            distance[rows] = torch.where(nearer, size, distance[rows])
-            nearest[rows] = _choose(nearer, step, nearest[rows])
-            iterate[rows] = _choose(wrong, x[rows] + beta * (step - x[rows]), step)
-            last[rows] = step
-            if run == 0:  # examples that end keep their last values
-                norm_path[rows, i:] = grad.flatten(1).norm(dim=1)[:, None]
-                loss_path[rows, i] = value
-                loss_path[rows, i + 1 :] = logit_difference(logits, pair[rows])[:, None]
-            target.visit(threat.project(x[rows], step), plan)
-    x_adv = _choose(distance < torch.inf, nearest, last)
-    return AttackOutcome(threat.project(x, x_adv), loss_path, norm_path)
+    aims = _likeliest_others(clean, y, n_targets)
+    found = _Found.of(x, margin(clean, y) > 0, iterations)
+    for run, (rank, restart) in enumerate(itertools.product(range(aims.shape[1]), range(n_restarts))):
+        pair = torch.stack([y, aims[:, rank]], dim=1)
+        start = x.clone() if restart == 0 else (x + threat.random_start(x, noise.at(run))) / 2
+        search.run(x, start, pair, found, noise, run)
+    x_adv = _choose(found.distance < torch.inf, found.nearest, found.last)
+    return AttackOutcome(threat.project(x, x_adv), found.loss, found.grad_norm)
 
 
 def nearest_on_plane(x: Tensor, w: Tensor, rise: Tensor, threat: ThreatModel) -> Tensor:
@@ -145,18 +123,88 @@ def logit_difference(logits: Tensor, y: Tensor) -> Tensor:
     return target - label
 
 
-def _step(
-    x: Tensor, iterate: Tensor, grad: Tensor, value: Tensor, threat: ThreatModel, alpha_max: float, eta: float
-) -> Tensor:
-    """One step past the plane value + grad . (z - iterate) = 0, partly from the image."""
-    value_at_x = value + (grad * (x - iterate)).flatten(1).sum(dim=1)
-    from_iterate = nearest_on_plane(iterate, grad, -value, threat)
-    from_x = nearest_on_plane(x, grad, -value_at_x, threat)
-    a, b = threat.distance(iterate, from_iterate), threat.distance(x, from_x)
-    tiny = torch.finfo(x.dtype).tiny
-    alpha = (a / (a + b).clamp_min(tiny)).clamp(max=alpha_max)[:, None, None, None]
-    past_iterate, past_x = iterate + eta * (from_iterate - iterate), x + eta * (from_x - x)
-    return ((1 - alpha) * past_iterate + alpha * past_x).clamp(0, 1)
+class _Step(NamedTuple):
+    """One step past the linearised boundary, partly from the image."""
+
+    threat: ThreatModel
+    alpha_max: float
+    eta: float
+
+    def __call__(self, x: Tensor, iterate: Tensor, grad: Tensor, value: Tensor) -> Tensor:
+        """Steps past the plane value + grad . (z - iterate) = 0."""
+        value_at_x = value + (grad * (x - iterate)).flatten(1).sum(dim=1)
+        from_iterate = nearest_on_plane(iterate, grad, -value, self.threat)
+        from_x = nearest_on_plane(x, grad, -value_at_x, self.threat)
+        a, b = self.threat.distance(iterate, from_iterate), self.threat.distance(x, from_x)
+        tiny = torch.finfo(x.dtype).tiny
+        alpha = (a / (a + b).clamp_min(tiny)).clamp(max=self.alpha_max)[:, None, None, None]
+        past_iterate, past_x = iterate + self.eta * (from_iterate - iterate), x + self.eta * (from_x - x)
+        return ((1 - alpha) * past_iterate + alpha * past_x).clamp(0, 1)
+
+
+@dataclass
+class _Found:
+    """Of every image the nearest misclassified one, the last iterate, and the first search's path."""
+
+    nearest: Tensor
+    last: Tensor
+    distance: Tensor
+    loss: Tensor
+    grad_norm: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, wrong: Tensor, iterations: int) -> "_Found":
+        """Before the first search; an image that is ``wrong`` is its own nearest one."""
+        loss, grad_norm = x.new_zeros(2, len(x), iterations)
+        distance = torch.where(wrong, 0.0, torch.inf).to(x)
+        return cls(x.clone(), x.clone(), distance, loss, grad_norm)
+
+    def note(self, rows: Tensor, step: Tensor, size: Tensor, wrong: Tensor) -> None:
+        """Keeps the steps that are misclassified and nearer than all before."""
+        nearer = wrong & (size < self.distance[rows])
+        self.distance[rows] = torch.where(nearer, size, self.distance[rows])
+        self.nearest[rows] = _choose(nearer, step, self.nearest[rows])
+        self.last[rows] = step
+
+    def note_path(self, rows: Tensor, i: int, grad: Tensor, value: Tensor, after: Tensor) -> None:
+        """Keeps loss and gradient norm; examples that end repeat their last values."""
+        self.grad_norm[rows, i:] = grad.flatten(1).norm(dim=1)[:, None]
+        self.loss[rows, i] = value
+        self.loss[rows, i + 1 :] = after[:, None]
+
+
+class _Search(NamedTuple):
+    """Algorithm 1 of the paper for one target class and one start."""
+
+    target: Target
+    threat: ThreatModel
+    iterations: int
+    eot: int
+    step: _Step
+    beta: float
+
+    def run(
+        self, x: Tensor, iterate: Tensor, pair: Tensor, found: _Found, noise: NoisePlan, run: int
+    ) -> None:
+        """Searches from ``iterate``, which is changed in place, and notes what it finds."""
+        near_enough = self.threat.eps if self.eot == 1 else 0.0
+        for i in range(self.iterations):
+            every_example = torch.ones_like(found.distance, dtype=torch.bool)
+            rows = (every_example if run == i == 0 else found.distance > near_enough).nonzero()[:, 0]
+            if not len(rows):
+                break
+            plan, block = noise.rows(rows), 1 + 2 * (run * self.iterations + i)
+            grad, value, _ = self.target.gradient(
+                iterate[rows], pair[rows], noise=plan.at(block), eot=self.eot, loss=logit_difference
+            )
+            step = self.step(x[rows], iterate[rows], grad, value)
+            logits = _expected_logits(self.target, step, plan.at(block + 1), self.eot)
+            wrong = margin(logits, pair[rows, 0]) > 0
+            found.note(rows, step, self.threat.distance(x[rows], step), wrong)
+            iterate[rows] = _choose(wrong, x[rows] + self.beta * (step - x[rows]), step)
+            if run == 0:
+                found.note_path(rows, i, grad, value, logit_difference(logits, pair[rows]))
+            self.target.visit(self.threat.project(x[rows], step), plan)
 
 
 def _expected_logits(target: Target, x: Tensor, noise: NoisePlan, eot: int) -> Tensor:

@@ -5,12 +5,14 @@ budget that measures what is seen (threat model ``perceptual``). In a small cube
 """
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dbpkit.attacks.target import AttackOutcome, LossName, Target, attacks
+from dbpkit.attacks.attack import AttackOutcome, Path, attacks
+from dbpkit.attacks.loss import LossName
+from dbpkit.attacks.target import Target
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.options import Count, Length
 from dbpkit.threats.pixels import ThreatModel
@@ -70,28 +72,55 @@ def low_frequency(
     """
     target = Target.of(target)
     step_size = threat.default_step_size if step_size is None else step_size
-    rows, columns = (waves(side, x)[:frequencies] for side in x.shape[2:])
-    x_adv = x.clone()
-    mean = square = torch.zeros_like(rows @ x @ columns.T)
-    loss_path, norm_path = [], []
+    basis = SlowWaves.of(x, frequencies)
+    x_adv, adam, path = x.clone(), Adam(basis.coefficients(torch.zeros_like(x))), Path()
     for i in range(iterations):
         pixel_grad, value, _ = target.gradient(x_adv, y, noise=noise.at(i), eot=eot, loss=loss)
-        grad = rows @ pixel_grad @ columns.T
-        loss_path.append(value)
-        norm_path.append(grad.flatten(1).norm(dim=1))
-        mean = BETA1 * mean + (1 - BETA1) * grad
-        square = BETA2 * square + (1 - BETA2) * grad.square()
-        if step == "adam":
-            debiased = (square / (1 - BETA2 ** (i + 1))).sqrt()
-            ascent = mean / (1 - BETA1 ** (i + 1)) / (debiased + TINY)
-        else:
-            ascent = grad.sign()
-        own = threat.steepest(rows.T @ ascent @ columns).flatten(1).norm(dim=1)
+        grad = basis.coefficients(pixel_grad)
+        path.note(value, grad)
+        ascent = adam.direction(grad) if step == "adam" else grad.sign()
+        own = threat.steepest(basis.images(ascent)).flatten(1).norm(dim=1)
         length = step_size * own / math.sqrt(ascent[0].numel())
-        kept = rows @ (x_adv - x) @ columns.T + length[:, None, None, None] * ascent
-        x_adv = threat.project(x, x + rows.T @ kept @ columns)
+        kept = basis.coefficients(x_adv - x) + length[:, None, None, None] * ascent
+        x_adv = threat.project(x, x + basis.images(kept))
         target.visit(x_adv, noise)
-    return AttackOutcome(x_adv, torch.stack(loss_path, 1), torch.stack(norm_path, 1))
+    return path.outcome(x_adv)
+
+
+class SlowWaves(NamedTuple):
+    """The slowest waves along height and along width, (frequencies, H) and (frequencies, W)."""
+
+    rows: Tensor
+    columns: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, frequencies: int) -> "SlowWaves":
+        """Returns those of images (B, C, H, W)."""
+        return cls(*(waves(side, x)[:frequencies] for side in x.shape[2:]))
+
+    def coefficients(self, x: Tensor) -> Tensor:
+        """Returns the coefficients W_h x W_w^T of images (B, C, H, W)."""
+        return self.rows @ x @ self.columns.T
+
+    def images(self, c: Tensor) -> Tensor:
+        """Returns the images W_h^T c W_w of coefficients."""
+        return self.rows.T @ c @ self.columns
+
+
+class Adam:
+    """Adam's direction of ascent: the debiased mean of gradients over the root of that of their squares."""
+
+    def __init__(self, zero: Tensor) -> None:
+        self.mean = self.square = zero
+        self.steps = 0
+
+    def direction(self, grad: Tensor) -> Tensor:
+        """Returns the direction after one more gradient."""
+        self.steps += 1
+        self.mean = BETA1 * self.mean + (1 - BETA1) * grad
+        self.square = BETA2 * self.square + (1 - BETA2) * grad.square()
+        debiased = (self.square / (1 - BETA2**self.steps)).sqrt()
+        return self.mean / (1 - BETA1**self.steps) / (debiased + TINY)
 
 
 def waves(side: int, like: Tensor) -> Tensor:

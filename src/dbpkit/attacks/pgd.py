@@ -5,7 +5,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dbpkit.attacks.target import AttackOutcome, LossName, Target, attacks, losses
+from dbpkit.attacks.attack import AttackOutcome, Path, attacks
+from dbpkit.attacks.loss import LossName, losses
+from dbpkit.attacks.target import Target
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.options import Count, Length
 from dbpkit.threats.pixels import ThreatModel
@@ -56,11 +58,10 @@ def pgd(
     step_size = threat.default_step_size if step_size is None else step_size
     x_adv = x.clone() if start == "zero" else threat.random_start(x, noise)
     best, best_loss = x_adv, torch.full_like(x[:, 0, 0, 0], -torch.inf)
-    loss_path, norm_path = [], []
+    path = Path()
     for i in range(iterations):
         grad, value, _ = target.gradient(x_adv, y, noise=noise.at(i), eot=eot, loss=loss)
-        loss_path.append(value)
-        norm_path.append(grad.flatten(1).norm(dim=1))
+        path.note(value, grad)
         x_adv = threat.project(x, x_adv + step_size * threat.steepest(grad))
         target.visit(x_adv, noise)
         if keep == "best":
@@ -68,12 +69,12 @@ def pgd(
             better = judged > best_loss
             best_loss = torch.where(better, judged, best_loss)
             best = torch.where(better[:, None, None, None], x_adv, best)
-    return AttackOutcome(
-        best if keep == "best" else x_adv, torch.stack(loss_path, 1), torch.stack(norm_path, 1)
-    )
+    return path.outcome(best if keep == "best" else x_adv)
 
 
 def _expected_loss(target: Target, x: Tensor, y: Tensor, noise: NoisePlan, draws: int, loss: str) -> Tensor:
     """Mean loss (B,) over draws whose numbers no gradient has used."""
     logits = target.draws(x, noise=noise, count=draws).flatten(0, 1)
-    return losses.resolve(loss)(logits, y.repeat_interleave(draws)).unflatten(0, (len(x), draws)).mean(dim=1)
+    values = losses.resolve(loss)(logits, y.repeat_interleave(draws))
+    mean: Tensor = values.unflatten(0, (len(x), draws)).mean(dim=1)
+    return mean

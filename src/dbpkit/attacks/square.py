@@ -6,13 +6,15 @@ lucky draws, and no honest candidate ever beats it. Here both are judged on the 
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
 import torch
 from annotated_types import Gt, Le
 from torch import Tensor
 
-from dbpkit.attacks.target import AttackOutcome, Target, attacks, losses, mean_in_order
+from dbpkit.attacks.attack import AttackOutcome, attacks
+from dbpkit.attacks.target import Judgement, Target
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.options import Count
@@ -41,10 +43,9 @@ def square(
 ) -> AttackOutcome:
     """Square Attack: a query changes one square of the image and is kept if the loss rises.
 
-    With ``reevaluate`` a query judges the image kept so far and its candidate on the same draws, which are
-    new in every query: 2 * eot rows, and no lucky draw survives. Without it the kept image's first loss is
-    stored, as published: eot rows a query, right for deterministic models only. An image that is
-    misclassified on all its draws then stops, a clean image before its first query.
+    With ``reevaluate`` a query judges the image kept so far and its candidate on the same new draws: 2 * eot
+    rows, and no lucky draw survives. Without it the kept image's first loss is stored, as published: eot rows
+    a query, for deterministic models only. An image that is misclassified on all its draws then stops.
 
     Args:
         target: the classifier, as an attack may use it.
@@ -69,51 +70,29 @@ def square(
         Andriushchenko et al. 2020 (arXiv:1912.00049), algorithms 1 to 3. Halvings of p and 5000 queries as
         in AutoAttack, Croce & Hein 2020 (arXiv:2003.01690).
     """
-    if type(threat) not in SEARCHES:
-        raise UserError(f"square needs the threat linf or l2, not {type(threat).__name__}.")
-    target, search = Target.of(target), SEARCHES[type(threat)]
+    search, judge = _search_in(threat), _Judge(Target.of(target), loss, eot)
     x_adv = threat.project(x, x + threat.eps * search.start(x, noise))
-    value, searching = torch.zeros_like(x[:, 0, 0, 0]), torch.ones_like(y, dtype=torch.bool)
-    if not reevaluate:
-        both = _judge(target, torch.cat([x, x_adv]), y.repeat(2), _twice(noise.at(0)), eot, loss)
-        clean, start = zip(*(part.chunk(2) for part in both), strict=True)
-        x_adv = torch.where((clean[1] == 0)[:, None, None, None], x, x_adv)
-        value = torch.where(clean[1] == 0, clean[0], start[0])
-        searching = (clean[1] > 0) & (start[1] > 0)
-    target.visit(x_adv, noise)
-    every = -(-iterations // RECORDED)
-    path = x.new_empty(len(x), -(-iterations // every))
+    kept = _Kept.unjudged(x_adv) if reevaluate else _Kept.better_start(judge, x, x_adv, y, noise.at(0))
+    judge.target.visit(kept.x, noise)
+    path = _Spaced.of(x, iterations)
     for i in range(iterations):
-        rows = searching.nonzero()[:, 0]
+        rows = kept.searching.nonzero()[:, 0]
         if not len(rows):
-            path[:, -(-i // every) :] = value[:, None]
+            path.fill(i, kept.loss)
             break
-        plan, kept, labels = noise.rows(rows), x_adv[rows], y[rows]
-        proposed = search.propose(x[rows], kept, threat.eps, share(p_init, i), plan, i)
+        plan, p = noise.rows(rows), share(p_init, i)
+        proposed = search.propose(x[rows], kept.x[rows], threat.eps, p, plan, i)
         candidate = threat.project(x[rows], proposed)
-        draws = plan.at(i + 1)
-        if reevaluate:
-            judged, right = _judge(
-                target, torch.cat([kept, candidate]), labels.repeat(2), _twice(draws), eot, loss
-            )
-            value[rows], risen = judged.chunk(2)
-            better = risen > value[rows]
-        else:
-            risen, right = _judge(target, candidate, labels, draws, eot, loss)
-            better = (risen > value[rows]) | (right == 0)
-        if i % every == 0:
-            path[:, i // every] = value
-        x_adv[rows] = torch.where(better[:, None, None, None], candidate, kept)
-        if not reevaluate:
-            value[rows] = torch.where(better, risen, value[rows])
-            searching[rows] = right > 0
-        target.visit(x_adv[rows], plan)
-    return AttackOutcome(x_adv, path, path[:, :0])
+        step = kept.query_anew if reevaluate else kept.query_once
+        before = step(judge, candidate, rows, y[rows], plan.at(i + 1))
+        path.note(i, before)
+        judge.target.visit(kept.x[rows], plan)
+    return AttackOutcome(kept.x, path.loss, path.loss[:, :0])
 
 
 def share(p_init: float, query: int) -> float:
     """Share of pixels that the square of a query covers; queries count from 0."""
-    return p_init / 2 ** sum(query > halving for halving in HALVINGS)
+    return p_init * 0.5 ** sum(query > halving for halving in HALVINGS)
 
 
 def stripes(x: Tensor, noise: NoisePlan) -> Tensor:
@@ -142,7 +121,8 @@ def tiles(x: Tensor, noise: NoisePlan) -> Tensor:
     top, left = (height - count * side) // 2, (width - count * side) // 2
     where = (..., slice(top, top + count * side), slice(left, left + count * side))
     delta[where] = _signs(u[:, 1:]) * torch.where(u[:, :1] < 0.5, upright, level)
-    return delta / delta.flatten(1).norm(dim=1)[:, None, None, None]
+    length: Tensor = delta.flatten(1).norm(dim=1)
+    return delta / length[:, None, None, None]
 
 
 def square_l2(x: Tensor, x_adv: Tensor, eps: float, p: float, noise: NoisePlan, step: int) -> Tensor:
@@ -185,10 +165,9 @@ def bump(height: int, width: int) -> Tensor:
 def bump_pair(side: int) -> Tensor:
     """Two bumps of opposite sign and equal norm next to each other, (side, side), at unit norm together."""
     left, right = bump(side, side // 2), bump(side, side - side // 2)
-    pair = torch.cat(
-        [left / left.norm(), -right / right.norm()], dim=1
-    )  # equal norms as in the authors' code
-    return pair / pair.norm()
+    pair = torch.cat([left / left.norm(), -right / right.norm()], dim=1)  # as in the authors' code
+    length: Tensor = pair.norm()
+    return pair / length
 
 
 class Search(NamedTuple):
@@ -201,24 +180,103 @@ class Search(NamedTuple):
 SEARCHES: dict[type, Search] = {Linf: Search(stripes, square_linf), L2: Search(tiles, square_l2)}
 
 
-def _judge(
-    target: Target, x: Tensor, y: Tensor, noise: NoisePlan, eot: int, loss: str
-) -> tuple[Tensor, Tensor]:
-    """Mean loss (B,) over draws, and the share of them that are classified right."""
-    logits = target.draws(x, noise=noise, count=eot)
-    value = losses.resolve(loss)(logits.flatten(0, 1), y.repeat_interleave(eot)).unflatten(0, (len(x), eot))
-    right = (logits.argmax(dim=2) == y[:, None]).to(value.dtype)
-    return mean_in_order(value), mean_in_order(right)
+def _search_in(threat: ThreatModel) -> Search:
+    """The search in a threat's norm; UserError for a threat that has none."""
+    if type(threat) not in SEARCHES:
+        raise UserError(f"square needs the threat linf or l2, not {type(threat).__name__}.")
+    return SEARCHES[type(threat)]
 
 
-def _twice(noise: NoisePlan) -> NoisePlan:
-    """The same rows, one block after the other: common random numbers of two batches of images."""
-    return noise.rows(torch.arange(len(noise)).repeat(2))
+class _Judge(NamedTuple):
+    """Judges images by their mean loss over draws."""
+
+    target: Target
+    loss: str
+    draws: int
+
+    def one(self, x: Tensor, y: Tensor, noise: NoisePlan) -> Judgement:
+        """Loss (B,) and share of draws classified right."""
+        return self.target.judge(x, y, noise=noise, draws=self.draws, loss=self.loss)
+
+    def two(self, a: Tensor, b: Tensor, y: Tensor, noise: NoisePlan) -> tuple[Judgement, Judgement]:
+        """The same of two batches of images, with common random numbers."""
+        twice = noise.rows(torch.arange(len(noise)).repeat(2))
+        both = self.one(torch.cat([a, b]), y.repeat(2), twice)
+        first, second = zip(*(part.chunk(2) for part in both), strict=True)
+        return Judgement(*first), Judgement(*second)
+
+
+class _Spaced(NamedTuple):
+    """Losses (B, at most `RECORDED`) before every ``every``-th query."""
+
+    loss: Tensor
+    every: int
+
+    @classmethod
+    def of(cls, x: Tensor, queries: int) -> "_Spaced":
+        """Room for the losses of images."""
+        every = -(-queries // RECORDED)
+        return cls(x.new_empty(len(x), -(-queries // every)), every)
+
+    def note(self, query: int, loss: Tensor) -> None:
+        """Notes the losses (B,) before a query if it is one of the spaced ones."""
+        if query % self.every == 0:
+            self.loss[:, query // self.every] = loss
+
+    def fill(self, query: int, loss: Tensor) -> None:
+        """Notes losses (B,) that no query from this one on changes."""
+        self.loss[:, -(-query // self.every) :] = loss[:, None]
+
+
+@dataclass
+class _Kept:
+    """The images kept so far, their loss, and which of them are still searched for; changed in place."""
+
+    x: Tensor
+    loss: Tensor
+    searching: Tensor
+
+    @classmethod
+    def unjudged(cls, x_adv: Tensor) -> "_Kept":
+        """The start, which every query judges anew."""
+        loss = torch.zeros_like(x_adv[:, 0, 0, 0])
+        return cls(x_adv, loss, torch.ones_like(loss, dtype=torch.bool))
+
+    @classmethod
+    def better_start(cls, judge: _Judge, x: Tensor, x_adv: Tensor, y: Tensor, noise: NoisePlan) -> "_Kept":
+        """The start, or the clean image where that is misclassified already."""
+        clean, start = judge.two(x, x_adv, y, noise)
+        wrong = clean.right == 0
+        return cls(
+            torch.where(wrong[:, None, None, None], x, x_adv),
+            torch.where(wrong, clean.loss, start.loss),
+            (clean.right > 0) & (start.right > 0),
+        )
+
+    def query_anew(self, judge: _Judge, new: Tensor, rows: Tensor, y: Tensor, noise: NoisePlan) -> Tensor:
+        """Keeps one that beats the kept image on the same draws; returns the losses before, (B,)."""
+        here, there = judge.two(self.x[rows], new, y, noise)
+        self.loss[rows] = here.loss
+        self._keep(there.loss > here.loss, new, rows)
+        return self.loss
+
+    def query_once(self, judge: _Judge, new: Tensor, rows: Tensor, y: Tensor, noise: NoisePlan) -> Tensor:
+        """Keeps one that beats the stored loss or fools all draws; returns the losses before, (B,)."""
+        before, there = self.loss.clone(), judge.one(new, y, noise)
+        better = (there.loss > before[rows]) | (there.right == 0)
+        self._keep(better, new, rows)
+        self.loss[rows] = torch.where(better, there.loss, before[rows])
+        self.searching[rows] = there.right > 0
+        return before
+
+    def _keep(self, better: Tensor, new: Tensor, rows: Tensor) -> None:
+        self.x[rows] = torch.where(better[:, None, None, None], new, self.x[rows])
 
 
 def _uniforms(noise: NoisePlan, step: int, x: Tensor, count: int) -> Tensor:
     """Uniforms (B, count) of one query, in float64."""
-    return noise.uniform("probe", step, x.new_empty(len(x), count, dtype=torch.float64))
+    u: Tensor = noise.uniform("probe", step, x.new_empty(len(x), count, dtype=torch.float64))
+    return u
 
 
 def _signs(u: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What an attack may ask of the model: logits and gradients, in micro-batches of bounded size.
+"""What an attack may ask of the model: logits, judgements and gradients, in micro-batches of bounded size.
 
 The thing people get wrong: averaging the gradient over draws (EoT) one image batch at a time. Here the
 draws of all images are rows of one batch, cut into micro-batches, and each image's rows are summed in
@@ -7,112 +7,20 @@ the order of its draws, so that the sum does not depend on how they were cut.
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Mapping
-from functools import partial, wraps
-from typing import Annotated, Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from dbpkit.attacks.loss import Loss, check_classes, losses
 from dbpkit.foundation.errors import NonFiniteError, UserError, shown
 from dbpkit.foundation.inputs import check_images, check_labels, check_length, check_outputs, whole
 from dbpkit.foundation.noise import NoisePlan
-from dbpkit.foundation.options import Named, checked_options, options_of
-from dbpkit.foundation.registry import Registry
 from dbpkit.foundation.types import RandomisedClassifier, Traced
-from dbpkit.threats.pixels import ThreatModel, check_threat
-
-losses: Registry["Loss"] = Registry("loss")
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""``loss(logits, y)`` of logits (B, K) is (B,); ``y`` is (B,), or (B, n) where the label is not enough."""
-
-LossName = Annotated[str, Named(losses)]
-"""An option that names a registered loss."""
-
-RESERVED = ("target", "x", "y", "threat", "noise")
-"""Parameters of an attack that are no options."""
 
 Visit = Callable[[Tensor, NoisePlan], None]
 """Called with an iterate (B, C, H, W) and the attack's plan of its examples."""
-
-
-class AttackOutcome(NamedTuple):
-    """What an attack returns.
-
-    Attributes:
-        x_adv: attacked images (B, C, H, W).
-        loss: expected loss at every iterate, before its step, (B, iterations).
-        grad_norm: Euclidean norm of the averaged gradient there, (B, iterations); (B, 0) without gradients.
-        claimed: where another library says that it succeeded, (B,); None for attacks that claim nothing.
-    """
-
-    x_adv: Tensor
-    loss: Tensor
-    grad_norm: Tensor
-    claimed: Tensor | None = None
-
-
-class Attack(Protocol):
-    """Searches near ``x`` for an image that is misclassified."""
-
-    def __call__(
-        self, target: "Target", x: Tensor, y: Tensor, *, threat: ThreatModel, noise: NoisePlan
-    ) -> AttackOutcome:
-        """Attacks images (B, C, H, W) in [0, 1] with labels (B,), using only draws of ``noise``."""
-        ...
-
-
-class Attacks(Registry[Attack]):
-    """The registered attacks. Whoever calls one, its arguments are looked at first, see `guarded`."""
-
-    def register(self, name: str) -> Callable[[Attack], Attack]:
-        """Returns a decorator that files an attack under ``name`` and guards it."""
-        file = super().register(name)
-        return lambda attack: file(guarded(attack, name))
-
-    def get(self, name: str) -> Attack:
-        """Returns the attack called ``name``, guarded; see `Registry.get`."""
-        return guarded(super().get(name), name)
-
-    def resolve(self, name: str) -> Attack:
-        """Returns the attack called ``name`` or at an import path, guarded; see `Registry.resolve`."""
-        return guarded(super().resolve(name), name)
-
-
-attacks = Attacks("attack", ["dbpkit.attacks.libraries"])
-
-
-def guarded(attack: Attack, name: str) -> Attack:
-    """Returns an attack that looks at its arguments before it starts.
-
-    Images, labels, plan, budget and options are checked; gradients are computed even inside
-    ``torch.no_grad()`` and ``torch.inference_mode()``, and no graph leads back to the caller's images.
-
-    Args:
-        attack: the attack; one that is guarded already is returned as it is.
-        name: what errors call it.
-    """
-    if not callable(attack) or hasattr(attack, "guards"):
-        return attack
-
-    @wraps(attack)
-    def checked(
-        target: Any, x: Tensor, y: Tensor, *, threat: ThreatModel, noise: NoisePlan, **options: Any
-    ) -> AttackOutcome:
-        where = f"attack '{name}'"
-        check_images(x, where)
-        check_labels(y, len(x), where)
-        check_length(noise, len(x), where)
-        check_threat(threat, where)
-        chosen = checked_options(attack, options, where, RESERVED)
-        with torch.inference_mode(False), torch.enable_grad():
-            x, y = (t.clone() if t.is_inference() else t.detach() for t in (x, y))
-            return attack(Target.of(target), x, y, threat=threat, noise=noise, **chosen)
-
-    checked.guards = attack  # type: ignore[attr-defined]
-    return checked
 
 
 class ExpectedGradient(NamedTuple):
@@ -129,6 +37,13 @@ class DrawGradients(NamedTuple):
     grad: Tensor
     loss: Tensor
     logits: Tensor
+
+
+class Judgement(NamedTuple):
+    """Averages over draws: ``loss`` (B,), share classified right ``right`` (B,)."""
+
+    loss: Tensor
+    right: Tensor
 
 
 class Target:
@@ -185,7 +100,16 @@ class Target:
         """Returns logits (B, R, K) of ``count`` = R independent draws of each image."""
         _check(x, noise)
         plan = noise.repeat(count)
-        return self(x.repeat_interleave(count, dim=0), noise=plan).unflatten(0, (len(x), count))
+        logits: Tensor = self(x.repeat_interleave(count, dim=0), noise=plan)
+        by_image: Tensor = logits.unflatten(0, (len(x), count))
+        return by_image
+
+    def judge(self, x: Tensor, y: Tensor, *, noise: NoisePlan, draws: int, loss: str = "margin") -> Judgement:
+        """Averages a loss of labels (B,) and the accuracy over ``draws`` draws of each image."""
+        logits = self.draws(x, noise=noise, count=draws)
+        values = losses.resolve(loss)(logits.flatten(0, 1), y.repeat_interleave(draws))
+        right = (logits.argmax(dim=2) == y[:, None]).to(x.dtype)
+        return Judgement(mean_in_order(values.unflatten(0, (len(x), draws))), mean_in_order(right))
 
     def gradient(
         self,
@@ -291,9 +215,9 @@ class Target:
         return [slice(i, min(i + self.micro_batch, count)) for i in range(0, count, self.micro_batch)]
 
 
-def _of_batch(logits: Any, x: Tensor) -> Tensor:
+def _of_batch(output: Any, x: Tensor) -> Tensor:
     """The logits if they are (B, K) and finite: on others an attack would search in vain and say nothing."""
-    check_outputs(logits, len(x))
+    logits = check_outputs(output, len(x))
     if not bool(logits.isfinite().all()):
         raise NonFiniteError(
             "the model returned logits that are not finite. Look for a division by zero, the logarithm of"
@@ -317,15 +241,6 @@ def _check_goal(y: Any, count: int, loss: Any) -> None:
             check_labels(y, count, "Target.gradient")
     elif len(y) != count:
         raise UserError(f"{count} images came with {len(y)} labels.")
-
-
-def check_classes(y: Tensor, logits: Tensor) -> None:
-    """Raises UserError if a label (B,) or (B, n) has no logit (B, K)."""
-    if not y.is_floating_point() and int(y.max()) >= logits.shape[1]:
-        raise UserError(
-            f"the model has {logits.shape[1]} classes, but the labels go up to {int(y.max())}. Use a"
-            " classifier trained on this data."
-        )
 
 
 def _gradient(value: Tensor, leaf: Tensor) -> Tensor:
@@ -354,48 +269,6 @@ def _takes_noise(model: Any) -> Any:
             " dbpkit.Undefended(model)."
         )
     return model
-
-
-@losses.register("ce")
-def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy of logits (B, K) with labels (B,); (B,)."""
-    check_classes(y, logits)
-    return functional.cross_entropy(logits, y, reduction="none")
-
-
-@losses.register("margin")
-def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """Largest other logit minus the label's, (B,); positive where misclassified.
-
-    Source:
-        Carlini & Wagner 2017 (arXiv:1608.04644), f6 without the floor.
-    """
-    check_classes(y, logits)
-    label = functional.one_hot(y, logits.shape[1]).bool()
-    return logits.masked_fill(label, -torch.inf).amax(dim=1) - logits[label]
-
-
-def make_attack(name: str, options: Mapping[str, Any] | None = None) -> Attack:
-    """Binds an attack to its options.
-
-    Raises:
-        UserError: if the name or an option is unknown, or a value is wrong.
-    """
-    return partial(attacks.resolve(name), **checked_attack_options(name, options or {}))
-
-
-def checked_attack_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns options as an attack takes them, amounts such as ``"2/255"`` as numbers.
-
-    Raises:
-        UserError: if the attack's name, an option's name or a value is wrong.
-    """
-    return checked_options(attacks.resolve(name), options, f"attack '{name}'", RESERVED)
-
-
-def accepted_options(name: str) -> dict[str, Any]:
-    """Names and defaults of an attack's options."""
-    return {o.name: o.default for o in options_of(attacks.resolve(name), RESERVED).values()}
 
 
 def mean_in_order(per_draw: Tensor) -> Tensor:

@@ -10,12 +10,11 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from dbpkit.foundation.noise import NoisePlan
-from dbpkit.foundation.types import Denoiser, RandomisedClassifier
+from dbpkit.checks.check import Probe, checks
+from dbpkit.foundation.types import Denoiser
 from dbpkit.models.denoisers import Prediction, VPDenoiser, reinterpreted
 from dbpkit.purification.diffusion import Purifier
 from dbpkit.results.flags import Flag
-from dbpkit.threats.pixels import ThreatModel
 
 NO_GAIN = 0.9
 """Share of the error of doing nothing, or of shrinking, above which a denoiser gains nothing."""
@@ -32,16 +31,20 @@ CLEARLY_LESS = 0.8
 PREDICTIONS = ("noise", "v", "x0", "score")
 
 
+@checks.add(
+    "denoiser_worse_than_nothing",
+    stage="model",
+    expects="the denoiser's estimate is nearer to the clean image than a plain shrink",
+    remedy="Train it, or give its own prediction type, schedule and pixel range.",
+    needs="diffusion",
+)
 @torch.no_grad()
-def denoiser_worse_than_nothing(
-    model: RandomisedClassifier, x: Tensor, y: Tensor, noise: NoisePlan, threat: ThreatModel
-) -> list[Flag]:
+def denoiser_worse_than_nothing(probe: Probe) -> list[Flag]:
     """Flags a denoiser whose estimate is no nearer to the clean image than what it was given."""
-    del y, threat
-    purifier = getattr(model, "purifier", None)
-    if not isinstance(purifier, Purifier):
+    purifier = probe.diffusion
+    if purifier is None:
         return []
-    sigma, clean, noisy = _noised(purifier, x, noise)
+    sigma, clean, noisy = _noised(purifier, probe)
     error = _distance(_denoised(purifier.denoiser, noisy, sigma), clean)
     baseline, what = _baseline(clean, sigma)
     if error < NO_GAIN * baseline:
@@ -54,20 +57,24 @@ def denoiser_worse_than_nothing(
     return [Flag("denoiser_worse_than_nothing", "error", message)]
 
 
+@checks.add(
+    "denoiser_mismatch",
+    stage="model",
+    expects="no other noise level or prediction type suits the denoiser better",
+    remedy="Give the prediction type or schedule that the message names.",
+    needs="diffusion",
+)
 @torch.no_grad()
-def denoiser_mismatch(
-    model: RandomisedClassifier, x: Tensor, y: Tensor, noise: NoisePlan, threat: ThreatModel
-) -> list[Flag]:
+def denoiser_mismatch(probe: Probe) -> list[Flag]:
     """Flags a denoiser that estimates better if told another noise level or read as another prediction.
 
     With the noise estimate z(s) = (u - D(u, s)) / s of the noisy image u = x + sigma z, the estimate
     u - sigma z(s) has its least error at s = sigma, unless the network has other times or scales.
     """
-    del y, threat
-    purifier = getattr(model, "purifier", None)
-    if not isinstance(purifier, Purifier):
+    purifier = probe.diffusion
+    if purifier is None:
         return []
-    sigma, clean, noisy = _noised(purifier, x, noise)
+    sigma, clean, noisy = _noised(purifier, probe)
     own = _distance(_denoised(purifier.denoiser, noisy, sigma), clean)
     read: dict[str, float] = {
         p: _distance(d(noisy, noisy.new_tensor(sigma)), clean) for p, d in _readings(purifier.denoiser)
@@ -92,21 +99,25 @@ def denoiser_mismatch(
     return [Flag("denoiser_mismatch", "error", message)]
 
 
+@checks.add(
+    "purifier_destroys",
+    stage="model",
+    expects="purification loses no more of a clean image than its noise hid",
+    remedy="Lower t_star, take more steps, or give the denoiser its own settings.",
+    needs="diffusion",
+)
 @torch.no_grad()
-def purifier_destroys(
-    model: RandomisedClassifier, x: Tensor, y: Tensor, noise: NoisePlan, threat: ThreatModel
-) -> list[Flag]:
+def purifier_destroys(probe: Probe) -> list[Flag]:
     """Flags purified clean images that are further from the clean ones than a sample has to be.
 
     The best linear estimate of a pixel of variance s^2 under noise sigma has the error s^2 sigma^2 / (s^2 +
     sigma^2), no perfect denoiser has more, and a perfect sample of the posterior has twice as much as that.
     """
-    del y, threat
-    purifier = getattr(model, "purifier", None)
-    if not isinstance(purifier, Purifier):
+    purifier = probe.diffusion
+    if purifier is None:
         return []
-    sigma, clean, noisy = _noised(purifier, x, noise)
-    error = _distance(2 * purifier(x, noise=noise) - 1, clean)
+    sigma, clean, noisy = _noised(purifier, probe)
+    error = _distance(2 * purifier(probe.x, noise=probe.noise) - 1, clean)
     baseline, what = _baseline(clean, sigma)
     if error <= POSTERIOR * baseline:
         return []
@@ -118,10 +129,10 @@ def purifier_destroys(
     return [Flag("purifier_destroys", "error", message)]
 
 
-def _noised(purifier: Purifier, x: Tensor, noise: NoisePlan) -> tuple[float, Tensor, Tensor]:
+def _noised(purifier: Purifier, probe: Probe) -> tuple[float, Tensor, Tensor]:
     """The level where purification starts, and the images in [-1, 1], clean and noised to it."""
-    sigma, clean = purifier.sampler.levels[0], 2 * x - 1
-    return sigma, clean, clean + sigma * noise.on("control").normal("probe", 4, clean)
+    sigma, clean = purifier.sampler.levels[0], 2 * probe.x - 1
+    return sigma, clean, clean + sigma * probe.noise.on("control").normal("probe", 4, clean)
 
 
 def _denoised(denoiser: Denoiser, noisy: Tensor, sigma: float) -> Tensor:

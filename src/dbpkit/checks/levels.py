@@ -6,6 +6,7 @@ The thing people get wrong: a network answers at every level. Beyond those it wa
 from collections.abc import Sequence
 from typing import Any
 
+from dbpkit.checks.check import Probe, checks
 from dbpkit.results.flags import Flag
 
 TRAINED_TOLERANCE = 1.02
@@ -16,6 +17,67 @@ LEAST_LEVEL, MOST_LEVEL = 0.1, 1.5
 
 FEW_STEPS = 5
 """Below so many steps from t* an ancestral chain purifies badly."""
+
+
+@checks.add(
+    "suspicious_level",
+    stage="settings",
+    expects="purification starts well above what the attack can do, and below pure noise",
+    remedy="Choose t_star by the levels in the message; the papers use 0.1.",
+    needs="diffusion",
+)
+def check_level(probe: Probe) -> list[Flag]:
+    """Flags a start of purification that is hardly noisier than the attack, or noisier than the image."""
+    spec, purifier = probe.planned.spec, probe.diffusion
+    if spec is None or purifier is None:
+        return []
+    settings, norm = spec.purifier, spec.threat.norm
+    start = f"t* = {settings.t_star:g}" if settings.sampler != "heun" else f"grid of {settings.sampler}"
+    reach = reach_of(norm, probe.threat.eps, probe.x[0].numel())
+    return suspicious_level(purifier.sampler.levels[0], norm, str(spec.threat.eps), reach, start)
+
+
+@checks.add(
+    "outside_trained_levels",
+    stage="settings",
+    expects="purification starts at a level that the denoiser was trained on",
+    remedy="Lower t_star.",
+    needs="diffusion",
+)
+def check_trained(probe: Probe) -> list[Flag]:
+    """Flags a start at a larger noise level than the denoiser was trained on."""
+    purifier = probe.diffusion
+    return [] if purifier is None else outside_trained_levels(purifier.denoiser, purifier.sampler.levels)
+
+
+@checks.add(
+    "suspicious_grid",
+    stage="settings",
+    expects="the sampler takes enough steps",
+    remedy="Raise steps; they count the whole chain, of which t_star is a share.",
+    needs="diffusion",
+)
+def check_grid(probe: Probe) -> list[Flag]:
+    """Flags a chain of very few steps, for samplers that are not made for it."""
+    spec, purifier = probe.planned.spec, probe.diffusion
+    if spec is None or purifier is None:
+        return []
+    return suspicious_grid(spec.purifier.sampler, purifier.sampler.steps)
+
+
+@checks.add(
+    "assumptions",
+    stage="settings",
+    expects="the denoiser's files say how it was trained, and on images of this size",
+    remedy="Give its schedule in denoiser.options, and data of its size.",
+    needs="diffusion",
+    raises=("schedule_assumed", "other_image_size"),
+)
+def check_assumptions(probe: Probe) -> list[Flag]:
+    """Flags what a denoiser's files do not say, and images of another size than its network's."""
+    purifier = probe.diffusion
+    height, width = probe.x.shape[-2:]
+    return [] if purifier is None else assumptions(purifier.denoiser, (height, width))
 
 
 def outside_trained_levels(denoiser: Any, levels: Sequence[float]) -> list[Flag]:
@@ -95,7 +157,8 @@ def reach_of(norm: str, eps: float, values: int) -> float:
         eps: the budget.
         values: number of values of an image.
     """
-    return {"linf": 2 * eps, "l2": 2 * eps / values**0.5}.get(norm, 0.0)
+    root: float = values**0.5
+    return {"linf": 2 * eps, "l2": 2 * eps / root}.get(norm, 0.0)
 
 
 def suspicious_grid(sampler: str, calls: int) -> list[Flag]:

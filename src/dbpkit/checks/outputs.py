@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
+from dbpkit.checks.check import Probe, checks
 from dbpkit.checks.culprits import heading_module
-from dbpkit.foundation.noise import NoisePlan
-from dbpkit.foundation.types import RandomisedClassifier
 from dbpkit.models.heads import Head, heads_of
 from dbpkit.results.flags import Flag
-from dbpkit.threats.pixels import ThreatModel
 
 LOST = 2.0**-24
 """Weight of the label, relative to the largest, that float32 loses beside it."""
@@ -45,9 +43,13 @@ REMEDY_OF_A_PART = "Let every part of the classifier return the values before it
 """What helps against a head that squashes, and against one that is averaged with others."""
 
 
-def squashed_outputs(
-    model: RandomisedClassifier, x: Tensor, y: Tensor, noise: NoisePlan, threat: ThreatModel
-) -> list[Flag]:
+@checks.add(
+    "squashed_outputs",
+    stage="model",
+    expects="the outputs are not squashed into a range in which attacks stall",
+    remedy="Let the classifier return the values before the head, or add an attacker of them ('unsquashed').",
+)
+def squashed_outputs(probe: Probe) -> list[Flag]:
     """Flags a head that is so flat for the label or for all others that their gradient is lost.
 
     With z the values before the head, s the outputs and the loss a cross-entropy, the weights of the rows of
@@ -57,16 +59,16 @@ def squashed_outputs(
     Source:
         Carlini & Wagner 2017 (arXiv:1608.04644), section V: a saturated output has no gradient to follow.
     """
-    del threat
-    both, plan = torch.cat([x, 1 - x]), noise.rows(torch.arange(len(x)).repeat(2))
-    heads = heads_of(lambda: model(both, noise=plan))
+    x, y = probe.x, probe.y
+    both, plan = torch.cat([x, 1 - x]), probe.noise.rows(torch.arange(len(x)).repeat(2))
+    heads = heads_of(lambda: probe.model(both, noise=plan))
     if not heads:
-        return _piled_up(model(x, noise=noise).detach(), y)
+        return _piled_up(probe.outputs().detach(), y)
     right = heads[0].outputs[: len(x)].argmax(dim=1) == y
     found: list[Flag] = []
     for number, head in enumerate(heads):
         weights = head.weights(softmax_error(head.outputs, y.repeat(2)))[: len(x)][right].double().abs()
-        culprit = heading_module(model, both, plan, head.values) if head.operations else ""
+        culprit = heading_module(probe.model, both, plan, head.values) if head.operations else ""
         found += _flattened(head, weights, y[right], culprit, REMEDY_OF_A_PART if number else REMEDY)
         if found and not number:
             break

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dbpkit.analyses.analysis import analyses
-from dbpkit.attacks import attacks, losses
-from dbpkit.attacks.target import RESERVED
+from dbpkit.attacks import RESERVED, attacks, losses
+from dbpkit.checks import checks
 from dbpkit.data import datasets
 from dbpkit.experiment.knowledge import known
 from dbpkit.experiment.spec import EvaluationSpec, PurifierSpec, ThreatSpec
@@ -61,6 +61,7 @@ def _with_grid(sampler: Any, _given: Sequence[str]) -> dict[str, Option]:
 PARTS: dict[str, Kind] = {
     "analyses": Kind(analyses),
     "attacks": Kind(attacks, RESERVED),
+    "checks": Kind(checks, options=None),
     "classifiers": Kind(classifier_sources),
     "data": Kind(datasets),
     "denoiser-adapters": Kind(denoiser_adapters, ("network",)),

@@ -77,9 +77,12 @@ def checked(found: "Checked", as_json: bool) -> None:
 
     if as_json:
         flags = [f._asdict() for f in found.flags]
-        console.as_json({"verdict": found.verdict, "flags": flags, "checks": found.checks})
+        told = {"verdict": found.verdict, "flags": flags, "checks": found.checks, "remedies": found.remedies}
+        console.as_json(told)
         return
     console.show(console_flags(found.flags))
+    for name, remedy in found.remedies.items():
+        console.entry(name, remedy)
     console.say(f"{len(found.checks)} checks ran: {', '.join(found.checks)}.", "dim")
     console.say(found.verdict)
 

@@ -1,34 +1,26 @@
 """`dbpkit check`: is a number from this model and these settings to be trusted?
 
-It looks at the model, attacks it in ways that ought to agree, and runs the planned attackers for a while.
-The thing people get wrong: a check that only looks at settings misses a broken gradient. This one attacks.
+It looks at the model, attacks it in ways that ought to agree, and runs the planned attackers for a while. A
+check that only looks at settings misses a broken gradient; this one attacks.
 """
 
 import contextlib
 import inspect
 import tempfile
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dbpkit.checks import Checked, Planned, Probe, checks, run_check
+from dbpkit.checks.attacking import shared_attacks
 from dbpkit.checks.culprits import Plain
-from dbpkit.checks.model import (
-    CHECKS,
-    PROBE_EXAMPLES,
-    Check,
-    check_fit,
-    check_logits,
-    planned_draws,
-    purifier_flags,
-    sees_noise,
-)
-from dbpkit.checks.short_attacks import SANITY, gradient_noise, more_iterations_help, shared_attacks
+from dbpkit.checks.fit import check_fit, check_logits
+from dbpkit.checks.preflight import PROBE_EXAMPLES, check_settings, probe_of
 from dbpkit.evaluation.run import Progress, evaluate
-from dbpkit.experiment.build import Parts, accepted_options, attack_options, build, of_attacks
+from dbpkit.experiment.build import accepted_options, attack_options, build, of_attacks
 from dbpkit.experiment.execution import DEFAULT_EXECUTION, Execution
 from dbpkit.experiment.spec import DrawsSpec, EvaluationSpec
 from dbpkit.experiment.state import state_changes, state_of
@@ -37,7 +29,6 @@ from dbpkit.foundation.inputs import check_images, check_labels, check_length, c
 from dbpkit.foundation.noise import NoisePlan, seeded_generator
 from dbpkit.foundation.spec import PartSpec
 from dbpkit.foundation.types import RandomisedClassifier
-from dbpkit.results.flags import Flag
 from dbpkit.results.run_directory import RunDirectory
 from dbpkit.threats.pixels import L2, Linf, ThreatModel, check_threat
 
@@ -49,28 +40,6 @@ QUICK = of_attacks(eot=2, n_restarts=1, restarts=1, judge_draws=2, keep_draws=2,
 
 DEFAULT_THREAT = Linf(8 / 255)
 """The field's budget on CIFAR-10, also for short attacks where the threat is none of pixel values."""
-
-
-class Checked(NamedTuple):
-    """What a check found.
-
-    Attributes:
-        flags: every flag that came up.
-        checks: names of the checks that ran, in their order.
-    """
-
-    flags: list[Flag]
-    checks: tuple[str, ...]
-
-    @property
-    def verdict(self) -> str:
-        """What follows from the flags, in a sentence."""
-        return verdict(self.flags)
-
-    @property
-    def trustworthy(self) -> bool:
-        """Whether nothing must be mended."""
-        return not any(f.severity == "error" for f in self.flags)
 
 
 def check(
@@ -127,8 +96,7 @@ def check(
             asked(x[:PROBE_EXAMPLES], noise=noise.rows(slice(0, PROBE_EXAMPLES))), x[:PROBE_EXAMPLES], y
         )
         check_outputs(asked(x[:1], noise=noise.rows([0])), 1)  # a model may squeeze one image, not four
-    sanity = {**_named(SANITY), "gradient_noise": cast(Check, partial(gradient_noise, eot=eot))}
-    return _check(asked, x, y, noise, threat, sanity, progress)
+    return _check(Probe(asked, x, y, noise, threat, Planned(eot=eot)), progress)
 
 
 def quick_check(
@@ -154,107 +122,51 @@ def quick_check(
     """
     short = _shortened_spec(spec, min(examples, spec.examples.count or examples))
     parts = build(short, execution.device, execution.memory_bytes)
-    x, y = parts.data.x().to(execution.device), parts.data.labels.to(execution.device)
-    noise = NoisePlan.of(spec.seed, parts.data.ids, "select")
-    check_fit(parts, x[:PROBE_EXAMPLES], y[:PROBE_EXAMPLES])
-    found = _check(
-        parts.model,
-        x,
-        y,
-        noise,
-        parts.threat,
-        _planned(spec, parts),
-        lambda done, what: progress(done / 2, what),
-    )
-    flags = [*found.flags, *purifier_flags(parts, spec)]
+    probe = probe_of(parts, spec, len(parts.data))
+    check_fit(parts, probe.x[:PROBE_EXAMPLES], probe.y[:PROBE_EXAMPLES])
+    found = check_settings(probe, _check(probe, lambda done, what: progress(done / 2, what)))
     if not found.trustworthy:
-        return Checked(flags, found.checks)
+        return found
     with tempfile.TemporaryDirectory() as folder:
         run = RunDirectory(Path(folder) / "check")
         run.claim(short.model_dump(mode="json"))
         run.write_checks([], None)  # they have run above
-        flags += evaluate(short, run.path, execution, lambda done, what: progress((1 + done) / 2, what)).flags
-    return Checked(flags, (*found.checks, "planned_attacks"))
+        made = evaluate(short, run.path, execution, lambda done, what: progress((1 + done) / 2, what))
+    return found.then(made.flags, "planned_attacks")
 
 
 check_spec = quick_check
 """Its public name, `dbpkit.check_spec`: `check` looks at a model, this at a plan."""
 
 
-def verdict(flags: Sequence[Flag]) -> str:
-    """Says in a sentence what follows from the flags."""
-    errors = sorted({f.name for f in flags if f.severity == "error"})
-    if errors:
-        return f"Do not trust a number from this set-up yet: mend {', '.join(errors)} first (docs/flags.md)."
-    if flags:
-        return "Nothing is broken; read the warnings before a long run (docs/flags.md)."
-    return "Trustworthy on these examples. Nothing suspicious was found."
-
-
-def _check(
-    model: RandomisedClassifier,
-    x: Tensor,
-    y: Tensor,
-    noise: NoisePlan,
-    threat: ThreatModel,
-    sanity: dict[str, Check],
-    progress: Progress,
-) -> Checked:
+def _check(probe: Probe, progress: Progress) -> Checked:
     """All checks, and whether they left the model's state alone; it is put back in any case."""
+    model = probe.model
     module = model.module if isinstance(model, Plain) else model
     with _left_as_it_was(model), shared_attacks():
         before = state_of(module)
-        found = _staged(model, x, y, noise, threat, sanity, progress)
-        return Checked([*found.flags, *state_changes(before, state_of(module))], found.checks)
+        found = _staged(probe, progress).once()
+        return found.then(state_changes(before, state_of(module)))
 
 
-def _staged(
-    model: RandomisedClassifier,
-    x: Tensor,
-    y: Tensor,
-    noise: NoisePlan,
-    threat: ThreatModel,
-    sanity: dict[str, Check],
-    progress: Progress,
-) -> Checked:
+def _staged(probe: Probe, progress: Progress) -> Checked:
     """The checks of the model on the first images; if none finds an error, the short attacks on all."""
-    flags: dict[tuple[str, str], Flag] = {}
-    names: list[str] = []
-    few = slice(0, PROBE_EXAMPLES)
-    probed = model, x[few], y[few], noise.rows(few), threat
-    stages: list[tuple[dict[str, Check], Any]] = [
-        (_named(CHECKS), probed),
-        (sanity, (model, x, y, noise, threat if isinstance(threat, Linf | L2) else DEFAULT_THREAT)),
+    pixels = probe if isinstance(probe.threat, Linf | L2) else probe.under(DEFAULT_THREAT)
+    stages = [
+        (checks.of("model", probe), probe.first(PROBE_EXAMPLES)),
+        (checks.of("short attacks", probe), pixels),
     ]
-    total = sum(len(checks) for checks, _ in stages)
-    for checks, arguments in stages:
-        for name, one in checks.items():
-            progress(len(names) / total, name)
-            for flag in one(*arguments):
-                flags.setdefault((flag.name, flag.row), flag)
-            names.append(name)
-            if ("untracked_randomness", "") in flags:  # every other check would see its noise
-                return Checked(list(flags.values()), tuple(names))
-        if any(f.severity == "error" for f in flags.values()):
+    total = sum(len(chosen) for chosen, _ in stages)
+    found = Checked([], ())
+    for chosen, images in stages:
+        for one in chosen:
+            progress(len(found.checks) / total, one.name)
+            found = found.then(run_check(one, images), one.name)
+            if any((f.name, f.row) == ("untracked_randomness", "") for f in found.flags):
+                return found  # every other check would see its noise
+        if not found.trustworthy:
             break
-    return Checked(list(flags.values()), tuple(names))
-
-
-def _planned(spec: EvaluationSpec, parts: Parts) -> dict[str, Check]:
-    """The sanity checks with a spec's attack and draws; of random models only where one is seen."""
-    checks = _named(SANITY)
-    eot = planned_draws(parts, spec)
-    if eot:
-        checks["gradient_noise"] = partial(gradient_noise, eot=eot)
-    elif not sees_noise(parts, spec):
-        del checks["gradient_noise"], checks["worst_of_n_control"]
-    options = {a.name: {**accepted_options(a.name), **attack_options(a)} for a in spec.attacks}
-    iterated = next((a for a in spec.attacks if "iterations" in options[a.name]), None)
-    if iterated is not None:
-        checks["more_iterations_help"] = partial(
-            more_iterations_help, attack=iterated.name, options=attack_options(iterated)
-        )
-    return checks
+    return found
 
 
 def _shortened_spec(spec: EvaluationSpec, count: int) -> EvaluationSpec:
@@ -277,10 +189,6 @@ def _shortened(attack: PartSpec) -> PartSpec:
     if "iterations" in options:
         quick["iterations"] = ITERATIONS
     return PartSpec(name=attack.name, options={**attack.options, **quick})
-
-
-def _named(checks: Sequence[Any]) -> dict[str, Check]:
-    return {one.__name__: one for one in checks}
 
 
 def _takes_noise(model: Any) -> bool:

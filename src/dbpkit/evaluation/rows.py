@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dbpkit.attacks import Target
-from dbpkit.attacks.target import Attack
+from dbpkit.attacks import Attack, Target
 from dbpkit.evaluation.cost import network_calls
 from dbpkit.evaluation.watch import Watch
 from dbpkit.evaluation.work import Batch, Made, Unit, joined

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dbpkit.checks.model import planned_draws, preflight
-from dbpkit.checks.words import looked_at
+from dbpkit.checks import Checked
+from dbpkit.checks.preflight import preflight
 from dbpkit.evaluation.rows import Rows
 from dbpkit.evaluation.session import enter_session, refuse_other_parts
 from dbpkit.evaluation.trial import one_line, report_failure, try_attacks
@@ -43,7 +43,7 @@ STRIP_EXAMPLES = 8
 Progress = Callable[[float, str], None]
 """Called with the share of the work that is done, in [0, 1], and what is being done."""
 
-Checks = Callable[[Parts, EvaluationSpec, Progress], list[Flag]]
+Checks = Callable[[Parts, EvaluationSpec, Progress], Checked]
 """Looks at the parts before a run and returns what it finds."""
 
 
@@ -231,9 +231,8 @@ def _note_changes(run: RunDirectory, changes: list[Flag]) -> None:
 
 def _checked(parts: Parts, spec: EvaluationSpec, progress: Progress, own: Checks | None) -> ChecksFile:
     """What the checks before the run find, and which of them ran; nobody knows that of a caller's own."""
-    flags = (own or preflight)(parts, spec, progress)
-    ran = looked_at(parts, planned_draws(parts, spec), flags) if own is None else None
-    return ChecksFile([f._asdict() for f in flags], ran)
+    found = (own or preflight)(parts, spec, progress)
+    return ChecksFile([f._asdict() for f in found.flags], found.words if own is None else None)
 
 
 def _write_checks(run: RunDirectory, found: ChecksFile | None, missing: list[Flag]) -> None:

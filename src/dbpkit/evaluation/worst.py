@@ -10,8 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dbpkit.attacks import Target
-from dbpkit.attacks.target import Attack, AttackOutcome
+from dbpkit.attacks import Attack, AttackOutcome, Target
 from dbpkit.evaluation.watch import Watch
 from dbpkit.evaluation.work import Batch
 from dbpkit.experiment.knowledge import Knowledge

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 import dbpkit.attacks.libraries  # noqa: F401 - registers other libraries' attacks
-from dbpkit.attacks import attacks, make_attack
-from dbpkit.attacks.target import Attack, accepted_options, checked_attack_options
+from dbpkit.attacks import Attack, accepted_options, attacks, checked_attack_options, make_attack
 from dbpkit.data import Dataset, in_order, load_dataset
 from dbpkit.experiment.coverage import tell_first
 from dbpkit.experiment.execution import checked_device

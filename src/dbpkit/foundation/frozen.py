@@ -27,7 +27,7 @@ def uncompiled(method: Callable[P, R]) -> Callable[P, R]:
     @wraps(method)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if torch.compiler.is_compiling():
-            plain: Callable[P, R] = torch.compiler.disable(method)  # type: ignore[no-untyped-call]
+            plain: Callable[P, R] = torch.compiler.disable(method)
             return plain(*args, **kwargs)
         return method(*args, **kwargs)
 

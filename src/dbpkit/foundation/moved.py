@@ -11,7 +11,7 @@ from typing import Any
 
 MOVED = {
     "adapters": "attacks.libraries",
-    "adapters.alignment": "attacks.libraries.alignment",
+    "adapters.alignment": "attacks.libraries",
     "adapters.art": "attacks.libraries.art",
     "adapters.autoattack": "attacks.libraries.pyautoattack",
     "adapters.foolbox": "attacks.libraries.foolbox",
@@ -32,7 +32,7 @@ MOVED = {
     "errors": "foundation.errors",
     "evaluation.build": "experiment.build",
     "evaluation.check": "evaluation.quick_check",
-    "evaluation.checks": "checks.model",
+    "evaluation.checks": "checks.preflight",
     "evaluation.coverage": "experiment.coverage",
     "evaluation.culprits": "checks.culprits",
     "evaluation.denoising": "checks.denoising",

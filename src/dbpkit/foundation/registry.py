@@ -27,6 +27,7 @@ T = TypeVar("T")
 KINDS = (
     "analyses",
     "attacks",
+    "checks",
     "classifiers",
     "data",
     "denoiser-adapters",

@@ -1,12 +1,22 @@
-"""A model that refuses noise of another example, for the tests of the adapters."""
+"""What every adapter is held to, and a model that refuses noise of another example."""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dbpkit import pgd
+from dbpkit.attacks import AttackOutcome
 from dbpkit.foundation.noise import NoisePlan
+from dbpkit.purification.classifier import Undefended
+from dbpkit.threats.pixels import ThreatModel
 from tests.oracles import uniform
 
 COUNT = 6
+
+ITERATE = 1e-6
+"""Agreement of two PGDs in pixels: float rounding. A sign that flips where the gradient is zero up to
+rounding moves a pixel by two steps; there the two cannot agree, and the images here have no such pixel."""
 
 
 class Aligned(nn.Module):
@@ -54,3 +64,46 @@ class Taped(nn.Module):
     def forward(self, x: Tensor, *, noise: NoisePlan) -> Tensor:
         where = [self.tape.example_ids.tolist().index(i) for i in noise.example_ids.tolist()]
         return self.model(x, noise=self.tape.rows(where))
+
+
+def assert_is_our_pgd(attack: Any, model: nn.Module, x: Tensor, y: Tensor, **options: Any) -> None:
+    """A library's PGD, started alike, ends where ours ends, and has moved as far as it may.
+
+    Args:
+        attack: the adapter, bound to what makes it PGD.
+        options: threat, noise and iterations, which both take.
+    """
+    ours = pgd(model, x, y, eot=1, **options).x_adv
+    theirs = attack(model, x, y, eot=1, **options).x_adv
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=ITERATE)
+    threat: ThreatModel = options["threat"]
+    reach = min(threat.eps, options["iterations"] * threat.default_step_size)
+    assert float(threat.distance(x, theirs).min()) > 0.9 * reach
+
+
+def assert_any_batch_gives_the_same(
+    attack: Any, model: nn.Module, threat: ThreatModel, used: float, side: int = 4
+) -> None:
+    """However the batch is cut or ordered, images and claims are the same; a share of the budget is used."""
+    x, noise = labelled_images(side=side), NoisePlan.of(0, range(COUNT), "attack")
+    y = model(x, noise=noise).argmax(dim=1)  # right, so that there is something to attack
+
+    def attacked(rows: Any) -> AttackOutcome:
+        return attack(model, x[rows], y[rows], threat=threat, noise=noise.rows(rows))
+
+    whole = attacked(slice(None))
+    assert float(threat.distance(x, whole.x_adv).max()) > used * threat.eps
+    for size in (1, 3):
+        parts = [attacked(slice(i, i + size)) for i in range(0, COUNT, size)]
+        assert torch.equal(torch.cat([p.x_adv for p in parts]), whole.x_adv)
+        assert torch.equal(torch.cat([p.claimed for p in parts]), whole.claimed)
+    order = torch.arange(COUNT - 1, -1, -1)
+    assert torch.equal(attacked(order).x_adv[order], whole.x_adv)
+
+
+def assert_claims_what_is_wrong(attack: Any, classifier: nn.Module, x: Tensor, y: Tensor) -> None:
+    """Of a deterministic model: claimed exactly where the returned image is misclassified."""
+    found = attack(Undefended(classifier), x, y, noise=NoisePlan.of(0, range(len(x)), "attack"), eot=1)
+    wrong = classifier(found.x_adv).argmax(dim=1) != y
+    assert int(wrong.sum()) > 0
+    assert found.claimed.tolist() == wrong.tolist()

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from dbpkit.attacks import Target
-from dbpkit.attacks.libraries.alignment import (
+from dbpkit.attacks.libraries import (
     AlignedView,
+    Queries,
     Returned,
     attack_aligned,
     checked_settings,
@@ -132,8 +133,10 @@ def ascend(view: AlignedView, x: Tensor, y: Tensor) -> Returned:
 
 def run(routine: Any, rows: slice = slice(None), **options: Any) -> Any:
     target = options.pop("target", None) or Target(noisy())
-    settings = {"threat": Linf(0.1), "eot": 2, **options}
-    return attack_aligned(routine, target, X[rows], Y[rows], noise=NOISE.rows(rows), **settings)
+    queries = Queries(2, **options)
+    return attack_aligned(
+        routine, target, X[rows], Y[rows], threat=Linf(0.1), noise=NOISE.rows(rows), queries=queries
+    )
 
 
 def test_attack_aligned_any_batch_gives_the_same_images_though_the_library_draws() -> None:

@@ -1,24 +1,27 @@
 """ART's attacks: its PGD against ours, iterate by iterate, and the alignment contract."""
 
 import inspect
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
 from dbpkit.attacks.libraries.art import UNSEEDED, art
-from dbpkit.attacks.pgd import pgd
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.purification.classifier import Undefended
 from dbpkit.threats.pixels import L2, Linf, ThreatModel
 from tests.oracles import NoisyClassifier, TinyClassifier, uniform
-from tests.unit.adapters.models import COUNT, Aligned, labelled_images
+from tests.unit.adapters.models import (
+    Aligned,
+    assert_any_batch_gives_the_same,
+    assert_claims_what_is_wrong,
+    assert_is_our_pgd,
+)
 
 evasion = pytest.importorskip("art.attacks.evasion")
 
-ITERATE = 1e-6
-"""As for Foolbox; ART computes in float32."""
 X, Y = uniform(4, 1, 4, 4).float(), torch.arange(4) % 3
 NOISE = NoisePlan.of(0, range(4), "attack")
 
@@ -30,21 +33,15 @@ def test_art_pgd_started_alike_is_our_pgd_at_every_iterate(
     threat: ThreatModel, iterations: int, alignment: Any
 ) -> None:
     """ART's own defaults have no random start; the adapter fills eps, the norm and the step."""
+    options = {"threat": threat, "noise": NOISE, "iterations": iterations}
     model = Undefended(TinyClassifier().float())
-    common: dict[str, Any] = {"threat": threat, "noise": NOISE, "iterations": iterations, "eot": 1}
-    ours = pgd(model, X, Y, **common).x_adv
-    theirs = art(model, X, Y, **common, alignment=alignment).x_adv
-    torch.testing.assert_close(theirs, ours, rtol=0, atol=ITERATE)
-    assert float(threat.distance(X, theirs).min()) > 0.9 * min(
-        threat.eps, iterations * threat.default_step_size
-    )
+    assert_is_our_pgd(partial(art, alignment=alignment), model, X, Y, **options)
 
 
 def test_art_pgd_of_a_random_model_uses_the_draws_of_our_pgd() -> None:
+    options = {"threat": Linf(8 / 255), "noise": NOISE, "iterations": 4}
     model = NoisyClassifier(TinyClassifier().float())
-    common: dict[str, Any] = {"threat": Linf(8 / 255), "noise": NOISE, "iterations": 4, "eot": 1}
-    theirs = art(model, X, Y, **common, alignment="constant").x_adv
-    torch.testing.assert_close(theirs, pgd(model, X, Y, **common).x_adv, rtol=0, atol=ITERATE)
+    assert_is_our_pgd(partial(art, alignment="constant"), model, X, Y, **options)
 
 
 CASES: dict[str, tuple[str, ThreatModel, dict[str, Any]]] = {
@@ -66,23 +63,9 @@ CASES: dict[str, tuple[str, ThreatModel, dict[str, Any]]] = {
 def test_art_any_batch_size_gives_the_same_images_with_aligned_noise(case: str) -> None:
     name, threat, options = CASES[case]
     side = 8 if case == "square" else 4
-    x, model = (
-        labelled_images(side=side),
-        Aligned(side=side, refuses=case != "APGD"),
-    )  # it asks for a white one
-    noise = NoisePlan.of(0, range(COUNT), "attack")
-    y = model(x, noise=noise).argmax(dim=1)
-
-    def attacked(rows: Any) -> torch.Tensor:
-        return art(
-            model, x[rows], y[rows], threat=threat, noise=noise.rows(rows), name=name, eot=2, **options
-        ).x_adv
-
-    whole = attacked(slice(None))
-    assert float(threat.distance(x, whole).max()) > 0.5 * threat.eps
-    for size in (1, 3):
-        parts = [attacked(slice(i, i + size)) for i in range(0, COUNT, size)]
-        assert torch.equal(torch.cat(parts), whole)
+    model = Aligned(side=side, refuses=case != "APGD")  # APGD asks for a white image
+    attack = partial(art, name=name, eot=2, **options)
+    assert_any_batch_gives_the_same(attack, model, threat, used=0.5, side=side)
 
 
 @pytest.mark.parametrize(
@@ -128,11 +111,8 @@ def test_art_attack_that_no_seed_reaches_is_refused(name: str) -> None:
 
 
 def test_art_claim_is_a_wrong_prediction() -> None:
-    classifier = TinyClassifier().float()
-    found = art(Undefended(classifier), X, Y, threat=L2(0.9), noise=NOISE, eot=1, iterations=5)
-    wrong = classifier(found.x_adv).argmax(dim=1) != Y
-    assert int(wrong.sum()) > 0
-    assert found.claimed.tolist() == wrong.tolist()
+    attack = partial(art, threat=L2(0.9), iterations=5)
+    assert_claims_what_is_wrong(attack, TinyClassifier().float(), X, Y)
 
 
 @pytest.mark.parametrize(

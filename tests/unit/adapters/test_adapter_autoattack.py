@@ -1,6 +1,7 @@
 """pyautoattack: frozen noise at two batch sizes, the alignment contract, and what is refused."""
 
 import sys
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,13 +9,19 @@ import torch
 
 from dbpkit.attacks import Target
 from dbpkit.attacks.libraries.alignment import AlignedView
-from dbpkit.attacks.libraries.pyautoattack import PARTS, _configure, pyautoattack
+from dbpkit.attacks.libraries.pyautoattack import PARTS, _configure, _Lengths, pyautoattack
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.purification.classifier import Undefended
 from dbpkit.threats.pixels import L2, Linf, ThreatModel
 from tests.oracles import TinyClassifier, uniform
-from tests.unit.adapters.models import COUNT, Aligned, Taped, labelled_images
+from tests.unit.adapters.models import (
+    COUNT,
+    Aligned,
+    Taped,
+    assert_any_batch_gives_the_same,
+    labelled_images,
+)
 
 library = pytest.importorskip("pyautoattack")
 
@@ -29,19 +36,8 @@ CASES: dict[str, tuple[ThreatModel, dict[str, Any], bool]] = {
 @pytest.mark.parametrize("case", list(CASES))
 def test_pyautoattack_any_batch_size_gives_the_same_images_with_aligned_noise(case: str) -> None:
     threat, options, refuses = CASES[case]
-    x, model = labelled_images(side=8), Aligned(refuses=refuses, side=8)
-    noise = NoisePlan.of(0, range(COUNT), "attack")
-    y = model(x, noise=noise).argmax(dim=1)  # right, so that there is something to attack
-
-    def attacked(rows: Any) -> Any:
-        return pyautoattack(model, x[rows], y[rows], threat=threat, noise=noise.rows(rows), eot=2, **options)
-
-    whole = attacked(slice(None))
-    assert float(threat.distance(x, whole.x_adv).max()) > 0.2 * threat.eps
-    for size in (1, 3):
-        parts = [attacked(slice(i, i + size)) for i in range(0, COUNT, size)]
-        assert torch.equal(torch.cat([p.x_adv for p in parts]), whole.x_adv)
-        assert torch.equal(torch.cat([p.claimed for p in parts]), whole.claimed)
+    model, attack = Aligned(refuses=refuses, side=8), partial(pyautoattack, eot=2, **options)
+    assert_any_batch_gives_the_same(attack, model, threat, used=0.2, side=8)
 
 
 @pytest.mark.parametrize("part", ["apgd-ce", "square"])
@@ -126,7 +122,7 @@ def test_pyautoattack_versions_are_the_librarys(version: str) -> None:
 @pytest.mark.parametrize("iterations", [1, 20, 100])
 def test_pyautoattack_iterations_set_the_checkpoints_that_the_library_would(iterations: int) -> None:
     evaluation = library.AutoAttack(torch.nn.Identity(), version="rand")
-    _configure(evaluation, ["apgd-ce"], 9, iterations, None, None)
+    _configure(evaluation, ["apgd-ce"], 9, _Lengths(iterations, None, None))
     expected = type(evaluation.apgd)(torch.nn.Identity(), n_iter=iterations, eps=0.1)
     for name in ("n_iter", "n_iter_orig", "n_iter_2", "n_iter_min", "size_decr"):
         assert getattr(evaluation.apgd, name) == getattr(expected, name), name

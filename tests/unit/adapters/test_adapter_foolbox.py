@@ -1,26 +1,27 @@
 """Foolbox's attacks: its PGD against ours, iterate by iterate, and the alignment contract."""
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
-from dbpkit.attacks import Target
 from dbpkit.attacks.libraries.foolbox import foolbox
-from dbpkit.attacks.pgd import pgd
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.models.sources import load_embedded
 from dbpkit.purification.classifier import Undefended
 from dbpkit.threats.pixels import L2, Linf, ThreatModel
 from tests.oracles import NoisyClassifier, TinyClassifier, uniform
-from tests.unit.adapters.models import COUNT, Aligned, labelled_images
+from tests.unit.adapters.models import (
+    Aligned,
+    assert_any_batch_gives_the_same,
+    assert_claims_what_is_wrong,
+    assert_is_our_pgd,
+)
 
 pytest.importorskip("foolbox")
 
-ITERATE = 1e-6
-"""Agreement of two PGDs in pixels: float rounding. A sign that flips where the gradient is zero up to
-rounding moves a pixel by two steps; there the two cannot agree, and the images here have no such pixel."""
 X, Y = uniform(4, 1, 4, 4), torch.arange(4) % 3
 NOISE = NoisePlan.of(0, range(4), "attack")
 THREATS: dict[str, tuple[str, ThreatModel]] = {"linf": ("LinfPGD", Linf(8 / 255)), "l2": ("L2PGD", L2(0.3))}
@@ -40,35 +41,27 @@ def test_foolbox_pgd_started_alike_is_our_pgd_at_every_iterate(
     norm: str, iterations: int, alignment: Any
 ) -> None:
     name, threat = THREATS[norm]
-    model = Undefended(TinyClassifier())
-    common: dict[str, Any] = {"threat": threat, "noise": NOISE, "iterations": iterations, "eot": 1}
-    ours = pgd(model, X, Y, **common).x_adv
-    theirs = foolbox(model, X, Y, **common, name=name, alignment=alignment, settings=settings(threat)).x_adv
-    torch.testing.assert_close(theirs, ours, rtol=0, atol=ITERATE)
-    assert float(threat.distance(X, theirs).min()) > 0.9 * min(
-        threat.eps, iterations * threat.default_step_size
-    )
+    attack = partial(foolbox, name=name, alignment=alignment, settings=settings(threat))
+    options = {"threat": threat, "noise": NOISE, "iterations": iterations}
+    assert_is_our_pgd(attack, Undefended(TinyClassifier()), X, Y, **options)
 
 
 @pytest.mark.parametrize("alignment", ["single", "constant"])
 def test_foolbox_pgd_of_a_random_model_uses_the_draws_of_our_pgd(alignment: Any) -> None:
     """Query i of the view is draw i, as iteration i of ours is with one draw per gradient."""
-    model, threat = NoisyClassifier(TinyClassifier()), Linf(8 / 255)
-    common: dict[str, Any] = {"threat": threat, "noise": NOISE, "iterations": 5, "eot": 1}
-    ours = pgd(model, X, Y, **common).x_adv
-    theirs = foolbox(model, X, Y, **common, alignment=alignment, settings=settings(threat)).x_adv
-    torch.testing.assert_close(theirs, ours, rtol=0, atol=ITERATE)
+    threat = Linf(8 / 255)
+    attack = partial(foolbox, alignment=alignment, settings=settings(threat))
+    options = {"threat": threat, "noise": NOISE, "iterations": 5}
+    assert_is_our_pgd(attack, NoisyClassifier(TinyClassifier()), X, Y, **options)
 
 
 def test_foolbox_pgd_of_the_embedded_classifier_is_our_pgd() -> None:
     """A ResNet of float32 weights on grey images with texture; max difference measured: 0."""
     _, classifier = load_embedded()
     x, y, threat = uniform(2, 3, 32, 32, low=0.3, high=0.7).float(), torch.tensor([3, 5]), Linf(8 / 255)
-    model = Undefended(classifier)
-    common: dict[str, Any] = {"threat": threat, "noise": NOISE.rows([0, 1]), "iterations": 3, "eot": 1}
-    ours = pgd(Target(model, 1), x, y, **common).x_adv
-    theirs = foolbox(Target(model, 1), x, y, **common, settings=settings(threat)).x_adv
-    torch.testing.assert_close(theirs, ours, rtol=0, atol=ITERATE)
+    options = {"threat": threat, "noise": NOISE.rows([0, 1]), "iterations": 3}
+    attack = partial(foolbox, settings=settings(threat))
+    assert_is_our_pgd(attack, Undefended(classifier), x, y, **options)
 
 
 # ------------------------------------------------------------------ alignment contract
@@ -95,22 +88,8 @@ CASES: dict[str, tuple[ThreatModel, dict[str, Any], bool]] = {
 @pytest.mark.parametrize("name", list(CASES))
 def test_foolbox_any_batch_size_gives_the_same_images_with_aligned_noise(name: str) -> None:
     threat, options, refuses = CASES[name]
-    x, model = labelled_images(), Aligned(refuses=refuses)
-    noise = NoisePlan.of(0, range(COUNT), "attack")
-    y = model(x, noise=noise).argmax(dim=1)  # right, so that there is something to attack
-
-    def attacked(rows: Any) -> torch.Tensor:
-        return foolbox(
-            model, x[rows], y[rows], threat=threat, noise=noise.rows(rows), name=name, **options
-        ).x_adv
-
-    whole = attacked(slice(None))
-    assert float(threat.distance(x, whole).max()) > 0.5 * threat.eps
-    for size in (1, 3):
-        parts = [attacked(slice(i, i + size)) for i in range(0, COUNT, size)]
-        assert torch.equal(torch.cat(parts), whole)
-    order = torch.arange(COUNT - 1, -1, -1)
-    assert torch.equal(attacked(order)[order], whole)
+    attack = partial(foolbox, name=name, **options)
+    assert_any_batch_gives_the_same(attack, Aligned(refuses=refuses), threat, used=0.5)
 
 
 @pytest.mark.parametrize(
@@ -143,12 +122,7 @@ def test_foolbox_constant_batch_is_refused_where_rows_depend_on_each_other(
 
 
 def test_foolbox_claim_is_its_own_success() -> None:
-    """A deterministic model: claimed exactly where the returned image is misclassified."""
-    classifier = TinyClassifier()
-    found = foolbox(Undefended(classifier), X, Y, threat=L2(0.9), noise=NOISE, eot=1)
-    wrong = classifier(found.x_adv).argmax(dim=1) != Y
-    assert int(wrong.sum()) > 0
-    assert found.claimed.tolist() == wrong.tolist()
+    assert_claims_what_is_wrong(partial(foolbox, threat=L2(0.9)), TinyClassifier(), X, Y)
 
 
 def test_foolbox_without_a_start_returns_the_clean_image_without_a_claim() -> None:

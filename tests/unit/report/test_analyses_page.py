@@ -37,9 +37,10 @@ def test_page_shows_analysis_after_flags_and_before_pictures(make_run: MakeRun, 
         "An attacker who must guess", "Accuracy per draw", "Flags", "Paired differences", "Findings",
         "Why: the analyses", "It keeps 28%", "A line", "share fooled", "Pictures", "Settings", "Provenance",
     ]  # fmt: skip
-    places = [text.index(order[0])]
-    for part in order[1:]:
-        places.append(text.index(part, places[-1]))
+    place = 0
+    for part in order:
+        assert part in text[place:]
+        place = text.index(part, place)
 
 
 def test_page_of_analysis_has_every_chart_with_text_and_data(analysed: Analysed) -> None:

@@ -108,14 +108,22 @@ def test_draw_counts_nan_and_infinite_values() -> None:
 def test_draw_of_one_point_and_of_equal_values_needs_no_range() -> None:
     for series in (Series("one", [3], [0.0]), Series("flat", [3, 3], [2.0, 2.0])):
         for kind in ("line", "scatter", "bar", "heat"):
-            draw(line(series._replace(x=[3] if len(series.y) == 1 else [3, 4]), kind=kind))
+            drawn = draw(line(series._replace(x=[3] if len(series.y) == 1 else [3, 4]), kind=kind))
+            assert drawn.left_out == 0
+            assert (pixels(drawn.png) != 255).any()
 
 
 def test_draw_takes_many_series_many_points_and_long_names() -> None:
     names = [f"a name that is long enough for a line of its own, number {k}" for k in range(14)]
-    draw(line(*[Series(name, list(range(200)), [float(k)] * 200) for k, name in enumerate(names)]))
-    draw(line(Series("a", names, list(range(14))), kind="bar"))
-    draw(line(Series("a", names, list(range(14))), Series("b", names[:2], [1, 2]), kind="heat"))
+    charts = [
+        line(*[Series(name, list(range(200)), [float(k)] * 200) for k, name in enumerate(names)]),
+        line(Series("a", names, list(range(14))), kind="bar"),
+        line(Series("a", names, list(range(14))), Series("b", names[:2], [1, 2]), kind="heat"),
+    ]
+    for chart in charts:
+        drawn = draw(chart)
+        assert drawn.left_out == 0
+        assert (pixels(drawn.png) != 255).any()
 
 
 def test_draw_reads_dollars_and_percents_as_plain_text() -> None:
@@ -124,7 +132,9 @@ def test_draw_reads_dollars_and_percents_as_plain_text() -> None:
         chart = line(
             Series(odd, [odd], [1.0]), Series("b", ["c"], [2.0]), kind=kind, x_label=odd, y_label=odd
         )
-        draw(chart._replace(title=odd))
+        drawn = draw(chart._replace(title=odd))
+        assert drawn.title == odd
+        assert svg(drawn.light).rstrip().endswith("</svg>")
 
 
 def test_draw_beside_another_has_the_axes_of_both() -> None:

@@ -77,7 +77,7 @@ def test_kinds_in_the_help_are_those_that_are_listed() -> None:
 def test_parts_registered_elsewhere_are_found_whatever_was_imported_first() -> None:
     code = """
 from dbpkit.threats.pixels import threats
-from dbpkit.attacks.target import attacks
+from dbpkit.attacks import attacks
 print("perceptual" in threats, {"art", "foolbox", "pgd"} <= set(attacks))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

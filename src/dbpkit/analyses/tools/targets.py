@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from dbpkit.analyses.analysis import Subject
-from dbpkit.attacks import Target
-from dbpkit.attacks.target import ExpectedGradient
+from dbpkit.attacks import ExpectedGradient, Target
 from dbpkit.experiment.knowledge import Knowledge
 from dbpkit.foundation.noise import NoisePlan
 

@@ -5,30 +5,23 @@ clean image. Positions change when a library drops rows, and attacks such as FAB
 leave every neighbourhood. So a library gets one example at a time, or a batch that must stay whole.
 """
 
-import contextlib
-import importlib
-import inspect
-import random  # noqa: TID251 - seeded for libraries that draw from it
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from functools import reduce
-from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dbpkit.attacks.target import AttackOutcome, Target, cross_entropy
-from dbpkit.foundation.errors import UserError, shown, unknown_name
+from dbpkit.attacks.attack import AttackOutcome
+from dbpkit.attacks.libraries.library import seeded_libraries
+from dbpkit.attacks.target import Target, mean_in_order
+from dbpkit.foundation.errors import UserError, shown
 from dbpkit.foundation.frozen import Frozen
 from dbpkit.foundation.inputs import check_length, whole
-from dbpkit.foundation.noise import NoisePlan, seeded_generator
-from dbpkit.foundation.spec import amount
+from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.types import RandomisedClassifier
-from dbpkit.threats.pixels import L2, Linf, ThreatModel
+from dbpkit.threats.pixels import ThreatModel
 
 Alignment = Literal["single", "constant"]
 """``single``: one example a call of the library. ``constant``: a batch that the library must keep whole."""
@@ -45,6 +38,20 @@ class Returned(NamedTuple):
 
     x_adv: Tensor
     claimed: Tensor
+
+
+class Queries(NamedTuple):
+    """How a library's queries are answered: draws averaged in each, whether they are new, and for how many.
+
+    Attributes:
+        eot: draws averaged in every query.
+        draws: whether every query has draws of its own.
+        alignment: one example a call, or a batch that stays whole.
+    """
+
+    eot: int
+    draws: Draws = "fresh"
+    alignment: Alignment = "single"
 
 
 Routine = Callable[["AlignedView", Tensor, Tensor], Returned]
@@ -112,7 +119,8 @@ class AlignedView(Frozen):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns logits (B, K) of images (B, C, H, W) in [0, 1], differentiable once in ``x``."""
-        logits = _MeanLogits.apply(x if self.dtype is None else x.to(self.dtype), self, self._next(len(x)))
+        given = x if self.dtype is None else x.to(self.dtype)
+        logits: Tensor = _MeanLogits.apply(given, self, self._next(len(x)))  # type: ignore[no-untyped-call]
         return logits.to(x.dtype)
 
     def _next(self, count: int) -> NoisePlan:
@@ -137,7 +145,7 @@ class _MeanLogits(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, view: AlignedView, plan: NoisePlan) -> Tensor:
         ctx.save_for_backward(x)
         ctx.view, ctx.plan = view, plan
-        return _mean(view.target.draws(x, noise=plan, count=view.eot))
+        return mean_in_order(view.target.draws(x, noise=plan, count=view.eot))
 
     @staticmethod
     @once_differentiable
@@ -154,11 +162,6 @@ def _along(logits: Tensor, v: Tensor) -> Tensor:
     return (logits * v).sum(dim=1)
 
 
-def _mean(per_draw: Tensor) -> Tensor:
-    """Mean of (B, R, ...) over draws, added up in their order so that rounding never depends on the batch."""
-    return reduce(torch.add, per_draw.unbind(dim=1)) / per_draw.shape[1]
-
-
 def attack_aligned(
     routine: Routine,
     target: Target | RandomisedClassifier,
@@ -167,9 +170,7 @@ def attack_aligned(
     *,
     threat: ThreatModel,
     noise: NoisePlan,
-    eot: int,
-    draws: Draws = "fresh",
-    alignment: Alignment = "single",
+    queries: Queries,
 ) -> AttackOutcome:
     """Lets a library attack, with noise and example together.
 
@@ -183,9 +184,7 @@ def attack_aligned(
         y: labels (B,).
         threat: budget.
         noise: draws of the attack.
-        eot: draws averaged in every query.
-        draws: whether every query has draws of its own.
-        alignment: one example a call, or a batch that stays whole.
+        queries: how they are answered.
 
     Returns:
         The library's images, not projected; ``loss`` (B, 2), the expected loss of the clean and the returned
@@ -196,30 +195,41 @@ def attack_aligned(
         UserError: if an option is wrong or the library breaks the alignment.
     """
     target = Target.of(target)
-    found = []
-    for rows in [slice(i, i + 1) for i in range(len(x))] if alignment == "single" else [slice(None)]:
-        part = noise.rows(rows)
-        view = AlignedView(target, part, eot=eot, draws=draws, alignment=alignment, dtype=x.dtype)
-        view.watch = _watcher(target, x[rows], threat)
-        with seeded_libraries(_seed(part), x.device):
-            returned = routine(view, x[rows].clone(), y[rows])
-        if returned.x_adv.shape != x[rows].shape:
-            raise UserError(
-                f"the library returned images of shape {tuple(returned.x_adv.shape)} for"
-                f" {tuple(x[rows].shape)}: it is no attack that perturbs images."
-            )
-        found.append(Returned(*(v.detach().to(x.device) for v in returned)))
-        target.visit(threat.project(x[rows], found[-1].x_adv.to(x.dtype)), part)
+    single = queries.alignment == "single"
+    parts = [slice(i, i + 1) for i in range(len(x))] if single else [slice(None)]
+    found = [_call(routine, target, x[rows], y[rows], threat, noise.rows(rows), queries) for rows in parts]
     x_adv = torch.cat([f.x_adv for f in found]).to(x.dtype)
     claimed = torch.cat([f.claimed for f in found]).bool()
     claimed &= threat.distance(x, x_adv) <= threat.eps + BUDGET_TOLERANCE
-    own = noise.branch(1)
-    labels = y.repeat_interleave(eot)
-    losses = []
-    for images in (x, threat.project(x, x_adv)):
-        logits = target.draws(images, noise=own, count=eot).flatten(0, 1)
-        losses.append(_mean(cross_entropy(logits, labels).unflatten(0, (len(x), eot))))
-    return AttackOutcome(x_adv, torch.stack(losses, 1), x.new_zeros(len(x), 0), claimed)
+    loss = [
+        target.judge(images, y, noise=noise.branch(1), draws=queries.eot, loss="ce").loss
+        for images in (x, threat.project(x, x_adv))
+    ]
+    return AttackOutcome(x_adv, torch.stack(loss, 1), x.new_zeros(len(x), 0), claimed)
+
+
+def _call(
+    routine: Routine,
+    target: Target,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    noise: NoisePlan,
+    queries: Queries,
+) -> Returned:
+    """One call of the library, and a look at what it returned."""
+    view = AlignedView(target, noise, **queries._asdict(), dtype=x.dtype)
+    view.watch = _watcher(target, x, threat)
+    with seeded_libraries(_seed(noise), x.device):
+        returned = routine(view, x.clone(), y)
+    if returned.x_adv.shape != x.shape:
+        raise UserError(
+            f"the library returned images of shape {tuple(returned.x_adv.shape)} for {tuple(x.shape)}: it is"
+            " no attack that perturbs images."
+        )
+    found = Returned(*(v.detach().to(x.device) for v in returned))
+    target.visit(threat.project(x, found.x_adv.to(x.dtype)), noise)
+    return found
 
 
 def _watcher(target: Target, x: Tensor, threat: ThreatModel) -> Callable[[Tensor, NoisePlan], None]:
@@ -230,93 +240,5 @@ def _watcher(target: Target, x: Tensor, threat: ThreatModel) -> Callable[[Tensor
 def _seed(noise: NoisePlan) -> int:
     """A seed below 2**32 from the first example's noise."""
     u = noise.rows([0]).uniform("start", 0, torch.zeros(1, 2, dtype=torch.float64))[0]
-    high, low = (u * 2**16).long().tolist()
+    high, low = map(int, (u * 2**16).long().tolist())
     return high << 16 | low
-
-
-@contextlib.contextmanager
-def seeded_libraries(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """Seeds the global generators of torch, NumPy and Python inside the block; their state is restored.
-
-    Args:
-        seed: 0 <= seed < 2**32.
-        device: an accelerator whose generator is seeded too.
-    """
-    numpy_state = np.random.get_state()  # noqa: TID251, NPY002 - libraries draw from it
-    python_state = random.getstate()
-    try:
-        with seeded_generator(seed, device):
-            np.random.seed(seed)  # noqa: TID251, NPY002
-            random.seed(seed)
-            yield
-    finally:
-        np.random.set_state(numpy_state)  # noqa: TID251, NPY002
-        random.setstate(python_state)
-
-
-def import_library(module: str, package: str) -> ModuleType:
-    """Imports a library when it is first needed; UserError if it is not installed."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"{package} is not installed ({error}). Install it with: pip install 'dbpkit[adapters]'."
-        ) from error
-
-
-def find_attack(library: str, module: ModuleType, name: str, base: type) -> Callable[..., Any]:
-    """Returns an attack class of a library by its name; UserError with the nearest if there is none."""
-    classes = {
-        n: c for n, c in vars(module).items() if inspect.isclass(c) and issubclass(c, base) and c is not base
-    }
-    if name not in classes:
-        raise unknown_name(f"{library} attack", name, classes)
-    return classes[name]
-
-
-def checked_settings(
-    library: str, attack: Callable[..., Any], settings: Mapping[str, Any] | None, taken: Iterable[str]
-) -> dict[str, Any]:
-    """Returns keyword arguments of a library's attack, with amounts such as ``"2/255"`` as numbers.
-
-    Raises:
-        UserError: if the attack does not know one, or it is one of ``taken``, which the adapter fills.
-    """
-    known = [p for p in inspect.signature(attack).parameters if p not in taken]
-    for name in settings or {}:
-        if name in taken:
-            raise UserError(
-                f"{library}: '{name}' comes from the threat model or the adapter. Take it out of settings."
-            )
-        if name not in known:
-            raise UserError(
-                f"{library} attack '{attack.__name__}' has no setting '{name}'. Available:"
-                f" {', '.join(known) or 'none'}."
-            )
-    fraction = re.compile(r"\s*[\d.]+\s*/\s*[\d.]+\s*")
-    return {
-        k: amount(v) if isinstance(v, str) and fraction.fullmatch(v) else v
-        for k, v in (settings or {}).items()
-    }
-
-
-def norm_of(threat: ThreatModel, library: str) -> float:
-    """Returns p of the threat's Lp norm, infinity or 2; UserError for any other threat."""
-    if isinstance(threat, Linf):
-        return float("inf")
-    if isinstance(threat, L2):
-        return 2.0
-    raise UserError(f"{library} attacks know the threats 'linf' and 'l2', not {type(threat).__name__}.")
-
-
-def class_count(target: Target | RandomisedClassifier, x: Tensor, noise: NoisePlan) -> int:
-    """Returns K, from one uncounted pass of the first image."""
-    counted = Target.of(target)
-    probe = Target(counted.model, counted.micro_batch, fixed_shape=counted.fixed_shape)
-    return probe(x[:1], noise=noise.rows([0])).shape[1]
-
-
-def refuse_constant(alignment: str, reason: str) -> None:
-    """Raises UserError if a batch must stay whole and the attack cannot do that."""
-    if alignment == "constant":
-        raise UserError(f"alignment 'constant' is refused: {reason}. Use alignment = 'single'.")

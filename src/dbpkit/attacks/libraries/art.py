@@ -6,30 +6,38 @@ clean image, right or wrong, within the budget or not. Here its claim is what it
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dbpkit.attacks.attack import AttackOutcome, attacks
 from dbpkit.attacks.libraries.alignment import (
     AlignedView,
     Alignment,
     Draws,
+    Queries,
     Returned,
+    Routine,
     attack_aligned,
+)
+from dbpkit.attacks.libraries.library import (
     checked_settings,
     class_count,
     find_attack,
     import_library,
+    make_attack,
     norm_of,
     refuse_constant,
 )
-from dbpkit.attacks.target import AttackOutcome, Target, attacks
+from dbpkit.attacks.target import Target
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.options import Count
 from dbpkit.threats.pixels import ThreatModel
+
+PACKAGE = "adversarial-robustness-toolbox"
 
 CONSTANT = (
     "BasicIterativeMethod",
@@ -91,25 +99,9 @@ def art(
     Source:
         Nicolae et al. 2018 (arXiv:1807.01069); called, not copied.
     """
-    evasion = import_library("art.attacks.evasion", "adversarial-robustness-toolbox")
-    estimators = import_library("art.estimators.classification", "adversarial-robustness-toolbox")
-    base = import_library("art.attacks.attack", "adversarial-robustness-toolbox").EvasionAttack
-    p = norm_of(threat, "art")
-    cls: Any = find_attack("art", evasion, name, base)
-    if name in UNSEEDED:
-        raise UserError(
-            f"art's {name} draws from a generator that no seed reaches, so no run can be repeated. Use"
-            " foolbox's attack of this kind."
-        )
-    known = inspect.signature(cls).parameters
+    p, cls = norm_of(threat, "art"), _class(name)
     given = checked_settings("art", cls, settings, TAKEN)
-    drawn = [k for k, off in DRAWING.items() if given.get(k, off) != off]
-    if name not in CONSTANT or drawn:
-        refuse_constant(
-            alignment,
-            f"art's {name}{' with ' + drawn[0] if drawn else ''} draws for the whole batch, or stops or drops"
-            f" rows by what other rows do; {', '.join(CONSTANT[:4])} without a random start do not",
-        )
+    _check_alignment(name, given, alignment)
     offered = {
         "eps": threat.eps,
         "norm": p,
@@ -118,8 +110,39 @@ def art(
         "batch_size": 1 if alignment == "single" else len(x),
         "verbose": False,
     }
+    known = inspect.signature(cls).parameters
     filled = {**{k: v for k, v in offered.items() if k in known and v is not None}, **given}
-    classes = class_count(target, x, noise)
+    routine = _routine(cls, name, filled, class_count(target, x, noise))
+    queries = Queries(eot, draws, alignment)
+    return attack_aligned(routine, target, x, y, threat=threat, noise=noise, queries=queries)
+
+
+def _class(name: str) -> Callable[..., Any]:
+    """The attack's class; UserError for one whose randomness cannot be seeded."""
+    evasion = import_library("art.attacks.evasion", PACKAGE)
+    cls = find_attack("art", evasion, name, import_library("art.attacks.attack", PACKAGE).EvasionAttack)
+    if name in UNSEEDED:
+        raise UserError(
+            f"art's {name} draws from a generator that no seed reaches, so no run can be repeated. Use"
+            " foolbox's attack of this kind."
+        )
+    return cls
+
+
+def _check_alignment(name: str, given: Mapping[str, Any], alignment: Alignment) -> None:
+    """Raises UserError if a batch must stay whole and the attack does not leave rows alone."""
+    drawn = [k for k, off in DRAWING.items() if given.get(k, off) != off]
+    if name not in CONSTANT or drawn:
+        refuse_constant(
+            alignment,
+            f"art's {name}{' with ' + drawn[0] if drawn else ''} draws for the whole batch, or stops or drops"
+            f" rows by what other rows do; {', '.join(CONSTANT[:4])} without a random start do not",
+        )
+
+
+def _routine(cls: Callable[..., Any], name: str, filled: Mapping[str, Any], classes: int) -> Routine:
+    """How ART is called."""
+    estimators = import_library("art.estimators.classification", PACKAGE)
 
     def routine(view: AlignedView, x: Tensor, y: Tensor) -> Returned:
         estimator = estimators.PyTorchClassifier(
@@ -130,15 +153,10 @@ def art(
             clip_values=(0.0, 1.0),
             device_type="cpu" if x.device.type == "cpu" else "gpu",
         )
-        try:
-            attack = cls(estimator, **filled)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"art attack '{name}' cannot be made: {error}.") from error
+        attack = make_attack("art", name, cls, estimator, **filled)
         labels = nn.functional.one_hot(y, classes)
         x_adv = attack.generate(x=x.float().cpu().numpy(), y=labels.cpu().numpy())
         y_pred = estimator.predict(x_adv, batch_size=len(x_adv)).argmax(axis=1)
         return Returned(torch.from_numpy(x_adv), torch.from_numpy(y_pred) != y.cpu())
 
-    return attack_aligned(
-        routine, target, x, y, threat=threat, noise=noise, eot=eot, draws=draws, alignment=alignment
-    )
+    return routine

@@ -5,25 +5,31 @@ Against a random model they stop with an assertion; give them the same draws eve
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dbpkit.attacks.attack import AttackOutcome, attacks
 from dbpkit.attacks.libraries.alignment import (
     AlignedView,
     Alignment,
     Draws,
+    Queries,
     Returned,
+    Routine,
     attack_aligned,
+)
+from dbpkit.attacks.libraries.library import (
     checked_settings,
     find_attack,
     import_library,
+    make_attack,
     norm_of,
     refuse_constant,
 )
-from dbpkit.attacks.target import AttackOutcome, Target, attacks
+from dbpkit.attacks.target import Target
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.options import Count
@@ -78,18 +84,19 @@ def foolbox(
     p = norm_of(threat, "foolbox")
     name = ("LinfPGD" if p == float("inf") else "L2PGD") if name is None else name
     attack = _make(library, name, p, iterations, settings)
-    base = import_library("foolbox.attacks.gradient_descent_base", "foolbox").BaseGradientDescent
-    if not isinstance(attack, base) or attack.random_start:
-        refuse_constant(
-            alignment,
-            f"foolbox's {name} draws for the whole batch, or stops or drops rows by what other rows do; only"
-            " its gradient descent with random_start = false does not",
-        )
+    _check_alignment(attack, name, alignment)
+    routine = _routine(library, attack, name, threat.eps)
+    queries = Queries(eot, draws, alignment)
+    return attack_aligned(routine, target, x, y, threat=threat, noise=noise, queries=queries)
+
+
+def _routine(library: Any, attack: Callable[..., Any], name: str, eps: float) -> Routine:
+    """How Foolbox is called."""
 
     def routine(view: AlignedView, x: Tensor, y: Tensor) -> Returned:
         model = library.PyTorchModel(view, bounds=(0, 1), device=x.device)
         try:
-            _, x_adv, claimed = attack(model, x, y, epsilons=threat.eps)
+            _, x_adv, claimed = attack(model, x, y, epsilons=eps)
         except ValueError as error:
             if NO_START not in str(error):
                 raise
@@ -101,9 +108,18 @@ def foolbox(
             ) from error
         return Returned(x_adv, claimed)
 
-    return attack_aligned(
-        routine, target, x, y, threat=threat, noise=noise, eot=eot, draws=draws, alignment=alignment
-    )
+    return routine
+
+
+def _check_alignment(attack: Any, name: str, alignment: Alignment) -> None:
+    """Raises UserError if a batch must stay whole and the attack does not leave rows alone."""
+    base = import_library("foolbox.attacks.gradient_descent_base", "foolbox").BaseGradientDescent
+    if not isinstance(attack, base) or attack.random_start:
+        refuse_constant(
+            alignment,
+            f"foolbox's {name} draws for the whole batch, or stops or drops rows by what other rows do; only"
+            " its gradient descent with random_start = false does not",
+        )
 
 
 def _make(
@@ -117,12 +133,7 @@ def _make(
         filled["distance"] = library.distances.LpDistance(p)
     if iterations is not None and "steps" in known:
         filled.setdefault("steps", iterations)
-    try:
-        attack = cls(**filled)
-    except (TypeError, AssertionError) as error:
-        raise UserError(
-            f"foolbox attack '{name}' cannot be made: {str(error) or 'a setting is out of range'}."
-        ) from error
+    attack = make_attack("foolbox", name, cls, **filled)
     distance = getattr(attack, "distance", None)
     if distance is None or distance.p != p:
         raise UserError(

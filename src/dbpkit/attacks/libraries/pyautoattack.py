@@ -8,24 +8,25 @@ attacked alone, and the runner judges on draws of its own.
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from dbpkit.attacks.attack import AttackOutcome, attacks
 from dbpkit.attacks.libraries.alignment import (
     AlignedView,
     Alignment,
     Draws,
+    Queries,
     Returned,
+    Routine,
     attack_aligned,
-    class_count,
-    import_library,
-    norm_of,
-    refuse_constant,
 )
-from dbpkit.attacks.target import AttackOutcome, Target, attacks
+from dbpkit.attacks.libraries.library import class_count, import_library, norm_of, refuse_constant
+from dbpkit.attacks.target import Target
 from dbpkit.foundation.errors import UserError, unknown_name
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.options import Count
@@ -91,46 +92,62 @@ def pyautoattack(
         alignment, "pyautoattack drops the rows that one draw got wrong, at every attack and restart"
     )
     norm = "Linf" if norm_of(threat, "pyautoattack") == float("inf") else "L2"
+    lengths, queried = _Lengths(iterations, queries, restarts), Queries(eot, draws, alignment)
+    chosen, classes = _chosen(version, parts), class_count(target, x, noise)
+    _check_classes(chosen, classes)
+    make = partial(library.AutoAttack, norm=norm, eps=threat.eps, version=version)
+    routine = _routine(make, chosen, lengths, classes)
+    return attack_aligned(routine, target, x, y, threat=threat, noise=noise, queries=queried)
+
+
+class _Lengths(NamedTuple):
+    """How long its attacks run; None leaves the library's number."""
+
+    iterations: int | None
+    queries: int | None
+    restarts: int | None
+
+
+def _chosen(version: str, parts: Sequence[str]) -> list[str]:
+    """The attacks that run; UserError for an unknown name."""
     if version not in PARTS:
         raise unknown_name("version of pyautoattack", version, PARTS)
     chosen = list(parts or PARTS[version])
     for part in chosen:
         if part not in PARTS["plus"]:
             raise unknown_name("part of pyautoattack", part, PARTS["plus"])
-    classes = class_count(target, x, noise)
-    for part in chosen:
+    return chosen
+
+
+def _check_classes(parts: Sequence[str], classes: int) -> None:
+    """Raises UserError if a loss looks at more classes than the model has."""
+    for part in parts:
         if classes < CLASSES_NEEDED.get(part, 2):
             raise UserError(
                 f"'{part}' needs at least {CLASSES_NEEDED[part]} classes, the model has {classes}. Leave it"
                 " out of parts."
             )
 
+
+def _routine(make: Callable[..., Any], parts: list[str], lengths: _Lengths, classes: int) -> Routine:
+    """How the library is called; ``make`` has its norm, budget and version."""
+
     def routine(view: AlignedView, x: Tensor, y: Tensor) -> Returned:
-        evaluation = library.AutoAttack(
-            view, norm=norm, eps=threat.eps, seed=torch.initial_seed(), version=version, device=x.device
-        )
-        _configure(evaluation, chosen, min(9, classes - 1), iterations, queries, restarts)
+        evaluation = make(view, seed=torch.initial_seed(), device=x.device)
+        _configure(evaluation, parts, min(9, classes - 1), lengths)
         with _quiet():
             x_adv, y_pred = evaluation.run_standard_evaluation(x.float(), y, batch_size=len(x))
         return Returned(x_adv, y_pred != y)
 
-    return attack_aligned(
-        routine, target, x, y, threat=threat, noise=noise, eot=eot, draws=draws, alignment=alignment
-    )
+    return routine
 
 
-def _configure(
-    evaluation: Any,
-    parts: list[str],
-    targets: int,
-    iterations: Count | None,
-    queries: Count | None,
-    restarts: Count | None,
-) -> None:
+def _configure(evaluation: Any, parts: list[str], targets: int, lengths: _Lengths) -> None:
     """Sets what differs from the version."""
     evaluation.attacks_to_run = parts
     evaluation.apgd.eot_iter = 1  # the view averages
     evaluation.apgd_targeted.n_target_classes = evaluation.fab.n_target_classes = targets
+    iterations, queries, restarts = lengths
     if iterations is not None:
         evaluation.fab.n_iter = iterations
         for apgd in (evaluation.apgd, evaluation.apgd_targeted):

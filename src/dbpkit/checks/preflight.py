@@ -1,0 +1,92 @@
+"""What is looked at before every run: whether all fits, what the model is, and its settings.
+
+`docs/flags.md` explains every flag.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from dbpkit.checks.check import Checked, Planned, Probe, checks, run_check
+from dbpkit.checks.draws import EOT_DRAWS, gradient_noise
+from dbpkit.checks.fit import check_fit
+from dbpkit.checks.outputs import undone
+from dbpkit.experiment.build import Parts, accepted_options, attack_options, make_view
+from dbpkit.experiment.spec import EvaluationSpec
+from dbpkit.foundation.frozen import own_device
+from dbpkit.foundation.noise import NoisePlan
+
+PROBE_EXAMPLES = 4
+NOISE_EXAMPLES = 2
+"""Images whose gradients are drawn again and again before a run."""
+
+
+def preflight(
+    parts: Parts, spec: EvaluationSpec, progress: Callable[[float, str], None] = lambda *_: None
+) -> Checked:
+    """Runs the checks of the model and of the settings on the first few examples.
+
+    Args:
+        parts: models and data.
+        spec: what will be evaluated with them.
+        progress: called before every check with the share that is done, 0, and its name.
+
+    Returns:
+        The flags, each once, and the names of the checks that ran.
+
+    Raises:
+        UserError: if the parts do not fit each other at all.
+    """
+    probe = probe_of(parts, spec, PROBE_EXAMPLES)
+    check_fit(parts, probe.x, probe.y)
+    found = Checked([], ())
+    for check in checks.of("model", probe):
+        progress(0.0, f"checks: {check.name.replace('_', ' ')}")
+        found = found.then(run_check(check, probe), check.name)
+    if all(k.gradient == "unsquashed" for k in spec.knowledge):
+        found = found._replace(flags=undone(found.flags))
+    if found.trustworthy and averages(spec) and probe.planned.sees_noise:
+        progress(0.0, "checks: gradient noise")
+        noisy = gradient_noise(probe.first(NOISE_EXAMPLES), draws=EOT_DRAWS // 2)
+        found = found.then(noisy, "gradient_noise")
+    return check_settings(probe, found.once())
+
+
+def check_settings(probe: Probe, found: Checked) -> Checked:
+    """Adds what the checks of the settings find: where purification starts, in how many steps, and more."""
+    for check in checks.of("settings", probe):
+        found = found.then(run_check(check, probe), check.name)
+    return found
+
+
+def probe_of(parts: Parts, spec: EvaluationSpec, examples: int) -> Probe:
+    """Returns the probe of the first examples, on the model's device."""
+    data = parts.data.select(slice(0, examples))
+    device = own_device(parts.model)
+    x, y = data.x().to(device), data.labels.to(device)
+    noise = NoisePlan.of(spec.seed, data.ids, "select")
+    return Probe(parts.model, x, y, noise, parts.threat, planned(parts, spec))
+
+
+def planned(parts: Parts, spec: EvaluationSpec) -> Planned:
+    """Returns what a spec plans: its first attack with iterations, and the most draws per gradient."""
+    options = {a.name: {**accepted_options(a.name), **attack_options(a)} for a in spec.attacks}
+    iterated = next((a for a in spec.attacks if "iterations" in options[a.name]), None)
+    found = Planned(sees_noise=sees_noise(parts, spec), spec=spec)
+    if averages(spec):
+        found = replace(found, eot=averages(spec))
+    if iterated is not None:
+        found = replace(found, attack=iterated.name, options=attack_options(iterated))
+    return found
+
+
+def averages(spec: EvaluationSpec) -> int:
+    """Returns the most draws per gradient of a spec's attacks; 0 if none averages."""
+    options = [{**accepted_options(a.name), **attack_options(a)} for a in spec.attacks]
+    return max((int(o["eot"]) for o in options if "eot" in o), default=0)
+
+
+def sees_noise(parts: Parts, spec: EvaluationSpec) -> bool:
+    """Whether anything is random for one of a spec's attackers."""
+    settings = [k.resolve() for k in spec.knowledge]
+    views = [make_view(parts.model, k.gradient, k.gradient_options) for k in settings]
+    return not all(k.leaves_nothing_random(v.sites) for k, v in zip(settings, views, strict=True))
