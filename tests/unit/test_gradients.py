@@ -13,13 +13,14 @@ from torch.autograd import forward_ad
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.frozen import Function
 from dbpkit.foundation.noise import NoisePlan
-from dbpkit.foundation.types import State
+from dbpkit.foundation.types import State, StepHook
 from dbpkit.models.denoisers import EDMDenoiser
 from dbpkit.purification.classifier import PurifiedClassifier, Undefended
 from dbpkit.purification.diffusion import Purifier
 from dbpkit.purification.driver import drive, plainly
 from dbpkit.purification.replay import DEFAULT_MEMORY, Replay, directional_derivatives, straight_through
-from dbpkit.purification.samplers import make_sampler
+from dbpkit.purification.samplers import Chain, Method, make_sampler
+from dbpkit.purification.samplers.functions import FunctionSampler
 from dbpkit.purification.views import gradients
 from tests.oracles import (
     TinyClassifier,
@@ -237,6 +238,107 @@ def test_replay_forward_passes_are_those_of_the_kept_steps(memory_bytes: int, ca
 
     input_gradient("ddpm", {}, Replay(6, memory_bytes), counted)
     assert count == calls
+
+
+class Remembering(Chain):
+    """A state of two tensors, the second made from the first; rounds on one grid, as many as wanted."""
+
+    rounds = 1
+    steps = property(lambda self: self.rounds * (len(self.levels) - 1))
+
+    def step(self, denoiser: Any, state: State, i: int, noise: NoisePlan) -> State:
+        (x, *memory) = state
+        x0 = denoiser(x, torch.tensor(self.levels[i % (len(self.levels) - 1)], dtype=x.dtype))
+        mixed = 1.5 * x0 - 0.5 * memory[0] if memory else x0
+        return 0.5 * x + 0.5 * mixed * x0.cos(), x0.sin()
+
+
+@pytest.mark.parametrize("memory_bytes", [0, 3000, DEFAULT_MEMORY])
+def test_replay_of_a_state_with_a_memory_equals_plain_autograd(memory_bytes: int) -> None:
+    """First and second derivatives: each tensor of the state gets its own part only."""
+    sampler, noise = Remembering((0.4, 0.3, 0.2, 0.1, 0.0)), NoisePlan.of(3, [0, 1])
+    denoiser = tiny_denoiser().requires_grad_(False)
+
+    def derivatives(hook: StepHook) -> tuple[Tensor, Tensor]:
+        x = uniform(2, 1, 3, 4, low=-0.8, high=0.8).requires_grad_()
+        loss = drive(sampler, denoiser, x, noise, hook).sin().sum()
+        (grad,) = torch.autograd.grad(loss, x, create_graph=True)
+        return grad.detach(), torch.autograd.grad(grad.square().sum(), x)[0]
+
+    hook = Replay(sampler.steps, memory_bytes, verify=True)
+    for replayed, kept in zip(derivatives(hook), derivatives(plainly), strict=True):
+        assert float(kept.abs().min()) > 0
+        torch.testing.assert_close(replayed, kept, rtol=ROUND_OFF, atol=ROUND_OFF)
+
+
+def test_replay_of_a_tensor_that_is_passed_on_unchanged_has_its_gradient() -> None:
+    """As the input that guides every step of a guided sampler."""
+
+    def step(state: State) -> State:
+        return state[0].sin() + state[1] ** 2, state[1]
+
+    def grad(hook: StepHook) -> Tensor:
+        x = uniform(1, 1, 2, 2).requires_grad_()
+        state = (x, x)
+        for _ in range(3):
+            state = hook(step, state)
+        return torch.autograd.grad(state[0].sum(), x)[0]
+
+    assert torch.equal(grad(Replay(3, 0)), grad(plainly))
+
+
+def test_replay_of_a_constant_in_the_state_has_the_other_tensors_gradient() -> None:
+    def step(state: State) -> State:
+        return state[0].sin() * state[1], state[1]
+
+    def grad(hook: StepHook) -> Tensor:
+        x = uniform(1, 1, 2, 2).requires_grad_()
+        state = (x, torch.full_like(x, 2.0, requires_grad=False))
+        for _ in range(3):
+            state = hook(step, state)
+        return torch.autograd.grad(state[0].sum(), x)[0]
+
+    assert torch.equal(grad(Replay(3, 0)), grad(plainly))
+
+
+def kept_bytes(run: Callable[[Tensor], Tensor], denoiser: nn.Module) -> int:
+    """Bytes that autograd keeps of one forward pass, weights left out."""
+    x = uniform(2, 1, 8, 8).requires_grad_()
+    with counting(*denoiser.parameters()) as saved:
+        pure = run(x)
+    total = saved.total
+    del pure
+    return total
+
+
+def test_replay_of_several_rounds_keeps_one_graph_and_the_states() -> None:
+    denoiser, totals = tiny_denoiser().requires_grad_(False), []
+    noise, states = NoisePlan.of(3, [0, 1]), 2 * 8 * (2 * 8 * 8)
+    for rounds in (1, 2, 4):
+        sampler = type("Rounds", (Remembering,), {"rounds": rounds})((0.4, 0.3, 0.2, 0.1, 0.0))
+        hook = Replay(sampler.steps, 0)
+        total = kept_bytes(lambda x, s=sampler, h=hook: drive(s, denoiser, x, noise, h), denoiser)
+        totals.append(total - sampler.steps * states)
+    assert totals[0] == totals[1] == totals[2]
+
+
+def test_replay_of_a_function_with_more_steps_than_levels_keeps_the_states_only() -> None:
+    """A function of the older contract may call its hook as often as it likes."""
+    denoiser, totals = tiny_denoiser().requires_grad_(False), []
+
+    def rounds(denoiser: Any, x: Tensor, levels: Tensor, *, noise: Any, step: Any, count: int) -> Tensor:
+        for _ in range(count):
+            for sigma in levels[:-1]:
+                x = step(lambda x, sigma=sigma: 0.5 * x + 0.5 * denoiser(x, sigma), x)
+        return x
+
+    levels = torch.tensor([0.4, 0.3, 0.2, 0.0], dtype=torch.float64)
+    for count in (2, 4):
+        sampler = FunctionSampler(tuple(levels.tolist()), Method(rounds), {"count": count}, levels)
+        hook = Replay(sampler.steps, 0)
+        run = lambda x, s=sampler, h=hook: drive(s, denoiser, x, NoisePlan.of(3, [0, 1]), h)  # noqa: E731
+        totals.append(kept_bytes(run, denoiser))
+    assert totals[1] - totals[0] == 2 * 3 * 8 * (2 * 8 * 8)  # six states more, no graph
 
 
 # ------------------------------------------------------------------ safeguards

@@ -7,10 +7,13 @@ by sqrt((v + s'^2) / (v + s^2)). With theta = v / (v + s0^2), the Jacobian of a 
 for any ``ddpm`` grid and tends to sqrt(theta) for the flow.
 """
 
+import ast
 import inspect
+import io
 import itertools
 import math
 import sys
+import tokenize
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
@@ -26,7 +29,7 @@ from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.types import State
 from dbpkit.purification.diffusion import Purifier
 from dbpkit.purification.driver import drive
-from dbpkit.purification.samplers import REVERSE_SITES, Chain, make_sampler, samplers
+from dbpkit.purification.samplers import REVERSE_SITES, Chain, Method, make_sampler, samplers
 from tests.oracles import (
     CountingDenoiser,
     GaussianDenoiser,
@@ -632,6 +635,81 @@ def test_sampler_users_levels_not_decreasing_to_zero_raise(module: ModuleType, l
     )
     with pytest.raises(UserError, match="noise levels must decrease strictly to 0"):
         make_sampler("users_samplers:broken")
+
+
+def test_sampler_users_function_is_told_to_become_a_chain(module: ModuleType) -> None:
+    module.halve = lambda denoiser, x, levels, *, noise, step: step(lambda x: x / 2, x)
+    with pytest.warns(DeprecationWarning, match=r"'users_samplers:halve' is a function.*derive it from"):
+        make_sampler("users_samplers:halve")
+
+
+def test_sampler_users_method_has_its_own_levels_sites_clamp_and_scale(module: ModuleType) -> None:
+    def half(denoiser: Any, x: Tensor, levels: Tensor, *, noise: NoisePlan, step: Any) -> Tensor:
+        return step(lambda x: x / 2, x) + levels[0]
+
+    module.half = Method(
+        half,
+        levels=lambda t_star, steps, top=0.5: torch.tensor([top, 0.0]),
+        clamps=False,
+        sites=lambda _: frozenset({"churn"}),
+        scale=lambda sigma: 2 * sigma,
+    )
+    sampler = make_sampler("users_samplers:half", grid={"top": 0.25})
+    assert (sampler.levels, sampler.steps, sampler.clamps) == ((0.25, 0.0), 1, False)
+    assert (sampler.sites, sampler.scale(3.0)) == ({"churn"}, 6.0)
+    x = uniform(1, 1, 2, 2)
+    assert torch.equal(drive(sampler, bumpy, x, NoisePlan.of(0, [0])), x / 2 + 0.25)
+
+
+@pytest.mark.parametrize("part", [math.pi, int, "ddpm"])
+def test_sampler_that_is_neither_chain_nor_function_raises(module: ModuleType, part: Any) -> None:
+    module.part = part
+    with pytest.raises(UserError, match=r"sampler 'users_samplers:part' must be a class derived from"):
+        make_sampler("users_samplers:part")
+
+
+def test_sampler_class_without_a_step_raises(module: ModuleType) -> None:
+    class Stepless(Chain):
+        pass
+
+    module.stepless = Stepless
+    with pytest.raises(UserError, match=r"'users_samplers:stepless' has no method step\(denoiser, state, i"):
+        make_sampler("users_samplers:stepless")
+
+
+def test_sampler_whose_step_returns_a_lone_tensor_raises() -> None:
+    """Taken for a state, a batch of one would be unpacked without a word."""
+
+    class Lone(Chain):
+        def step(self, denoiser: Any, state: Any, i: int, noise: NoisePlan) -> Any:
+            return state[0]
+
+    with pytest.raises(UserError, match=r"step of sampler Lone must return a tuple of tensors, not Tensor"):
+        drive(Lone((0.3, 0.0)), bumpy, uniform(1, 1, 2, 2), NoisePlan.of(0, [0]))
+
+
+def code_lines(part: type) -> int:
+    """Lines of a class body that hold code: without its head, docstrings, comments and blank lines."""
+    source = inspect.getsource(part)
+    (node,) = ast.parse(source).body
+    assert isinstance(node, ast.ClassDef)
+    without = set()
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.ClassDef | ast.FunctionDef) and ast.get_docstring(inner):
+            without |= set(range(inner.body[0].lineno, inner.body[0].end_lineno + 1))
+    layout = ("COMMENT", "NL", "NEWLINE", "INDENT", "DEDENT", "ENDMARKER")
+    held = {
+        line
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if tokenize.tok_name[token.type] not in layout
+        for line in range(token.start[0], token.end[0] + 1)
+    }
+    return sum(line > node.lineno for line in held - without)
+
+
+def test_heun_is_as_short_as_the_algorithm() -> None:
+    """Options, grid, sites and step together; EDM's own function has 24 lines of code."""
+    assert code_lines(samplers.get("heun")) <= 25
 
 
 # ------------------------------------------------------------------ the purifier around them

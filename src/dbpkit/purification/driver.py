@@ -108,8 +108,8 @@ class Trace:
             return noise.normal("forward", number, x) if drawn else torch.zeros_like(x)
 
         gaps = []
-        for i in range(len(self.images), 0, -3):
+        for i in range(len(self.images) - 1, -1, -3):
             sigma, number = self.sampler.place(i)
             forward = self.sampler.scale(sigma) * (x + sigma * forward_draw(number))
-            gaps.append((self.images[i - 1] - forward).square().flatten(1).mean(dim=1))
+            gaps.append((self.images[i] - forward).square().flatten(1).mean(dim=1))
         return torch.stack(gaps, dim=1).mean(dim=1)

@@ -88,10 +88,10 @@ def test_deviation_any_sampler_compares_every_third_state_with_its_forward_state
 
     bound = make_sampler(name, 0.1, few_steps(name), options)
     drive(bound, denoiser, 2 * x - 1, noise, collect)
-    z = noise.normal("forward", 0, x) if name != "reverse_only" else torch.zeros_like(x)
     gaps = []
     for i in range(len(states) - 1, -1, -3):
-        sigma = float(bound.levels[i + 1])
+        sigma, number = bound.place(i)
+        z = noise.normal("forward", number, x) if name != "reverse_only" else torch.zeros_like(x)
         forward = 2 * x - 1 + sigma * z
         if name == "vpsde":
             forward = forward * math.sqrt(1 / (1 + sigma**2))

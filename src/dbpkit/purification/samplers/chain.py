@@ -86,11 +86,8 @@ class Chain(ABC):
         return 1.0
 
     def place(self, i: int) -> tuple[float, int]:
-        """Returns the noise level of the state before step ``i``, and the number of its forward draw.
-
-        ``i`` = ``steps`` asks for the last state. A sampler of several rounds numbers its draws by round.
-        """
-        return self.levels[i], 0
+        """Returns where step ``i`` leads: a noise level, and the number of the forward draw of its round."""
+        return self.levels[i + 1], 0
 
 
 def diffuse(x: Tensor, sigma: Tensor | float, noise: NoisePlan) -> Tensor:

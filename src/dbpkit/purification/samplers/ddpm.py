@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import Tensor
+
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.types import Denoiser, State
 from dbpkit.purification.samplers.chain import Chain, clipped, level, samplers
@@ -31,10 +33,28 @@ class DDPM(Chain):
         x0 = clipped(denoiser(x, level(sigma, x)), self.clip)
         if sigma_next == 0:
             return (x0,)
-        keep = (sigma_next / sigma) ** 2
-        mean = x0 + keep * (x - x0)
-        if self.variance == "small":
-            std = sigma_next * math.sqrt(1 - keep)
-        else:  # beta_t = 1 - alpha_bar_t / alpha_bar_next, divided by alpha_bar_next
-            std = math.sqrt((1 + sigma_next**2) * (sigma**2 - sigma_next**2) / (1 + sigma**2))
+        mean, std = posterior(x, x0, sigma, sigma_next, self.variance)
         return (mean + std * noise.normal("reverse", i, x),)
+
+
+def posterior(
+    x: Tensor, x0: Tensor, sigma: float, sigma_next: float, variance: Literal["large", "small"] = "large"
+) -> tuple[Tensor, float]:
+    """Mean and standard deviation of the state at a lower level.
+
+    Args:
+        x: state ``x0 + sigma * z``, (B, C, H, W).
+        x0: estimate of the clean images, same shape.
+        sigma: level of the state.
+        sigma_next: the lower level, above 0.
+        variance: as in `DDPM`.
+
+    Source:
+        Ho et al. 2020 (arXiv:2006.11239), eq. 7, in sigma coordinates.
+    """
+    keep = (sigma_next / sigma) ** 2
+    mean = x0 + keep * (x - x0)
+    if variance == "small":
+        return mean, sigma_next * math.sqrt(1 - keep)
+    # beta_t = 1 - alpha_bar_t / alpha_bar_next, divided by alpha_bar_next
+    return mean, math.sqrt((1 + sigma_next**2) * (sigma**2 - sigma_next**2) / (1 + sigma**2))
