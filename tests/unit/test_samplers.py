@@ -722,14 +722,16 @@ def test_purifier_clamps_as_published(name: str, options: dict[str, Any]) -> Non
     published = {"ddpm": True, "ddim": True, "heun": True, "vpsde": False}
     clamps = make_sampler(name, 0.1, few_steps(name)).clamps
     assert clamps == published.get(name, clamps)
-    if "clip" in inspect.signature(samplers.get(name)).parameters:
+    has_clip = "clip" in inspect.signature(samplers.get(name)).parameters
+    if has_clip:
         options = {**options, "clip": False}
     raw, default = (
         Purifier(tripled, name, steps=few_steps(name), options=options, clamp=clamp)(x, noise=noise)
         for clamp in (False, None)
     )
-    assert float(raw.max()) > 1
-    assert float(raw.min()) < 0
+    if has_clip or name in published:  # others may clip their estimates in any case
+        assert float(raw.max()) > 1
+        assert float(raw.min()) < 0
     assert torch.equal(default, raw.clamp(0, 1) if clamps else raw)
 
 
