@@ -278,7 +278,7 @@ def test_inception_network_of_another_signature_raises(tmp_path: Path) -> None:
 def test_inception_features_of_another_width_raise(tmp_path: Path) -> None:
     features = make_features("inception", {"path": scripted(FakeInception(64), tmp_path), "trust": True})
     with pytest.raises(
-        UserError, match=r"features \(2, 64\) where \(2, 2048\) were expected\..* it would be no"
+        UserError, match=r"features \(2, 64\) where \(2, 2048\) were expected\..* it would not be an FID"
     ):
         features.extract(torch.zeros(2, 3, 4, 4))
 
