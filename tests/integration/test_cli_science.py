@@ -86,8 +86,9 @@ def test_analyse_prints_sentences_records_and_goes_on(run, tiny_toml: Path, tmp_
 
 def test_analyse_other_options_put_the_old_records_aside(run, tiny_toml: Path, tmp_path: Path) -> None:
     words = ["analyse", tiny_toml, "--out", tmp_path / "run", "compression", "--json"]
-    for images in (1, 2):
-        run(*words, "--set", f"analyses.compression.images={images}")
+    words += ["--set", "analyses.compression.images=1"]
+    for tapes in (1, 2):
+        run(*words, "--set", f"analyses.compression.tapes={tapes}")
     folders = sorted(p.name for p in (tmp_path / "run" / "analyses").iterdir())
     assert folders == ["compression", "compression.1.old"]
 

@@ -1,12 +1,14 @@
 """What an analysis is: units of work that are measured and recorded, and a conclusion drawn from the records.
 
-One analysis is one file and one registration. The thing people get wrong: measuring and concluding in one go.
-A conclusion is a pure function of the records, so that it can be drawn again without the models.
+One analysis is one file and one registration. A conclusion is a pure function of the records, so that it can
+be drawn again without the models.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,9 +23,31 @@ from dbpkit.foundation.options import checked_options
 from dbpkit.foundation.registry import Registry
 from dbpkit.purification.classifier import Undefended
 from dbpkit.purification.diffusion import Purifier
-from dbpkit.results.analysis import AnalysisResult
+from dbpkit.results.analysis import Conclusion
 
 analyses: Registry[Callable[..., "Analysis"]] = Registry("analysis")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of work: what is measured, on which examples.
+
+    Attributes:
+        images: positions of the examples.
+        of: what is measured, where an analysis measures several things; ``str`` names it.
+
+    Example:
+        >>> str(Unit(range(8, 16))), str(Unit(range(0, 8), "classifier"))
+        ('8-15', 'classifier 0-7')
+    """
+
+    images: range
+    of: Any = None
+
+    def __str__(self) -> str:
+        """The label that is recorded and shown; nothing is read back from it."""
+        where = f"{self.images.start}-{self.images.stop - 1}"
+        return where if self.of is None else f"{self.of} {where}"
 
 
 class Subject(NamedTuple):
@@ -33,22 +57,22 @@ class Subject(NamedTuple):
         spec: the evaluation spec.
         parts: data, models, threat.
         micro_batch: most rows in one call of a model.
-        done: what earlier units measured, as recorded, for units that depend on them.
+        done: what earlier units measured, as recorded, for those that depend on them.
     """
 
     spec: EvaluationSpec
     parts: Parts
     micro_batch: int = 32
-    done: Mapping[str, Any] = {}
+    done: Mapping[Unit, Any] = {}
 
     @property
     def alone(self) -> Undefended:
         """The classifier without its purifier."""
         return self.parts.undefended or Undefended(self.parts.model.classifier)
 
-    def examples(self, index: slice) -> tuple[Tensor, Tensor, NoisePlan]:
+    def examples(self, positions: range) -> tuple[Tensor, Tensor, NoisePlan]:
         """Returns images (B, C, H, W) in [0, 1], labels (B,) and the examples' noise (stream ``report``)."""
-        data = self.parts.data.select(index)
+        data = self.parts.data.select(slice(positions.start, positions.stop))
         device = own_device(self.alone)
         return data.x().to(device), data.labels.to(device), NoisePlan.of(self.spec.seed, data.ids)
 
@@ -104,21 +128,70 @@ class Subject(NamedTuple):
 
 
 class Analysis(Protocol):
-    """One question about a purified classifier. Options are the fields of the class that is registered."""
+    """One question about a purified classifier. Options are the fields of the class that is registered.
+
+    Options named in a class variable ``grows`` only decide which units there are: records of the others stay
+    valid when such an option changes.
+    """
 
     title: str
 
-    def units(self, subject: Subject) -> Sequence[str]:
-        """Returns the names of the pieces of work, all of about the same cost."""
+    def units(self, subject: Subject) -> Sequence[Unit]:
+        """Returns the pieces of work, all of about the same cost; UserError if it cannot be done at all."""
         ...
 
-    def measure(self, subject: Subject, unit: str) -> Any:
+    def measure(self, subject: Subject, unit: Unit) -> Any:
         """Does one piece of work; returns what was measured, ready for JSON."""
         ...
 
-    def conclude(self, measured: Mapping[str, Any]) -> AnalysisResult:
+    def conclude(self, measured: Mapping[Unit, Any]) -> Conclusion:
         """Draws the conclusion from what all units measured; a pure function."""
         ...
+
+
+class OfImages(Analysis, Protocol):
+    """An analysis of a number of images, cut into batches; `measure` returns a record an image.
+
+    A subclass is a frozen dataclass with the option ``images`` and a ``title``, and writes `measure` and
+    `conclude`: see `records` and `columns`.
+
+    Attributes:
+        images: examples.
+    """
+
+    images: int
+    batch_size: ClassVar[int] = 8
+    grows: ClassVar[frozenset[str]] = frozenset({"images"})
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    def units(self, subject: Subject) -> list[Unit]:
+        """Batches of examples."""
+        return batches(subject, self.images, self.batch_size)
+
+
+def records(noise: NoisePlan, **columns: Any) -> list[dict[str, Any]]:
+    """Returns a record of each example, with its ``id`` and its row of every column.
+
+    Args:
+        noise: plan of the B examples.
+        columns: tensors (B, ...) or lists of B values that are ready for JSON.
+    """
+    rows = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in columns.items()}
+    ids = noise.example_ids.tolist()
+    return [dict(zip(("id", *rows), one, strict=True)) for one in zip(ids, *rows.values(), strict=True)]
+
+
+def rows(measured: Mapping[Unit, Any]) -> list[Any]:
+    """Returns the records of all examples of units that recorded a list of them, in the examples' order."""
+    return [record for unit in sorted(measured, key=lambda u: u.images.start) for record in measured[unit]]
+
+
+def columns(measured: Mapping[Unit, Any]) -> dict[str, np.ndarray]:
+    """Returns what `records` made, as arrays (images, ...) by name."""
+    found = rows(measured)
+    return {name: np.array([record[name] for record in found]) for name in found[0]}
 
 
 def check_options(analysis: Any) -> None:
@@ -128,8 +201,8 @@ def check_options(analysis: Any) -> None:
         object.__setattr__(analysis, name, value)  # it is frozen
 
 
-def batches(subject: Subject, images: int, size: int = 8) -> list[str]:
-    """Units that are ranges of example positions, ``"0-7"``, ``"8-15"``, ...
+def batches(subject: Subject, images: int, size: int = 8, of: Any = None) -> list[Unit]:
+    """Units of ``size`` examples each.
 
     Raises:
         UserError: if the data have fewer examples.
@@ -139,7 +212,12 @@ def batches(subject: Subject, images: int, size: int = 8) -> list[str]:
             f"an analysis of {images} images was asked for, but the spec has {len(subject.parts.data)}"
             " examples. Raise examples.count or lower its option 'images'."
         )
-    return [f"{i}-{min(i + size, images) - 1}" for i in range(0, images, size)]
+    return cut(images, size, of)
+
+
+def cut(images: int, size: int = 8, of: Any = None) -> list[Unit]:
+    """Units of ``size`` of the first ``images`` examples each."""
+    return [Unit(range(i, min(i + size, images)), of) for i in range(0, images, size)]
 
 
 def needs_diffusion(analysis: str, subject: Subject) -> Purifier:
@@ -159,15 +237,3 @@ def needs_budget(analysis: str, subject: Subject) -> None:
         raise UserError(
             f"analysis '{analysis}' varies images within the budget, and threat.eps is 0. Raise it."
         )
-
-
-def positions(unit: str) -> slice:
-    """The example positions of a unit made by `batches`."""
-    first, last = unit.split("-")
-    return slice(int(first), int(last) + 1)
-
-
-def rows(measured: Mapping[str, Any]) -> Iterator[Any]:
-    """All per-example records of units that recorded a list of them, in the units' order."""
-    for unit in sorted(measured, key=lambda u: positions(u).start):
-        yield from measured[unit]

@@ -1,7 +1,7 @@
 """Distances to the clean image: before purification, after it, and along every step of the way.
 
 All distances are in [0, 1] pixel units. States on the way are ``x0 + sigma z``, mapped from [-1, 1] to
-pixels and not clipped. The thing people get wrong: SSIM is a similarity. 1 means equal, and lower is farther.
+pixels and not clipped. SSIM is a similarity: 1 means equal, and lower is farther.
 
 Source:
     Liu & Wei 2025 (arXiv:2505.22839) and its discussion on OpenReview; figure 1 of the ICLR 2025 submission.
@@ -15,22 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dbpkit.analyses.analysis import (
-    Subject,
-    analyses,
-    batches,
-    check_options,
-    needs_diffusion,
-    positions,
-    rows,
-)
+from dbpkit.analyses.analysis import OfImages, Subject, Unit, analyses, needs_diffusion, rows
 from dbpkit.experiment.knowledge import known
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.options import Count
 from dbpkit.foundation.types import Denoiser, State
 from dbpkit.purification.driver import drive
 from dbpkit.purification.samplers import diffuse
-from dbpkit.results.analysis import AnalysisResult, Chart, Claim, Number, Series
+from dbpkit.results.analysis import Chart, Claim, Conclusion, Number, Series
 from dbpkit.statistics.intervals import bands, mean
 from dbpkit.statistics.ssim import ssim
 
@@ -59,7 +51,7 @@ SOURCE = "Liu & Wei, ICLR 2025 discussion: CIFAR-10, Linf 8/255, t* = 0.1, PGD-E
 
 @analyses.register("distances")
 @dataclass(frozen=True)
-class Distances:
+class Distances(OfImages):
     """Whether purification brings an image closer to the clean one, in four distances and at every step.
 
     Attributes:
@@ -73,17 +65,14 @@ class Distances:
     attack_iterations: Count = 10
     title = "Distance to the clean image"
 
-    def __post_init__(self) -> None:
-        check_options(self)
-
-    def units(self, subject: Subject) -> list[str]:
+    def units(self, subject: Subject) -> list[Unit]:
         """Batches of examples."""
         needs_diffusion("distances", subject)
-        return batches(subject, self.images)
+        return super().units(subject)
 
-    def measure(self, subject: Subject, unit: str) -> list[dict[str, Any]]:
+    def measure(self, subject: Subject, unit: Unit) -> list[dict[str, Any]]:
         """Distances of every example along its way, per tape, start and metric."""
-        x, y, noise = subject.examples(positions(unit))
+        x, y, noise = subject.examples(unit.images)
         sampler = subject.spec.purifier.sampler if _as_published(subject, x) else ""
         records: list[dict[str, Any]] = [
             {"id": int(i), "published": sampler, "turn": _turn(subject), "tapes": []}
@@ -101,9 +90,9 @@ class Distances:
                 record["tapes"].append(dict(zip(STARTS, named, strict=True)))
         return records
 
-    def conclude(self, measured: Mapping[str, Any]) -> AnalysisResult:
+    def conclude(self, measured: Mapping[Unit, Any]) -> Conclusion:
         """Means over tapes, then over images; the purified image against the attacked one, in pairs."""
-        records = list(rows(measured))
+        records = rows(measured)
         turn, sampler = records[0]["turn"], records[0]["published"]
         way = {
             (start, metric): np.mean([[t[start][metric] for t in r["tapes"]] for r in records], axis=1)
@@ -119,7 +108,7 @@ class Distances:
             name = f"{METRICS[metric]}, {start} image after purification"
             numbers.append(_number(name, table[:, -1], after.get(metric)))
         charts = [_chart(metric, {s: way[s, metric] for s in STARTS}, turn) for metric in METRICS]
-        return AnalysisResult("", "", _sentences(way), numbers, charts)
+        return Conclusion(_sentences(way), numbers, charts)
 
 
 class Recorder:

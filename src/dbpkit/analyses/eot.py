@@ -1,7 +1,7 @@
 """EoT: what averaging over draws of the noise finds, against what knowing the noise finds.
 
 DW is the attacker who knows the noise, DW_semi one who knows that it is one of N draws and averages over
-all. The thing people get wrong: a cosine near 0.3 is no sign of too few draws. If the gradients of single
+all. The thing people get wrong: a cosine near 0.3 does not mean too few draws. If the gradients of single
 draws share a fraction c of their power, N draws reach c / sqrt(c + (1 - c) / N), and endless draws sqrt(c).
 
 Source:
@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, positions, rows
+from dbpkit.analyses.analysis import OfImages, Subject, Unit, analyses, rows
 from dbpkit.analyses.tools.targets import draw_gradients, misclassified
 from dbpkit.attacks import losses
 from dbpkit.experiment.knowledge import known
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.options import Count, Counts
-from dbpkit.results.analysis import AnalysisResult, Chart, Claim, Number, Series
+from dbpkit.results.analysis import Chart, Claim, Conclusion, Number, Series
 from dbpkit.statistics.intervals import Interval, bands, difference, mean, share
 
 PUBLISHED = {
@@ -50,7 +50,7 @@ DIRECTIONS = ("DW", "DW_semi", "random")
 
 @analyses.register("eot")
 @dataclass(frozen=True)
-class EoT:
+class EoT(OfImages):
     """Robust accuracy and direction of EoT against its number of draws, and the loss along DW directions.
 
     Attributes:
@@ -73,7 +73,7 @@ class EoT:
     title = "Averaging over the noise (EoT) against knowing it"
 
     def __post_init__(self) -> None:
-        check_options(self)
+        super().__post_init__()
         if sorted(set(self.counts)) != list(self.counts):
             raise UserError(f"analysis 'eot': counts must increase, not {list(self.counts)!r}.")
         if self.semi < self.tapes:
@@ -81,13 +81,9 @@ class EoT:
         if REACH % self.stride:
             raise UserError(f"analysis 'eot': stride {self.stride} must divide {REACH}.")
 
-    def units(self, subject: Subject) -> list[str]:
-        """Batches of examples."""
-        return batches(subject, self.images)
-
-    def measure(self, subject: Subject, unit: str) -> list[dict[str, Any]]:
+    def measure(self, subject: Subject, unit: Unit) -> list[dict[str, Any]]:
         """For every example of the unit: cosines and accuracies by N, losses along the three directions."""
-        x, y, noise = subject.examples(positions(unit))
+        x, y, noise = subject.examples(unit.images)
         fresh = draw_gradients(subject, x, y, noise.on("attack"), max(self.counts))
         tapes = draw_gradients(subject, x, y, noise, self.semi)
         found: list[dict[str, Any]] = [
@@ -122,9 +118,9 @@ class EoT:
         logits = subject.logits((x[:, None] + delta).flatten(0, 1), noise.repeat(tapes))
         return losses.get("ce")(logits, y.repeat_interleave(tapes)).unflatten(0, (len(x), tapes)).mean(dim=1)
 
-    def conclude(self, measured: Mapping[str, Any]) -> AnalysisResult:
+    def conclude(self, measured: Mapping[Unit, Any]) -> Conclusion:
         """Accuracy and cosine by N, the law of a common part, and how the loss rises along each direction."""
-        records = list(rows(measured))
+        records = rows(measured)
         counts = list(records[0]["cosine"])
         accuracy = {k: np.array([r["accuracy"][k] for r in records]) for k in counts}
         cosine = {k: np.array([r["cosine"][k] for r in records]) for k in counts}
@@ -176,7 +172,7 @@ class EoT:
             f" with {few} it is {angles[few][0]:.2f}{limit}.",
         ]
         charts = [_accuracies(levels), _cosines(angles, common), _directions(records)]
-        return AnalysisResult("", "", sentences, numbers, charts)
+        return Conclusion(sentences, numbers, charts)
 
 
 def _mean_cosine(fresh: Tensor, tapes: Tensor, count: int) -> Tensor:
@@ -236,8 +232,7 @@ def _cosines(angles: Mapping[str, Interval], common: float) -> Chart:
 
 
 def _series(name: str, found: Mapping[str, Interval]) -> Series:
-    columns = zip(*(one.drawn for one in found.values()), strict=True)
-    return Series(name, [int(k) for k in found], *map(list, columns))
+    return Series.of(name, [int(k) for k in found], found.values())
 
 
 def _directions(records: list[Any]) -> Chart:

@@ -1,8 +1,8 @@
 """Fuzziness: how often fresh randomness lets an attacked image through, and the curve of it over images.
 
-phi = Pr(misclassified) of one attacked image over fresh draws; CFR(p) = share of images with phi <= p. The
-thing people get wrong: CFR(0) and the share of fuzzy images depend on how many draws were looked at. More
-draws find more images that are fooled at least once.
+phi = Pr(misclassified) of one attacked image over fresh draws; CFR(p) = share of images with phi <= p. CFR(0)
+and the share of fuzzy images depend on how many draws were looked at: more draws find more images that are
+fooled at least once.
 
 Source:
     Liu & Wei 2025, fuzzy adversarial robustness; Wang et al., NeurIPS 2024 (DiffHammer), N-evaluation.
@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, positions, rows
+from dbpkit.analyses.analysis import OfImages, Subject, Unit, analyses, columns, records
 from dbpkit.analyses.tools.targets import misclassified
 from dbpkit.experiment.knowledge import known
 from dbpkit.foundation.options import Count, Several
-from dbpkit.results.analysis import AnalysisResult, Chart, Claim, Number, Series
+from dbpkit.results.analysis import Chart, Claim, Conclusion, Number, Series
 from dbpkit.statistics.intervals import Interval, share
 
 DIFFHAMMER_DRAWS = 10
@@ -28,7 +28,7 @@ DIFFHAMMER_DRAWS = 10
 
 @analyses.register("fuzziness")
 @dataclass(frozen=True)
-class Fuzziness:
+class Fuzziness(OfImages):
     """How often each attacked image fools the defence over fresh draws, and the CFR curve.
 
     Attributes:
@@ -44,25 +44,17 @@ class Fuzziness:
     eot: Count = 5
     title = "Fuzzy robustness: how often an attack succeeds"
 
-    def __post_init__(self) -> None:
-        check_options(self)
-
-    def units(self, subject: Subject) -> list[str]:
-        """Batches of examples."""
-        return batches(subject, self.images)
-
-    def measure(self, subject: Subject, unit: str) -> list[dict[str, Any]]:
+    def measure(self, subject: Subject, unit: Unit) -> list[dict[str, Any]]:
         """For every example of the unit, on how many report draws its attacked image is misclassified."""
-        x, y, noise = subject.examples(positions(unit))
+        x, y, noise = subject.examples(unit.images)
         outcome = subject.attack(x, y, noise, known["white_box"], iterations=self.iterations, eot=self.eot)
         wrong = misclassified(subject, outcome.x_adv, y, noise, range(self.draws)).sum(dim=1)
-        ids = noise.example_ids.tolist()
-        return [{"id": i, "wrong": k, "draws": self.draws} for i, k in zip(ids, wrong.tolist(), strict=True)]
+        return records(noise, wrong=wrong, draws=[self.draws] * len(x))
 
-    def conclude(self, measured: Mapping[str, Any]) -> AnalysisResult:
+    def conclude(self, measured: Mapping[Unit, Any]) -> Conclusion:
         """The curve, its values at 0 and one half, its area, and the share of images strictly between."""
-        records = list(rows(measured))
-        wrong, draws = np.array([r["wrong"] for r in records]), records[0]["draws"]
+        found = columns(measured)
+        wrong, draws = found["wrong"], int(found["draws"][0])
         phi = wrong / draws
         never, half = share(phi == 0), share(phi < 0.5)
         average, fuzzy = share(1 - phi), share((phi > 0) & (phi < 1))
@@ -86,9 +78,7 @@ class Fuzziness:
                     source="DiffHammer, DiffPure, N = 10; 32.6 to 46.3 % over its defences",
                 )
             )
-        return AnalysisResult(
-            "", "", _sentences(draws, never, half, average, fuzzy), numbers, [_curve(wrong, draws)]
-        )
+        return Conclusion(_sentences(draws, never, half, average, fuzzy), numbers, [_curve(wrong, draws)])
 
 
 def _sentences(
@@ -110,14 +100,14 @@ def _sentences(
 
 def _curve(wrong: np.ndarray, draws: int) -> Chart:
     """CFR at every probability that this many draws can tell apart."""
-    found = [share(wrong <= k).drawn for k in range(draws + 1)]
+    found = [share(wrong <= k) for k in range(draws + 1)]
     at = [k / draws for k in range(draws + 1)]
     return Chart(
         "line",
         "Share of attacked images that are fooled at most so often",
         "p: share of draws in which an image is misclassified",
         "CFR(p): share of images",
-        [Series("white box", at, *[list(c) for c in zip(*found, strict=True)])],
+        [Series.of("white box", at, found)],
         "Cumulative share of images over how often they are fooled: at 0 those never fooled, just"
         " below one half those a majority vote gets right; the higher the curve, the more robust.",
     )

@@ -1,8 +1,8 @@
 """Loss landscape: the loss under known noise over the directions of the DW and the EoT attack.
 
 Per image d is the DW attack's perturbation and u the unit vector of what the EoT attack's leaves over across
-d; the surface is the mean cross-entropy at x + i d + j |d| u under the DW noise. The thing people get wrong:
-images off the plane. Intermediate points of a path are projected; only its end lies on the plane.
+d; the surface is the mean cross-entropy at x + i d + j |d| u under the DW noise. Points on the way of a path
+are projected; only its end lies on the plane.
 
 Source:
     Liu et al., ICLR 2025, figure 3, and the authors' script: the grid is not clipped to the pixel range.
@@ -17,17 +17,26 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, positions, rows
+from dbpkit.analyses.analysis import OfImages, Subject, Unit, analyses, rows
+from dbpkit.analyses.tools.directions import TINY
 from dbpkit.analyses.tools.targets import attack_path
 from dbpkit.attacks import losses
 from dbpkit.experiment.knowledge import known
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.options import Count, Several
-from dbpkit.results.analysis import AnalysisResult, Chart, Claim, Number, Series
+from dbpkit.results.analysis import Chart, Claim, Conclusion, Number, Series
 from dbpkit.statistics.intervals import mean
 
+ENDS = {
+    "start": "loss of the image itself",
+    "DW": "loss at the end of the DW attack, (1, 0)",
+    "EoT": "loss at the end of the EoT attack",
+    "single draw": "loss at the end of the single-draw attack",
+    "residual": "loss as far along the residual direction, (0, 1)",
+}
+"""Points of the plane at which the loss is told."""
+
 PATHS = ("DW", "EoT", "single draw")
-_TINY = 1e-12
 _PARALLEL = 1e-5
 """A residual shorter than this share of the EoT perturbation is rounding."""
 SOURCE = "Liu et al., ICLR 2025, figure 3, DDPM, read off"
@@ -35,7 +44,7 @@ SOURCE = "Liu et al., ICLR 2025, figure 3, DDPM, read off"
 
 @analyses.register("landscape")
 @dataclass(frozen=True)
-class Landscape:
+class Landscape(OfImages):
     """The loss over the plane of the DW attack and the EoT attack, and the paths of attacks on it.
 
     Attributes:
@@ -53,16 +62,9 @@ class Landscape:
     eot: Count = 5
     title = "Loss landscape under known noise"
 
-    def __post_init__(self) -> None:
-        check_options(self)
-
-    def units(self, subject: Subject) -> list[str]:
-        """Batches of examples."""
-        return batches(subject, self.images)
-
-    def measure(self, subject: Subject, unit: str) -> list[dict[str, Any]]:
+    def measure(self, subject: Subject, unit: Unit) -> list[dict[str, Any]]:
         """For every example of the unit: loss and accuracy on the grid, the paths' coordinates and ends."""
-        x, y, noise = subject.examples(positions(unit))
+        x, y, noise = subject.examples(unit.images)
         one = {"iterations": self.iterations, "eot": 1}
         averaged = {**one, "eot": self.eot}
         paths = {
@@ -91,20 +93,16 @@ class Landscape:
             for row, example in enumerate(noise.example_ids.tolist())
         ]
 
-    def conclude(self, measured: Mapping[str, Any]) -> AnalysisResult:
+    def conclude(self, measured: Mapping[Unit, Any]) -> Conclusion:
         """The mean surface, the mean paths on it, and how much steeper it is along the DW direction."""
-        records = list(rows(measured))
+        records = rows(measured)
         ticks, how = records[0]["ticks"], "cross-entropy"
         ends = {k: np.array([r["ends"][k] for r in records]) for k in records[0]["ends"]}
         surface = np.array([r["surface"] for r in records])
         found = {k: mean(v) for k, v in ends.items()}
         published, source = (15.5, SOURCE) if ticks[-1] == 2 else (None, "")
         numbers = [
-            Number.of("loss of the image itself", found["start"], how=how),
-            Number.of("loss at the end of the DW attack, (1, 0)", found["DW"], how=how),
-            Number.of("loss at the end of the EoT attack", found["EoT"], how=how),
-            Number.of("loss at the end of the single-draw attack", found["single draw"], how=how),
-            Number.of("loss as far along the residual direction, (0, 1)", found["residual"], how=how),
+            *(Number.of(name, found[end], how=how) for end, name in ENDS.items()),
             Number.of(
                 f"loss at ({ticks[-1]:g}, 0)",
                 mean(surface[:, 0, -1]),
@@ -122,13 +120,13 @@ class Landscape:
         paths = {k: np.array([r["paths"][k] for r in records]).mean(axis=0) for k in PATHS}
         along = paths["EoT"][-1]
         sentences = [
-            f"With the noise known, the loss rises from {numbers[0].value:.2f} to {numbers[1].value:.2f}"
+            f"With the noise known, the loss rises from {found['start'].value:.2f} to {found['DW'].value:.2f}"
             " along the attack that knows it; as long a step along the rest of the attack that averages"
-            f" over noise (EoT) brings it to {numbers[4].value:.2f}.",
+            f" over noise (EoT) brings it to {found['residual'].value:.2f}.",
             f"The EoT attack goes {along[0]:.2f} of the way in the first direction and {along[1]:.2f} in the"
-            f" second; there the loss is {numbers[2].value:.2f}.",
+            f" second; there the loss is {found['EoT'].value:.2f}.",
         ]
-        return AnalysisResult("", "", sentences, numbers, [_heat(surface.mean(axis=0), ticks), _lines(paths)])
+        return Conclusion(sentences, numbers, [_heat(surface.mean(axis=0), ticks), _lines(paths)])
 
 
 def plane(dw: Tensor, eot: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,17 +138,17 @@ def plane(dw: Tensor, eot: Tensor) -> tuple[Tensor, Tensor]:
     """
     flat, other = dw.flatten(1), eot.flatten(1)
     square = flat.square().sum(dim=1, keepdim=True)
-    across = other - (other * flat).sum(dim=1, keepdim=True) / square.clamp_min(_TINY) * flat
+    across = other - (other * flat).sum(dim=1, keepdim=True) / square.clamp_min(TINY) * flat
     length = across.norm(dim=1, keepdim=True)
     parallel = length < _PARALLEL * other.norm(dim=1, keepdim=True)
-    unit = torch.where(parallel, 0 * across, across / length.clamp_min(_TINY))
+    unit = torch.where(parallel, 0 * across, across / length.clamp_min(TINY))
     return dw, (square.sqrt() * unit).view_as(dw)
 
 
 def coordinates(path: Tensor, d: Tensor, v: Tensor) -> Tensor:
     """Coordinates (S, B, 2) of perturbations (S, B, C, H, W) on the axes d and v, (B, C, H, W) each."""
     axes = [
-        (path * axis).flatten(2).sum(dim=2) / axis.flatten(1).square().sum(dim=1).clamp_min(_TINY)
+        (path * axis).flatten(2).sum(dim=2) / axis.flatten(1).square().sum(dim=1).clamp_min(TINY)
         for axis in (d, v)
     ]
     return torch.stack(axes, dim=2)

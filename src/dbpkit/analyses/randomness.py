@@ -1,7 +1,7 @@
 """What decides where a purified image lands: the input within the budget, or the purifier's random numbers.
 
-The thing people get wrong: two purifications "with the same randomness" must share every draw, image by
-image. Here the shared draws are those of the example's report tape 0, applied as an attacker's knowledge is.
+Two purifications "with the same randomness" share every draw, image by image: those of the example's report
+tape 0, applied as an attacker's knowledge is.
 
 Source:
     Liu & Wei 2025 (arXiv:2505.22839), "internal randomness"; figures 2a, 2b and 2f of its submissions.
@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, needs_budget, positions, rows
+from dbpkit.analyses.analysis import OfImages, Subject, Unit, analyses, needs_budget, rows
 from dbpkit.experiment.knowledge import known
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.options import Count, Several
 from dbpkit.purification.samplers import REVERSE_SITES
-from dbpkit.results.analysis import AnalysisResult, Chart, Claim, Number, Series
+from dbpkit.results.analysis import Chart, Claim, Conclusion, Number, Series
 from dbpkit.statistics.intervals import mean
 
 VARIED = {
@@ -41,7 +41,7 @@ PICTURED = 32
 
 @analyses.register("randomness")
 @dataclass(frozen=True)
-class Randomness:
+class Randomness(OfImages):
     """Correlation and variance of purified images with the input varied, the randomness varied, or both.
 
     Attributes:
@@ -53,22 +53,18 @@ class Randomness:
     draws: Several = 32
     title = "What decides where a purified image lands"
 
-    def __post_init__(self) -> None:
-        check_options(self)
-
-    def units(self, subject: Subject) -> list[str]:
+    def units(self, subject: Subject) -> list[Unit]:
         """Batches of examples."""
         needs_budget("randomness", subject)
-        return batches(subject, self.images)
+        return super().units(subject)
 
-    def measure(self, subject: Subject, unit: str) -> list[dict[str, Any]]:
+    def measure(self, subject: Subject, unit: Unit) -> list[dict[str, Any]]:
         """Mean correlation and total variance of every example, per setting; matrices of the first one."""
-        chosen = positions(unit)
-        x, _, noise = subject.examples(chosen)
+        x, _, noise = subject.examples(unit.images)
         records: list[dict[str, Any]] = [
             {"id": int(i), "correlation": {}, "variance": {}} for i in noise.example_ids
         ]
-        if chosen.start == 0:
+        if unit.images.start == 0:
             records[0]["matrices"] = {}
         for name, (inputs, plan) in self._settings(subject, x, noise).items():
             pure = inputs if plan is None else subject.purify(inputs, plan)
@@ -101,18 +97,19 @@ class Randomness:
             settings["reverse"] = (same, known["dw_fwd"].apply(varied, 0))
         return settings
 
-    def conclude(self, measured: Mapping[str, Any]) -> AnalysisResult:
+    def conclude(self, measured: Mapping[Unit, Any]) -> Conclusion:
         """Means over images; what the input decides, as a share of all variance."""
-        records = list(rows(measured))
+        records = rows(measured)
         correlation = {k: np.array([r["correlation"][k] for r in records]) for k in PUBLISHED}
         variance = {
             k: np.array([r["variance"][k] for r in records]) for k in VARIED if k in records[0]["variance"]
         }
         share = variance["input"] / variance["both"]
-        numbers = [
-            Number.of(f"correlation, {VARIED[k]}", mean(values), published=PUBLISHED[k], source=SOURCE)
+        alike = {
+            k: Number.of(f"correlation, {VARIED[k]}", mean(values), published=PUBLISHED[k], source=SOURCE)
             for k, values in correlation.items()
-        ]
+        }
+        numbers = list(alike.values())
         apart = correlation["input"] - correlation["randomness"]
         numbers.append(
             Number.of(
@@ -132,13 +129,9 @@ class Randomness:
                 name = f"{VARIED[k]}, share of the variance with randomness varied"
                 numbers.append(Number.of(name, mean(variance[k] / variance["randomness"])))
         numbers += [Number.of(f"total variance, {VARIED[k]}", mean(values)) for k, values in variance.items()]
-        return AnalysisResult(
-            "",
-            "",
-            _sentences(numbers[0].value, numbers[1].value, decided.value, variance),
-            numbers,
-            [_bars(variance), *_heat_maps(records[0])],
-        )
+        same, other = alike["input"].value, alike["randomness"].value
+        sentences = _sentences(same, other, decided.value, variance)
+        return Conclusion(sentences, numbers, [_bars(variance), *_heat_maps(records[0])])
 
 
 def off_diagonal_mean(matrix: np.ndarray) -> float:
@@ -148,14 +141,14 @@ def off_diagonal_mean(matrix: np.ndarray) -> float:
 
 
 def _bars(variance: Mapping[str, np.ndarray]) -> Chart:
-    found = {VARIED[k]: mean(values).drawn for k, values in variance.items()}
+    names = [VARIED[k] for k in variance]
     means = {k: float(v.mean()) for k, v in variance.items()}
     return Chart(
         "bar",
         "Variance of purified images by what is varied",
         "what differs between purifications of one image",
         "total variance (sum over pixels, [0, 1] units squared)",
-        [Series("total variance", list(found), *[list(c) for c in zip(*found.values(), strict=True)])],
+        [Series.of("total variance", names, map(mean, variance.values()))],
         f"Total variance is {means['input']:.3g} with the input varied, {means['randomness']:.3g} with the"
         f" randomness varied and {means['both']:.3g} with both.",
     )

@@ -9,34 +9,43 @@ looks better than it is. Evaluate it afresh, on other images, before its numbers
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
-from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, positions
-from dbpkit.analyses.compression import budget_length
+from dbpkit.analyses.analysis import Subject, Unit, analyses, batches, check_options, needs_diffusion
 from dbpkit.analyses.tools.configurations import (
     CONFIGURATIONS,
+    Setting,
+    budget_lengths,
     budgets,
+    by_group,
+    per_image,
     pixels,
     predicted,
     screen,
     settings,
     survival,
-    with_eps,
     with_purifier,
 )
 from dbpkit.experiment.spec import PurifierSpec
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.options import Count, CountOrNone
-from dbpkit.results.analysis import AnalysisResult, Chart, Claim, Number, Series
+from dbpkit.results.analysis import Chart, Claim, Conclusion, Number, Series
 from dbpkit.statistics.crossed import concordance
 from dbpkit.statistics.intervals import share
 
-CONFIRM = "confirm"
-"""Units that attack: ``confirm K 0-7`` is the setting in place K of those that are checked."""
+
+@dataclass(frozen=True)
+class Confirmation:
+    """What a unit that attacks is about: the setting in a place of those that are checked."""
+
+    place: int
+
+    def __str__(self) -> str:
+        return f"confirm {self.place}"
 
 
 @analyses.register("recommend")
@@ -70,35 +79,33 @@ class Recommend:
         if not settings(self.configurations):
             raise UserError("recommend needs at least one table in 'configurations'.")
 
-    def units(self, subject: Subject) -> list[str]:
+    def units(self, subject: Subject) -> list[Unit]:
         """All settings by batches of examples, then those to be confirmed, whichever they turn out to be."""
+        needs_diffusion("recommend", subject)
         chosen = settings(self.configurations)
-        for setting in chosen.values():
+        for setting in chosen:
             with_purifier(subject, setting)  # a wrong name is found now, not after an hour
-        cut = batches(subject, self.images)
+        parts = [unit.images for unit in batches(subject, self.images)]
         checked = min(self.confirm + self.others, len(chosen)) if self.confirm else 0
         return [
-            *(f"{label} {batch}" for batch in cut for label in chosen),
-            *(f"{CONFIRM} {place} {batch}" for place in range(checked) for batch in cut),
+            *(Unit(images, setting) for images in parts for setting in chosen),
+            *(Unit(images, Confirmation(place)) for place in range(checked) for images in parts),
         ]
 
-    def measure(self, subject: Subject, unit: str) -> dict[str, Any]:
+    def measure(self, subject: Subject, unit: Unit) -> dict[str, Any]:
         """Screens one setting on a batch, or attacks one that is to be confirmed."""
-        label, _, batch = unit.rpartition(" ")
-        x, y, noise = subject.examples(positions(batch))
-        chosen, eps = settings(self.configurations), budgets(subject, self.eps)
-        if label.startswith(f"{CONFIRM} "):
-            label = self._checked(subject)[int(label.split()[1])]
-            purified = with_purifier(subject, chosen[label])
-            anchor = purified.purify(x, noise)
-            found = survival(purified, x, y, anchor, noise, 0, eps, self.iterations)
-            return {"setting": label, "survived": found["survived"]}
-        purified = with_purifier(subject, chosen[label])
-        lengths = [budget_length(with_eps(subject, e), x) for e in eps]
+        x, y, noise = subject.examples(unit.images)
+        eps, confirms = budgets(subject, self.eps), isinstance(unit.of, Confirmation)
+        setting = self._checked(subject)[unit.of.place] if confirms else unit.of
+        purified = with_purifier(subject, setting)
         anchor = purified.purify(x, noise)
+        if confirms:
+            found = survival(purified, x, y, anchor, noise, 0, eps, self.iterations)
+            return {"setting": setting.name, "survived": found["survived"]}
+        lengths = budget_lengths(subject, eps, x)
         return {"lengths": lengths, **screen(purified, x, y, anchor, noise, self.directions)}
 
-    def _checked(self, subject: Subject) -> list[str]:
+    def _checked(self, subject: Subject) -> list[Setting]:
         """The best settings by what earlier units measured, and random others; order decides the place."""
         order = _ranking(subject.done)
         rest = order[self.confirm :]
@@ -108,81 +115,86 @@ class Recommend:
         picked = draw.flatten().argsort(stable=True)[: self.others]
         return [*order[: self.confirm], *(rest[int(i)] for i in picked)]
 
-    def conclude(self, measured: Mapping[str, Any]) -> AnalysisResult:
+    def conclude(self, measured: Mapping[Unit, Any]) -> Conclusion:
         """The ranking, the trade-off, and how far the exact attack agrees."""
-        order, screened = _ranking(measured), _screened(measured)
-        best = order[0]
-        clean, guess = (screened[best][key] for key in ("right", "predicted"))
+        best, screened = _ranking(measured)[0], _screened(measured)
+        clean, guess = screened[best].right, screened[best].predicted
         attacked = _attacked(measured)
         numbers = [
             Number.of(f"clean accuracy, {best}", share(clean)),
             Number.of(f"predicted accuracy at fixed randomness, {best}", share(guess.mean(axis=1))),
         ]
-        for label, survived in attacked.items():
-            numbers.append(Number.of(f"accuracy under exact attack, {label}", share(survived.mean(axis=1))))
+        for setting, survived in attacked.items():
+            numbers.append(Number.of(f"accuracy under exact attack, {setting}", share(survived.mean(axis=1))))
         agreement = _agreement(screened, attacked)
         numbers += [agreement] if agreement else []
-        front = _front({k: (v["right"].mean(), v["predicted"].mean()) for k, v in screened.items()})
+        front = _front({k: (v.right.mean(), v.predicted.mean()) for k, v in screened.items()})
         sentences = [
             f"Use {best}: {clean.mean():.0%} of {len(clean)} clean images stay right, and with its"
             f" randomness known {guess.mean():.0%} are predicted to withstand an attack, averaged over the"
             " budgets.",
             _check_sentence(best, attacked, agreement),
-            "Lines for the spec:\n" + _toml(settings(self.configurations)[best]),
+            "Lines for the spec:\n" + _toml(best.purifier),
         ]
         charts = [_plane(screened, front), *_check_chart(screened, attacked)]
-        return AnalysisResult("", "", sentences, numbers, charts)
+        return Conclusion(sentences, numbers, charts)
 
 
-def _screened(measured: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
-    """By setting: ``right`` (n,), ``rate`` (n,), and ``predicted`` (n, E) by the setting's mean rate."""
-    found: dict[str, list[Any]] = {}
-    for unit, record in measured.items():
-        label = unit.rpartition(" ")[0]
-        if not label.startswith(f"{CONFIRM} "):
-            found.setdefault(label, []).append(record)
+class Screened(NamedTuple):
+    """What is known of a setting without an attack on it.
+
+    Attributes:
+        right: 1 where the anchor is classified correctly, (n,).
+        rate: compression rates, (n,).
+        predicted: 1 where the formula expects an image to stand, by the setting's mean rate, (n, E).
+    """
+
+    right: np.ndarray
+    rate: np.ndarray
+    predicted: np.ndarray
+
+
+def _screened(measured: Mapping[Unit, Any]) -> dict[Setting, Screened]:
+    found: dict[Setting, list[Any]] = {}
+    for unit in sorted(measured, key=lambda u: u.images.start):
+        if isinstance(unit.of, Setting):
+            found.setdefault(unit.of, []).append(measured[unit])
     tables = {}
-    for label, batch in found.items():
+    for setting, batch in found.items():
         right, margin, rate = ([v for r in batch for v in r[key]] for key in ("right", "margin", "rate"))
-        guesses = [predicted(right, margin, float(np.mean(rate)), reach) for reach in batch[0]["lengths"]]
-        tables[label] = {
-            "right": np.array(right, dtype=float),
-            "rate": np.array(rate),
-            "predicted": np.array(guesses, dtype=float).T,
-        }
+        lengths = np.concatenate([per_image(r, len(r["right"])) for r in batch])
+        guesses = [predicted(right, margin, float(np.mean(rate)), reach) for reach in lengths.T]
+        guessed = np.array(guesses, dtype=float).T
+        tables[setting] = Screened(np.array(right, dtype=float), np.array(rate), guessed)
     return tables
 
 
-def _ranking(measured: Mapping[str, Any]) -> list[str]:
+def _ranking(measured: Mapping[Unit, Any]) -> list[Setting]:
     """Settings from best to worst: predicted accuracy over the budgets, then clean accuracy, then rate."""
     tables = _screened(measured)
-    return sorted(
-        tables,
-        key=lambda k: (
-            -tables[k]["predicted"].mean(),
-            -tables[k]["right"].mean(),
-            tables[k]["rate"].mean(),
-            k,
-        ),
-    )
+
+    def place(setting: Setting) -> tuple[float, float, float, str]:
+        own = tables[setting]
+        return -own.predicted.mean(), -own.right.mean(), own.rate.mean(), setting.name
+
+    return sorted(tables, key=place)
 
 
-def _attacked(measured: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def _attacked(measured: Mapping[Unit, Any]) -> dict[Setting, np.ndarray]:
     """By confirmed setting: survived (n, E)."""
-    found: dict[str, list[Any]] = {}
+    named = {unit.of.name: unit.of for unit in measured if isinstance(unit.of, Setting)}
+    found: dict[Setting, list[Any]] = {}
     for unit, record in measured.items():
-        if unit.startswith(f"{CONFIRM} "):
-            found.setdefault(record["setting"], []).extend(record["survived"])
-    return {label: np.array(survived, dtype=float) for label, survived in found.items()}
+        if isinstance(unit.of, Confirmation):
+            found.setdefault(named[record["setting"]], []).extend(record["survived"])
+    return {setting: np.array(survived, dtype=float) for setting, survived in found.items()}
 
 
-def _agreement(
-    screened: Mapping[str, Mapping[str, np.ndarray]], attacked: Mapping[str, np.ndarray]
-) -> Number | None:
+def _agreement(screened: Mapping[Setting, Screened], attacked: Mapping[Setting, np.ndarray]) -> Number | None:
     """Share of pairs of attacked settings that the ranking put in the measured order; a tie counts half."""
     if len(attacked) < 2:
         return None
-    guess = np.array([screened[label]["predicted"].mean() for label in attacked])
+    guess = np.array([screened[setting].predicted.mean() for setting in attacked])
     truth = np.array([survived.mean() for survived in attacked.values()])
     return Number.of(
         "pairs of settings that the prediction ordered as the attack does",
@@ -192,7 +204,10 @@ def _agreement(
     )
 
 
-def _front(points: Mapping[str, tuple[float, float]]) -> list[str]:
+T = TypeVar("T")
+
+
+def _front(points: Mapping[T, tuple[float, float]]) -> list[T]:
     """Settings that no other beats in one number without losing in the other, by the first number."""
     beaten = {
         k for k, a in points.items() for b in points.values() if b != a and b[0] >= a[0] and b[1] >= a[1]
@@ -214,7 +229,7 @@ def _inline(value: Any) -> str:
     return json.dumps(value)
 
 
-def _check_sentence(best: str, attacked: Mapping[str, np.ndarray], agreement: Number | None) -> str:
+def _check_sentence(best: Setting, attacked: Mapping[Setting, np.ndarray], agreement: Number | None) -> str:
     """What the exact attack said."""
     if best not in attacked:
         return "No setting was attacked (confirm = 0): this is a prediction and must be confirmed."
@@ -231,35 +246,33 @@ def _check_sentence(best: str, attacked: Mapping[str, np.ndarray], agreement: Nu
     return f"{text}, and the prediction had {pairs}."
 
 
-def _plane(screened: Mapping[str, Mapping[str, np.ndarray]], front: Sequence[str]) -> Chart:
+def _plane(screened: Mapping[Setting, Screened], front: Sequence[Setting]) -> Chart:
     """The trade-off curve."""
 
-    def series(name: str, labels: Sequence[str]) -> Series:
-        means = [(screened[k]["right"].mean(), screened[k]["predicted"].mean()) for k in labels]
+    def series(name: str, chosen: Sequence[Setting]) -> Series:
+        means = [(screened[k].right.mean(), screened[k].predicted.mean()) for k in chosen]
         return Series(name, [float(a) for a, _ in means], [float(b) for _, b in means])
 
-    samplers = sorted({label.split(" t*=")[0] for label in screened})
+    groups, best = by_group(screened), "; ".join(map(str, front))
     return Chart(
         "scatter",
         "Trade-off of purifier settings",
         "clean accuracy (at the anchors)",
         "predicted accuracy at fixed randomness, mean over budgets",
         [
-            *(series(name, [k for k in screened if k.split(" t*=")[0] == name]) for name in samplers),
+            *(series(name, groups[name]) for name in sorted(groups)),
             series("best trade-offs", front),
         ],
-        f"Predicted robustness against clean accuracy. No setting beats {'; '.join(front)} in both.",
+        f"Predicted robustness against clean accuracy. No setting beats {best} in both.",
     )
 
 
-def _check_chart(
-    screened: Mapping[str, Mapping[str, np.ndarray]], attacked: Mapping[str, np.ndarray]
-) -> list[Chart]:
+def _check_chart(screened: Mapping[Setting, Screened], attacked: Mapping[Setting, np.ndarray]) -> list[Chart]:
     """Predicted and measured accuracy of the settings that were attacked."""
     if not attacked:
         return []
-    guess = [share(screened[k]["predicted"].mean(axis=1)).drawn for k in attacked]
-    truth = [share(v.mean(axis=1)).drawn for v in attacked.values()]
+    guess = [share(screened[k].predicted.mean(axis=1)) for k in attacked]
+    truth = [share(v.mean(axis=1)) for v in attacked.values()]
     return [
         Chart(
             "bar",
@@ -267,7 +280,7 @@ def _check_chart(
             "setting",
             "accuracy at fixed randomness, mean over budgets",
             [
-                Series(name, list(attacked), *(list(column) for column in zip(*values, strict=True)))
+                Series.of(name, list(map(str, attacked)), values)
                 for name, values in (("predicted", guess), ("exact attack", truth))
             ],
             "Accuracy predicted without an attack beside the accuracy under the exact attack.",

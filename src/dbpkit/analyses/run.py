@@ -2,12 +2,12 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from dbpkit.analyses.analysis import Analysis, Subject, analyses
+from dbpkit.analyses.analysis import Analysis, Subject, Unit, analyses
 from dbpkit.evaluation.session import hashes_of, refuse_other_parts
 from dbpkit.evaluation.trial import one_line, report_failure
 from dbpkit.experiment.build import build
@@ -55,7 +55,7 @@ def analyse(
         refuse_other_parts(run, parts)
         state = parts_state(parts)
         subject = Subject(spec, parts, execution.micro_batch)
-        units = {name: list(analysis.units(subject)) for name, analysis in made.items()}
+        units = {name: _units(name, analysis, subject) for name, analysis in made.items()}
         run.claim(spec.model_dump(mode="json"))  # only now: a spec that cannot be used leaves no directory
         results = []
         for number, (name, analysis) in enumerate(made.items()):
@@ -74,12 +74,30 @@ def make_analysis(name: str, options: Mapping[str, Any]) -> Analysis:
     return call_with_options(analyses.resolve(name), options, f"analysis '{name}'")
 
 
-def _claim(records: AnalysisRecords, options: dict[str, Any], subject: Subject) -> None:
-    """Makes these the records of the options and parts, or of the same run with more examples."""
+def _units(name: str, analysis: Analysis, subject: Subject) -> list[Unit]:
+    """The units of an analysis; UserError if two would be recorded under one label."""
+    units = list(analysis.units(subject))
+    labels = [str(unit) for unit in units]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise UserError(f"analysis '{name}' has two units called '{twice[0]}'. Give each another name.")
+    return units
+
+
+def _claim(
+    records: AnalysisRecords, options: dict[str, Any], grows: Collection[str], subject: Subject
+) -> None:
+    """Makes these the records of the options and parts, or of the same run with more examples or images.
+
+    What the first session noted stays, because every record has its hash.
+    """
     parts, old = subject.parts, records.settings() or {}
     shared = min(old.get("examples") or len(parts.data), len(parts.data))
     settings = {"options": options, "hashes": hashes_of(parts, shared), "examples": shared}
-    if {"examples": shared, **old} != json.loads(json.dumps(settings)):
+    wanted = json.loads(json.dumps(settings))
+    noted = {"examples": shared, **old, "options": dict(old.get("options", {}))}
+    for name in grows:
+        noted["options"][name] = wanted["options"].get(name)
+    if not old or noted != wanted:
         old = {}
         settings = {"options": options, "hashes": parts.hashes, "examples": len(parts.data)}
     records.claim(old or settings)
@@ -88,7 +106,7 @@ def _claim(records: AnalysisRecords, options: dict[str, Any], subject: Subject) 
 def _run(
     name: str,
     analysis: Analysis,
-    units: list[str],
+    units: list[Unit],
     subject: Subject,
     run: RunDirectory,
     progress: Progress,
@@ -96,18 +114,18 @@ def _run(
     """Does the units that are not recorded yet, then concludes from all."""
     records = AnalysisRecords(run, name)
     options: dict[str, Any] = asdict(analysis) if is_dataclass(analysis) else {}
-    _claim(records, options, subject)
-    done = records.read()
+    _claim(records, options, getattr(analysis, "grows", ()), subject)
+    recorded = records.read()
+    done = {unit: recorded[str(unit)] for unit in units if str(unit) in recorded}
     for number, unit in enumerate(units):
         progress(number / len(units), f"{name} {unit}")
         if unit not in done:
             with _kept_traceback(run, name, f"unit '{unit}'"):
                 measured = analysis.measure(subject._replace(done=done), unit)
-            records.append(unit, measured)
-            done = records.read()
+            done[unit] = records.append(str(unit), measured)
     with _kept_traceback(run, name, "the conclusion from its records"):
-        result = analysis.conclude({unit: done[unit] for unit in units})
-        result = result._replace(name=name, title=analysis.title, settings=options)
+        conclusion = analysis.conclude({unit: done[unit] for unit in units})
+        result = AnalysisResult(name, analysis.title, *conclusion, options)
         records.write_result(result)
     (run.path / "errors" / f"analysis-{name}.txt").unlink(missing_ok=True)
     with contextlib.suppress(OSError):
@@ -127,5 +145,5 @@ def _kept_traceback(run: RunDirectory, name: str, what: str) -> Iterator[None]:
         failure = report_failure(run.path, f"analysis-{name}", error)
         raise UserError(
             f"analysis '{name}' failed at {what}: {one_line(error)}. The traceback is in '{failure}'. What"
-            " was recorded is intact; mend the part that failed and run the same command again."
+            " was recorded is intact; fix the part that failed and run the same command again."
         ) from error

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, positions, rows
+from dbpkit.analyses.analysis import OfImages, Subject, Unit, analyses, rows
 from dbpkit.analyses.tools.targets import misclassified
 from dbpkit.attacks import Target
 from dbpkit.experiment.knowledge import known
 from dbpkit.foundation.options import Count
-from dbpkit.results.analysis import AnalysisResult, Chart, Claim, Number, Series
+from dbpkit.results.analysis import Chart, Claim, Conclusion, Number, Series
 from dbpkit.statistics.intervals import Interval, difference, ratio, share
 
 SOURCE = "Liu et al., ICLR 2025, DDPM: 47.27 % white box, 16.80 % noise known"
@@ -28,7 +28,7 @@ SOURCE = "Liu et al., ICLR 2025, DDPM: 47.27 % white box, 16.80 % noise known"
 
 @analyses.register("shares")
 @dataclass(frozen=True)
-class Shares:
+class Shares(OfImages):
     """Splits robust accuracy into what stochasticity and what purification gives.
 
     Attributes:
@@ -46,16 +46,9 @@ class Shares:
     eot: Count = 5
     title = "What robustness is made of"
 
-    def __post_init__(self) -> None:
-        check_options(self)
-
-    def units(self, subject: Subject) -> list[str]:
-        """Batches of examples."""
-        return batches(subject, self.images)
-
-    def measure(self, subject: Subject, unit: str) -> list[dict[str, Any]]:
+    def measure(self, subject: Subject, unit: Unit) -> list[dict[str, Any]]:
         """Accuracy of every example of the unit without attack and against the three attackers."""
-        x, y, noise = subject.examples(positions(unit))
+        x, y, noise = subject.examples(unit.images)
         alone = Target(subject.alone, subject.micro_batch)
         once: dict[str, Any] = {"iterations": self.iterations, "eot": 1}
         x_und = subject.attack(x, y, noise, known["white_box"], target=alone, **once).x_adv
@@ -78,9 +71,9 @@ class Shares:
             for row, i in enumerate(noise.example_ids.tolist())
         ]
 
-    def conclude(self, measured: Mapping[str, Any]) -> AnalysisResult:
+    def conclude(self, measured: Mapping[Unit, Any]) -> Conclusion:
         """Differences between the attackers, paired over images, and each part's share of the whole."""
-        records = list(rows(measured))
+        records = rows(measured)
         right = {k: np.array([r[k] for r in records]) for k in ("undefended", "fixed", "white_box", "clean")}
         levels = {k: share(v) for k, v in right.items()}
         stochastic = difference(right["white_box"] - right["fixed"])
@@ -131,7 +124,7 @@ class Shares:
             name = "share of the white box's accuracy that comes from stochasticity"
             numbers.append(Number.of(name, part, published=0.645, source=SOURCE))
         sentences = _sentences(levels, stochastic, purified, self.eot)
-        return AnalysisResult("", "", sentences, numbers, [_bars(levels, stochastic, purified)])
+        return Conclusion(sentences, numbers, [_bars(levels, stochastic, purified)])
 
 
 def _sentences(

@@ -1,9 +1,9 @@
 """The shape of compression at fixed randomness: how many directions survive, and how stretched.
 
 Two views of one map f: principal components of purified points of the budget, and singular values of the
-Jacobian J of f at the clean image. The thing people get wrong: J is not symmetric, so its eigenvalues do not
-say how much lengths shrink; singular values do. Their root mean square, ||J||_F / sqrt(d), is the compression
-rate of small random perturbations.
+Jacobian J of f at the clean image. J is not symmetric, so its eigenvalues do not say how much lengths shrink;
+singular values do. Their root mean square, ||J||_F / sqrt(d), is the compression rate of small random
+perturbations.
 
 Source:
     Liu & Wei, ICLR 2025 submission, section 6 and figure 5.
@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, needs_budget, positions, rows
+from dbpkit.analyses.analysis import OfImages, Subject, Unit, analyses, needs_budget, rows
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.options import Count, CountOrNone, Several
-from dbpkit.results.analysis import AnalysisResult, Chart, Claim, Number, Series
+from dbpkit.results.analysis import Chart, Claim, Conclusion, Number, Series
 from dbpkit.statistics.intervals import bands, mean
 
 POINTS = {"purified": "purified images", "inputs": "inputs"}
@@ -35,7 +35,7 @@ STEP = 1e-2
 
 @analyses.register("spectrum")
 @dataclass(frozen=True)
-class Spectrum:
+class Spectrum(OfImages):
     """Principal components of purified images in the budget, and singular values of the input Jacobian.
 
     Attributes:
@@ -54,18 +54,16 @@ class Spectrum:
     probes: Count = 4
     exact_up_to: CountOrNone = 256
     title = "Directions that survive purification"
+    batch_size = 4
 
-    def __post_init__(self) -> None:
-        check_options(self)
-
-    def units(self, subject: Subject) -> list[str]:
+    def units(self, subject: Subject) -> list[Unit]:
         """Batches of examples."""
         needs_budget("spectrum", subject)
-        return batches(subject, self.images, size=4)
+        return super().units(subject)
 
-    def measure(self, subject: Subject, unit: str) -> list[dict[str, Any]]:
+    def measure(self, subject: Subject, unit: Unit) -> list[dict[str, Any]]:
         """Explained variance and singular values of every example, with report tape 0 fixed."""
-        x, _, noise = subject.examples(positions(unit))
+        x, _, noise = subject.examples(unit.images)
         inputs, plan = _repeated(x, noise, self.draws)
         ball = subject.parts.threat.random_start(inputs, noise.repeat(self.draws).on("control"))
         points = {"purified": subject.purify(ball, plan), "inputs": ball}
@@ -103,9 +101,9 @@ class Spectrum:
         gains = pulled_back(subject, x, noise, probes).flatten(2).double().square().sum(dim=2)
         return values, (gains / probes.flatten(2).double().square().sum(dim=2)).mean(dim=1).sqrt()
 
-    def conclude(self, measured: Mapping[str, Any]) -> AnalysisResult:
+    def conclude(self, measured: Mapping[Unit, Any]) -> Conclusion:
         """Means over images: how many directions shrink, how much, and the components that matter."""
-        records = list(rows(measured))
+        records = rows(measured)
         size = records[0]["size"]
         values = np.array([r["singular_values"] for r in records])  # (images, K)
         rms = np.array([r["rms"] for r in records])
@@ -137,7 +135,7 @@ class Spectrum:
             )
         sentences = [_shrinks(at_least, at_most, size, typical.value, values), _components(explained)]
         charts = [_singular_chart(values, typical.value), _explained_chart(explained)]
-        return AnalysisResult("", "", sentences, numbers, charts)
+        return Conclusion(sentences, numbers, charts)
 
 
 def shrinking_share(values: np.ndarray, rms: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,8 @@
 """Trajectories: where attacks go that know the noise, average over it, or draw it once a step.
 
 All perturbations of all runs, each a point of images times pixels numbers, are embedded together; each
-step's loss is taken under the noise that the DW attack knows. The thing people get wrong: distances in a
-t-SNE picture. Only PCA keeps them, as far as its plane goes.
+step's loss is taken under the noise that the DW attack knows. The thing people get wrong: reading
+distances in a t-SNE picture. Only PCA keeps them, as far as its plane goes.
 
 Source:
     Liu et al., ICLR 2025, figure 1; van der Maaten & Hinton 2008, t-SNE.
@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from sklearn.manifold import TSNE
 
-from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, positions
+from dbpkit.analyses.analysis import OfImages, Subject, Unit, analyses
 from dbpkit.analyses.tools.targets import attack_path
 from dbpkit.attacks import losses
 from dbpkit.experiment.knowledge import known
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.options import Count, Length, Several
-from dbpkit.results.analysis import AnalysisResult, Chart, Claim, Number, Series
+from dbpkit.results.analysis import Chart, Claim, Conclusion, Number, Series
 from dbpkit.statistics.intervals import mean
 
 SOURCE = "Liu et al., ICLR 2025, figure 1, DDPM, read off"
@@ -35,7 +35,7 @@ PUBLISHED = {
 
 @analyses.register("trajectories")
 @dataclass(frozen=True)
-class Trajectories:
+class Trajectories(OfImages):
     """The paths of DW, EoT and single-draw attacks, embedded together, and their loss under the known noise.
 
     Attributes:
@@ -56,7 +56,7 @@ class Trajectories:
     title = "Attack trajectories"
 
     def __post_init__(self) -> None:
-        check_options(self)
+        super().__post_init__()
         points = self.iterations * (1 + 2 * self.repeats) + 1
         if self.embedding == "tsne" and not 1 <= self.perplexity < points:
             raise UserError(
@@ -64,13 +64,9 @@ class Trajectories:
                 f" below the {points} points that are embedded."
             )
 
-    def units(self, subject: Subject) -> list[str]:
-        """Batches of examples."""
-        return batches(subject, self.images)
-
-    def measure(self, subject: Subject, unit: str) -> dict[str, Any]:
+    def measure(self, subject: Subject, unit: Unit) -> dict[str, Any]:
         """The runs' names, inner products of all perturbations, and per example losses and end products."""
-        x, y, noise = subject.examples(positions(unit))
+        x, y, noise = subject.examples(unit.images)
         paths = {}
         for lane, name in enumerate(self._runs()):
             knowledge = known["dw_both" if name == "DW" else "white_box"]
@@ -98,48 +94,47 @@ class Trajectories:
         families = ("EoT", "single draw")
         return ["DW", *[f"{family} {r + 1}" for family in families for r in range(self.repeats)]]
 
-    def conclude(self, measured: Mapping[str, Any]) -> AnalysisResult:
+    def conclude(self, measured: Mapping[Unit, Any]) -> Conclusion:
         """The embedding, the losses, and whether EoT attacks go where the DW attack goes."""
-        units = [measured[u] for u in sorted(measured, key=lambda u: positions(u).start)]
+        units = [measured[u] for u in sorted(measured, key=lambda u: u.images.start)]
         runs = units[0]["runs"]
         family = np.array([name.rstrip(" 0123456789") for name in runs])
         loss = np.concatenate([u["losses"] for u in units])  # (n, runs, S + 1)
         points, kept = embed(np.sum([u["products"] for u in units], axis=0))
         plane = points[:, :2] if self.embedding == "pca" else _tsne(points, self.perplexity)
-        numbers = [
-            Number.of(
+        ends = {
+            name: Number.of(
                 f"loss under the known noise at the end, {name}",
                 mean(loss[:, family == name, -1].mean(axis=1)),
                 published=middle,
                 source=f"{SOURCE}: {span}",
             )
             for name, (middle, span) in PUBLISHED.items()
-        ]
+        }
         cosines = _cosines(np.concatenate([u["ends"] for u in units]))
         is_eot = family == "EoT"
         to_dw = cosines[:, 0, is_eot].mean(axis=1)
-        numbers.append(
-            Number.of(
-                "cosine of EoT perturbations to the DW perturbation",
-                mean(to_dw),
-                claim=Claim("EoT attacks go another way than the DW attack (cosine below 1/2)", most=0.5),
-            )
+        apart = Number.of(
+            "cosine of EoT perturbations to the DW perturbation",
+            mean(to_dw),
+            claim=Claim("EoT attacks go another way than the DW attack (cosine below 1/2)", most=0.5),
         )
+        numbers = [*ends.values(), apart]
         between = cosines[:, is_eot][:, :, is_eot][:, ~np.eye(is_eot.sum(), dtype=bool)]
         if between.size:
             name = "cosine of EoT perturbations to each other"
             numbers.append(Number.of(name, mean(between.mean(axis=1))))
         numbers.append(Number("variance of the paths within the plane of PCA", kept, method="eigenvalues"))
         ways = {True: " go another way: their", False: " go much the same way: their", None: "'"}
-        kind = ways[numbers[3].holds]
+        kind = ways[apart.holds]
         sentences = [
-            f"Under the noise it knows, the DW attack reaches a loss of {numbers[0].value:.2f}; attacks that"
-            f" average over the noise reach {numbers[1].value:.2f} there, and those of a single draw a step"
-            f" {numbers[2].value:.2f}.",
+            f"Under the noise it knows, the DW attack reaches a loss of {ends['DW'].value:.2f}; attacks that"
+            f" average over the noise reach {ends['EoT'].value:.2f} there, and those of a single draw a step"
+            f" {ends['single draw'].value:.2f}.",
             f"EoT attacks{kind} perturbations have a cosine of {to_dw.mean():.2f} to the DW attack's"
             + (f" and {between.mean():.2f} to each other." if between.size else "."),
         ]
-        return AnalysisResult("", "", sentences, numbers, [self._picture(plane, runs), _heights(loss, runs)])
+        return Conclusion(sentences, numbers, [self._picture(plane, runs), _heights(loss, runs)])
 
     def _picture(self, plane: np.ndarray, runs: list[str]) -> Chart:
         start, moved = plane[:1], plane[1:].reshape(len(runs), -1, 2)

@@ -1,7 +1,7 @@
 """Transfer between tapes: does an attack on one draw of the noise work on another?
 
 The diagonal of the matrix is fixed randomness, the rest is what stochasticity protects; attacks that average
-over K tapes lie between. The thing people get wrong: judging an averaged attack on tapes it was made on.
+over K tapes lie between, judged on tapes that they were not made on.
 
 Source:
     Liu & Wei 2025: EoT read as a transfer attack from known tapes to unseen ones.
@@ -13,18 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, positions, rows
+from dbpkit.analyses.analysis import OfImages, Subject, Unit, analyses, rows
 from dbpkit.analyses.tools.targets import OnTapes, misclassified
 from dbpkit.experiment.knowledge import known
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.options import Count, Counts, Several
-from dbpkit.results.analysis import AnalysisResult, Chart, Claim, Number, Series
+from dbpkit.results.analysis import Chart, Claim, Conclusion, Number, Series
 from dbpkit.statistics.intervals import difference, share
 
 
 @analyses.register("transfer")
 @dataclass(frozen=True)
-class Transfer:
+class Transfer(OfImages):
     """Success of attacks on one tape when judged on another, and of attacks that average over K tapes.
 
     Attributes:
@@ -43,17 +43,13 @@ class Transfer:
     title = "Transfer between draws of the noise"
 
     def __post_init__(self) -> None:
-        check_options(self)
+        super().__post_init__()
         if sorted(set(self.averaged)) != list(self.averaged):
             raise UserError(f"analysis 'transfer': averaged must increase, not {list(self.averaged)!r}.")
 
-    def units(self, subject: Subject) -> list[str]:
-        """Batches of examples."""
-        return batches(subject, self.images)
-
-    def measure(self, subject: Subject, unit: str) -> list[dict[str, Any]]:
+    def measure(self, subject: Subject, unit: Unit) -> list[dict[str, Any]]:
         """For every example of the unit, whether each attack succeeds on each tape (1) or not (0)."""
-        x, y, noise = subject.examples(positions(unit))
+        x, y, noise = subject.examples(unit.images)
         first = max(self.tapes, *self.averaged)
         unseen = range(first, first + self.unseen)
         attack: dict[str, Any] = {"iterations": self.iterations, "eot": 1}
@@ -77,9 +73,9 @@ class Transfer:
                     record[where][str(count)] = row
         return found
 
-    def conclude(self, measured: Mapping[str, Any]) -> AnalysisResult:
+    def conclude(self, measured: Mapping[Unit, Any]) -> Conclusion:
         """Diagonal against the rest, paired over images, and what K tapes buy on unseen ones."""
-        records = list(rows(measured))
+        records = rows(measured)
         matrix = np.array([r["matrix"] for r in records], dtype=float)  # (n, attacked, judged)
         tapes = matrix.shape[1]
         same = np.einsum("nii->n", matrix) / tapes
@@ -122,7 +118,7 @@ class Transfer:
             f"Averaged over {many} known draws, the attack succeeds on {unseen[many].mean():.0%} under draws"
             f" it has not seen; without an attack {clean.mean():.0%} are misclassified.",
         ]
-        return AnalysisResult("", "", sentences, numbers, [_heat(matrix.mean(axis=0)), _lines(seen, unseen)])
+        return Conclusion(sentences, numbers, [_heat(matrix.mean(axis=0)), _lines(seen, unseen)])
 
 
 def _heat(matrix: np.ndarray) -> Chart:
@@ -146,11 +142,7 @@ def _lines(seen: Mapping[str, np.ndarray], unseen: Mapping[str, np.ndarray]) -> 
         "K: tapes averaged over",
         "share of images misclassified",
         [
-            Series(
-                name,
-                [int(k) for k in found],
-                *[list(c) for c in zip(*(share(v).drawn for v in found.values()), strict=True)],
-            )
+            Series.of(name, [int(k) for k in found], map(share, found.values()))
             for name, found in curves.items()
         ],
         "Success on known and on unseen tapes against the number of tapes averaged over; the lines meet where"

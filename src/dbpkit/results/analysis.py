@@ -1,177 +1,50 @@
-"""What an analysis leaves behind: numbers with intervals, charts as data, two sentences, and its records.
-
-A chart holds data, not ink, so that the page, the PNG and the CSV show the same. Nobody sets a verdict: where
-a paper says what to expect, the number carries the claim, and whether it holds follows from its interval, its
-range and its number of images.
-"""
+"""What an analysis leaves behind: its conclusion, and the records that it was drawn from."""
 
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from dbpkit.foundation.files import write_atomically
+from dbpkit.results.charts import Chart, Series
 from dbpkit.results.journal import Journal
 from dbpkit.results.layout import canonical_hash, checked, damaged, read_json
+from dbpkit.results.numbers import Claim, Number
 from dbpkit.results.run_directory import RunDirectory
 from dbpkit.results.schemas import RESULT, SETTINGS
-from dbpkit.statistics.intervals import VERDICT_EXAMPLES, Interval
+
+__all__ = [
+    "AnalysisRecords",
+    "AnalysisResult",
+    "Chart",
+    "Claim",
+    "Conclusion",
+    "Number",
+    "Series",
+    "analysed",
+    "analysis_results",
+]
 
 REDO = "Restore it, or delete this folder and run 'dbpkit analyse' again."
 """What to do about a damaged file of an analysis."""
 
 
-class Claim(NamedTuple):
-    """What is claimed of a number: that it lies in an open range.
+class Conclusion(NamedTuple):
+    """What an analysis concludes from its records.
 
     Attributes:
-        words: the claim.
-        least: lower end of the range.
-        most: upper end.
-        needs: fewest independent examples of a verdict.
+        sentences: what was found, in plain words; the first is the answer.
+        numbers: with intervals.
+        charts: figures.
     """
 
-    words: str
-    least: float = -math.inf
-    most: float = math.inf
-    needs: int = VERDICT_EXAMPLES
-
-
-class Number(NamedTuple):
-    """A measured number.
-
-    Whether its claim holds follows from interval, examples and range; nothing sets it by hand.
-
-    Attributes:
-        name: what it is, in words.
-        value: the number.
-        low: lower end of its 95 % interval, or None where it has none.
-        high: upper end.
-        examples: independent examples behind it.
-        method: how value and interval were made.
-        published: the value of a paper, or None.
-        source: where ``published`` comes from.
-        claim: what the paper says of it, in words; empty if nothing.
-        least: the claim holds above this; None for no bound.
-        most: the claim holds below this; None for no bound.
-        needs: fewest examples of a verdict.
-    """
-
-    name: str
-    value: float
-    low: float | None = None
-    high: float | None = None
-    examples: int = 0
-    method: str = ""
-    published: float | None = None
-    source: str = ""
-    claim: str = ""
-    least: float | None = None
-    most: float | None = None
-    needs: int = VERDICT_EXAMPLES
-
-    @classmethod
-    def of(
-        cls,
-        name: str,
-        found: Interval,
-        *,
-        claim: Claim | None = None,
-        published: float | None = None,
-        source: str = "",
-        how: str = "",
-    ) -> "Number":
-        """Makes a number of an interval.
-
-        Args:
-            name: what it is, in words.
-            found: value, ends, examples and method.
-            claim: what is claimed of it.
-            published: the value of a paper.
-            source: where that is from.
-            how: more about the method.
-        """
-        low, high = (end if math.isfinite(end) else None for end in (found.low, found.high))
-        method = f"{found.method}; {how}" if how else found.method
-        number = cls(name, found.value, low, high, found.examples, method, published, source)
-        if claim is None:
-            return number
-        least, most = (end if math.isfinite(end) else None for end in (claim.least, claim.most))
-        return number._replace(claim=claim.words, least=least, most=most, needs=claim.needs)
-
-    @property
-    def holds(self) -> bool | None:
-        """Whether the claim holds here: None without a claim, or where `open_because` has a reason."""
-        if not self.claim or self.open_because or self.low is None or self.high is None:
-            return None
-        return self.low > _or(self.least, -math.inf) and self.high < _or(self.most, math.inf)
-
-    @property
-    def open_because(self) -> str:
-        """Why there is no verdict; empty if there is one."""
-        least, most = _or(self.least, -math.inf), _or(self.most, math.inf)
-        if not self.claim or (self.least is None and self.most is None):
-            return "nothing is claimed that could be tested"
-        if self.examples < self.needs:
-            return f"a verdict needs at least {self.needs} images, here are {self.examples}"
-        if not self.method or self.low is None or self.high is None or not math.isfinite(self.value):
-            return "it has no interval"
-        inside, outside = least < self.low and self.high < most, self.high < least or most < self.low
-        return "" if inside or outside else "the interval leaves it open"
-
-
-def _or(end: float | None, missing: float) -> float:
-    return missing if end is None else end
-
-
-class Series(NamedTuple):
-    """One line, set of bars or cloud of points.
-
-    Attributes:
-        name: its label.
-        x: positions, or categories.
-        y: values.
-        low: lower ends of intervals, or nothing.
-        high: upper ends, or nothing.
-    """
-
-    name: str
-    x: Sequence[float | str]
-    y: Sequence[float]
-    low: Sequence[float] = ()
-    high: Sequence[float] = ()
-
-
-class Chart(NamedTuple):
-    """A figure as data.
-
-    Attributes:
-        kind: ``line``, ``bar``, ``scatter`` or ``heat``. A heat map has one series a row: ``name`` is its
-            label, ``x`` the column labels, ``y`` the values.
-        title: what it shows.
-        x_label: with unit.
-        y_label: with unit.
-        series: the data.
-        description: text alternative: what a reader sees, in a sentence.
-        x_log: whether the x axis is logarithmic.
-        y_log: whether the y axis is.
-        curves: names of series that a scatter chart shows as lines without points, such as a fit.
-    """
-
-    kind: Literal["line", "bar", "scatter", "heat"]
-    title: str
-    x_label: str
-    y_label: str
-    series: Sequence[Series]
-    description: str
-    x_log: bool = False
-    y_log: bool = False
-    curves: Sequence[str] = ()
+    sentences: list[str]
+    numbers: list[Number]
+    charts: list[Chart]
 
 
 class AnalysisResult(NamedTuple):
-    """What an analysis found.
+    """A conclusion, with the analysis that drew it and what it was measured with.
 
     Attributes:
         name: registered name of the analysis.
@@ -179,7 +52,7 @@ class AnalysisResult(NamedTuple):
         sentences: what was found, in plain words; the first is the answer.
         numbers: with intervals.
         charts: figures.
-        settings: what it was measured with.
+        settings: options it was measured with.
     """
 
     name: str
@@ -264,9 +137,14 @@ class AnalysisRecords:
                 found[unit] = line.entry["measured"]
         return found
 
-    def append(self, unit: str, measured: Any) -> None:
-        """Appends one unit's record, flushed to the disk; UserError if the disk is full."""
+    def append(self, unit: str, measured: Any) -> Any:
+        """Appends one unit's record, flushed to the disk; returns what `read` gives of it.
+
+        Raises:
+            UserError: if the disk is full.
+        """
         self.journal.append([{"unit": unit, "measured": measured, "settings": self._settings_hash()}])
+        return json.loads(json.dumps(measured))
 
     def write_result(self, result: AnalysisResult) -> None:
         """Replaces ``result.json``, with a hash of its own content."""

@@ -1,22 +1,13 @@
-"""Subjects of analyses with known answers, and what must hold for every analysis.
+"""Subjects of analyses with known answers; they look up image and label by id."""
 
-The thing people get wrong: a stub that does not know its examples. These look up image and label by id.
-"""
-
-import copy
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor, nn
 
-from dbpkit.analyses.analysis import Subject, analyses
-from dbpkit.analyses.run import analyse, make_analysis
+from dbpkit.analyses.analysis import Subject
 from dbpkit.experiment.build import build
-from dbpkit.experiment.execution import Execution
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.spec import validate
@@ -124,38 +115,3 @@ def numbers(result: Any) -> dict[str, Any]:
 def judged(number: Any) -> bool | None:
     """The verdict that the interval would give if the images were enough."""
     return number._replace(needs=1).holds
-
-
-def check_contract(name: str, options: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Records are reused, the conclusion is pure and has two sentences, and the micro-batch is no option."""
-    kind: Any = analyses.get(name)
-    done: list[str] = []
-    real = kind.measure
-
-    def counted(self: Any, of: Subject, unit: str) -> Any:
-        done.append(unit)
-        return real(self, of, unit)
-
-    monkeypatch.setattr(kind, "measure", counted)
-    (first,) = analyse(tiny(), folder / "a", {name: options})
-    units = list(done)
-    path = folder / "a" / "analyses" / name
-    before, lines = (path / "result.json").read_bytes(), (path / "records.jsonl").read_text().splitlines()
-    assert len(units) == len(lines) >= 2
-    (path / "records.jsonl").write_text(lines[0] + "\n" + lines[1][:20])
-    analyse(tiny(), folder / "a", {name: options})
-    assert done == units + units[1:]
-    assert (path / "result.json").read_bytes() == before
-    assert "NaN" not in before.decode()
-
-    measured = {r["unit"]: r["measured"] for r in map(json.loads, lines)}
-    untouched = copy.deepcopy(measured)
-    analysis = make_analysis(name, options)
-    again = analysis.conclude(measured)
-    assert measured == untouched
-    assert again.numbers == first.numbers == analysis.conclude(dict(reversed(measured.items()))).numbers
-    assert len(again.sentences) == 2
-
-    (other,) = analyse(tiny(), folder / "b", {name: options}, Execution(micro_batch=5))
-    for a, b in zip(first.numbers, other.numbers, strict=True):
-        assert (a.value, a.low, a.high, a.holds) == pytest.approx((b.value, b.low, b.high, b.holds), abs=1e-4)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from dbpkit.analyses.analysis import Unit
 from dbpkit.analyses.compression import Compression
 from dbpkit.foundation.errors import UserError
 from dbpkit.statistics.intervals import mean
@@ -52,7 +53,7 @@ def test_rate_gaussian_below_one_claim_holds_and_is_the_first_sentence() -> None
 def test_conclude_two_tapes_are_averaged_per_image_before_the_interval() -> None:
     rates = np.array([[0.2, 0.4], [0.3, 0.5]])
     tapes = [[{"gaussian x1": a, "uniform x1": a, "survived": True} for a in row] for row in rates]
-    result = SMALL.conclude({"0-1": [{"id": i, "tapes": t} for i, t in enumerate(tapes)]})
+    result = SMALL.conclude({Unit(range(2)): [{"id": i, "tapes": t} for i, t in enumerate(tapes)]})
     number = result.numbers[0]
     assert (number.value, number.examples) == (pytest.approx(0.35), 2)
     assert (number.low, number.high) == pytest.approx(mean([0.3, 0.4])[1:3])  # the two images' means

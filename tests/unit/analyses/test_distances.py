@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from dbpkit.analyses.analysis import Unit
 from dbpkit.analyses.distances import METRICS, STARTS, Distances, distances, distances_on_the_way
 from dbpkit.foundation.errors import UserError
 from tests.oracles import case_name, few_steps, sampler_cases, uniform
@@ -117,7 +118,7 @@ def test_conclude_claims_are_judged_by_paired_intervals() -> None:
 def test_conclude_purifier_that_returns_to_the_clean_image_says_so() -> None:
     way = {m: [1.0, 2.0, 0.5] for m in METRICS} | {"ssim": [0.5, 0.2, 0.9]}
     record = {"id": 0, "published": "", "turn": 1, "tapes": [dict.fromkeys(STARTS, way)]}
-    result = SMALL.conclude({"0-1": [record, record]})
+    result = SMALL.conclude({Unit(range(2)): [record, record]})
     assert not any(judged(n) for n in result.numbers if n.claim)
     assert "back to the clean image" in result.sentences[0]
     assert "rises from 0.50 to 0.90" in result.sentences[1]

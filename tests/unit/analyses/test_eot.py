@@ -1,11 +1,11 @@
 """EoT against a model whose gradient is m + s z: cosines in closed form, losses along known directions."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from dbpkit.analyses.analysis import Unit
 from dbpkit.analyses.eot import PUBLISHED, EoT
 from dbpkit.analyses.run import make_analysis
 from dbpkit.foundation.errors import UserError
@@ -80,7 +80,7 @@ def test_eot_losses_along_the_three_directions_are_those_of_the_linear_model(
 
 
 def test_eot_linear_model_conclusions_hold(records: list[dict[str, Any]]) -> None:
-    found = stubs.numbers(EoT(**OPTIONS).conclude({"0-11": records}))
+    found = stubs.numbers(EoT(**OPTIONS).conclude({Unit(range(12)): records}))
     assert stubs.judged(found["rise along DW minus along DW_semi"]) is True
     rises = [found[f"rise of the loss at 16/255 along {name}"].value for name in ("DW", "DW_semi", "random")]
     assert rises == sorted(rises, reverse=True)
@@ -116,8 +116,3 @@ def test_eot_attacks_draw_on_their_stream_and_are_judged_on_report() -> None:
 def test_eot_bad_option_says_what_is_expected(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make_analysis("eot", options)
-
-
-def test_eot_keeps_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = {"images": 12, "counts": [1, 2], "iterations": 2, "draws": 2, "semi": 2, "stride": 16}
-    stubs.check_contract("eot", options, tmp_path, monkeypatch)

@@ -1,12 +1,12 @@
 """The loss landscape of a linear model, where surface, paths and ends are known."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from dbpkit.analyses.analysis import Unit
 from dbpkit.analyses.landscape import Landscape, coordinates, plane
 from dbpkit.analyses.run import make_analysis
 from dbpkit.foundation.errors import UserError
@@ -70,7 +70,7 @@ def test_landscape_paths_and_ends_are_known(records: list[dict[str, Any]]) -> No
 
 
 def test_landscape_conclusion_is_the_mean_over_images(records: list[dict[str, Any]]) -> None:
-    result = ANALYSIS.conclude({"0-11": records})
+    result = ANALYSIS.conclude({Unit(range(12)): records})
     heat, lines = result.charts
     surface = np.mean([r["surface"] for r in records], axis=0)
     assert np.array([s.y for s in heat.series]) == pytest.approx(surface)
@@ -113,8 +113,3 @@ def test_landscape_parallel_attacks_have_no_residual_direction(factor: float) ->
 def test_landscape_bad_option_says_what_is_expected(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make_analysis("landscape", options)
-
-
-def test_landscape_keeps_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = {"images": 12, "grid": 3, "iterations": 2, "eot": 2}
-    stubs.check_contract("landscape", options, tmp_path, monkeypatch)

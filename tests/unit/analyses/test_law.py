@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ import torch
 from scipy.optimize import curve_fit
 from scipy.stats import pearsonr, spearmanr
 
-from dbpkit.analyses.analysis import Subject
+from dbpkit.analyses.analysis import Subject, Unit, cut
 from dbpkit.analyses.law.law import Law, combine
 from dbpkit.analyses.law.sigmoid import fit_sigmoid, leave_one_out
 from dbpkit.analyses.law.table import tabulate
 from dbpkit.analyses.run import analyse, make_analysis
-from dbpkit.analyses.tools.configurations import eps_name, pixels, predicted, settings
+from dbpkit.analyses.tools.configurations import Setting, eps_name, pixels, predicted, settings
 from dbpkit.experiment.build import build
 from dbpkit.experiment.execution import Execution
 from dbpkit.experiment.spec import EvaluationSpec
@@ -59,15 +60,16 @@ def done(spec: EvaluationSpec, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return out, analyse(spec, out, LAW)[0]
 
 
-def measured(out: Path) -> dict[str, Any]:
+def measured(out: Path) -> dict[Unit, Any]:
     lines = (out / "analyses/law/records.jsonl").read_text().splitlines()
-    return {r["unit"]: r["measured"] for r in map(json.loads, lines)}
+    found = {r["unit"]: r["measured"] for r in map(json.loads, lines)}
+    return {unit: found[str(unit)] for unit in Law(**OPTIONS).of_each(cut(12))}
 
 
 def test_rate_of_a_linear_purifier_is_theta(done) -> None:
-    for label, batch in measured(done[0]).items():
-        if label.startswith("one_step"):
-            t = float(label.split("t*=")[1].split()[0])
+    for unit, batch in measured(done[0]).items():
+        if isinstance(unit.of, Setting):
+            t = unit.of.purifier.t_star
             beta = np.linspace(1e-4, 2e-2, 1000)
             alpha_bar = np.cumprod(1 - beta)[round(1000 * t)]
             theta = 0.05 * alpha_bar / (0.05 * alpha_bar + 1 - alpha_bar)
@@ -129,7 +131,7 @@ def test_law_resumes_without_repeating_units(done, spec, monkeypatch: pytest.Mon
     units, measure = [], Law.measure
     monkeypatch.setattr(Law, "measure", lambda s, subject, u: units.append(u) or measure(s, subject, u))
     analyse(spec, done[0], LAW)
-    assert units == [json.loads(line)["unit"] for line in lines[-2:]]
+    assert [str(u) for u in units] == [json.loads(line)["unit"] for line in lines[-2:]]
     assert (path / "result.json").read_bytes() == whole
 
 
@@ -165,15 +167,32 @@ def test_combine_keeps_runs_whose_folders_have_the_same_name(done, spec, tmp_pat
     names = {s.name for s in joint.charts[0].series} - {"sigmoid"}
     assert len(names) == 2
     assert all(name.endswith("/run: one_step") for name in names)
-    with pytest.raises(UserError, match="given twice"):
-        combine([done[0], done[0]])
+
+
+def test_combine_tells_three_runs_of_one_name_apart(done, tmp_path: Path) -> None:
+    for place in ("a/x", "a/y", "b/x"):
+        shutil.copytree(done[0], tmp_path / place / "run")
+    joint = combine([tmp_path / place / "run" for place in ("a/x", "a/y", "b/x")])
+    assert "Pooled over 15 purifiers of 3 runs" in joint.sentences[0]
+    names = {n.name.split(": ")[0] for n in joint.numbers}
+    assert names == {"a/x/run", "a/y/run", "b/x/run", "pooled"}
+
+
+@pytest.mark.parametrize("again", ["{run}", "{run}/", "{run}/../run", "run", "./run/"])
+def test_combine_refuses_one_run_given_twice_however_it_is_written(
+    done, again: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(done[0].parent)
+    with pytest.raises(UserError, match=r"the same run directory was given twice\. Give each once"):
+        combine([done[0], again.format(run=done[0])])
 
 
 def test_law_of_unfinished_records_uses_the_images_that_all_purifiers_have(done) -> None:
     found = measured(done[0])
-    del found[next(u for u in found if u.endswith(" 8-11") and u.startswith("one_step"))]
+    first, second = settings(SETTINGS)[:2]
+    del found[Unit(range(8, 12), first)]
     assert tabulate(found).images == 8
-    del found["one_step t*=0.1 S=100 0-7"]
+    del found[Unit(range(8), second)]
     with pytest.raises(UserError, match="no image in common"):
         tabulate(found)
 
@@ -182,7 +201,9 @@ def test_table_of_resampled_images_is_that_of_the_images_taken_so_often(done) ->
     found = measured(done[0])
     weights = np.array([[2, 1, 0, 0, 1, 1, 1, 1, 1, 2, 1, 1], [1] * 12]) / 12
     table, plain = tabulate(found, weights), tabulate(found)
-    rates = np.concatenate([found[f"{plain.labels[0]} {b}"]["tapes"][0]["rate"] for b in ("0-7", "8-11")])
+    rates = np.concatenate(
+        [found[Unit(b, plain.settings[0])]["tapes"][0]["rate"] for b in (range(8), range(8, 12))]
+    )
     assert table.rate[0, 0] == pytest.approx(weights[0] @ rates)
     for name in ("rate", "right", "attacked", "predicted", "attack_rate", "informed"):
         assert getattr(table, name)[1] == pytest.approx(getattr(plain, name), nan_ok=True)
@@ -254,7 +275,7 @@ def test_leave_one_out_is_small_on_a_sigmoid_and_large_off_it() -> None:
 
 
 def test_predicted_needs_a_right_anchor_and_room() -> None:
-    found = predicted([True, True, False, True], [0.3, 0.1, 9.0, None], 0.2, 1.0)
+    found = predicted([True, True, False, True], [0.3, 0.1, 9.0, None], 0.2, [1.0] * 4)
     assert found == [True, False, False, True]
 
 
@@ -269,8 +290,8 @@ def test_pixels_reads_fractions_of_255(text: str, value: float) -> None:
     ("options", "message"),
     [
         ({"images": 0}, "images must be a whole number of at least 1"),
-        ({"eps": ["8/256x"]}, "eps '8/256x' is no positive number"),
-        ({"eps": ["0"]}, "eps '0' is no positive number"),
+        ({"eps": ["8/256x"]}, "eps '8/256x' is not a positive number"),
+        ({"eps": ["0"]}, "eps '0' is not a positive number"),
         ({"configurations": SETTINGS[:4]}, "at least 5"),
         ({"configurations": [SETTINGS[0]] * 2}, "is listed twice"),
         ({"configurations": [{"smapler": "ddpm"}]}, "Did you mean 'sampler'"),

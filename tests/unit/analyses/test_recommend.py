@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from dbpkit.analyses.analysis import Subject
-from dbpkit.analyses.recommend import Recommend, _front
+from dbpkit.analyses.analysis import Subject, Unit
+from dbpkit.analyses.recommend import Confirmation, Recommend, _front
 from dbpkit.analyses.run import analyse, make_analysis
 from dbpkit.experiment.build import build
 from dbpkit.experiment.execution import Execution
@@ -41,9 +41,12 @@ def done(spec: EvaluationSpec, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return out, analyse(spec, out, {"recommend": OPTIONS})[0]
 
 
-def measured(out: Path) -> dict[str, Any]:
+def measured(out: Path) -> dict[Unit, Any]:
+    tiny = validate(PARTS, EvaluationSpec, "tiny")
     lines = (out / "analyses/recommend/records.jsonl").read_text().splitlines()
-    return {r["unit"]: r["measured"] for r in map(json.loads, lines)}
+    found = {r["unit"]: r["measured"] for r in map(json.loads, lines)}
+    units = Recommend(**OPTIONS).units(Subject(tiny, build(tiny)))
+    return {unit: found[str(unit)] for unit in units}
 
 
 def test_prediction_matches_the_attack_where_it_is_exact(done) -> None:
@@ -58,7 +61,7 @@ def test_prediction_matches_the_attack_where_it_is_exact(done) -> None:
 
 
 def test_the_best_and_random_others_are_confirmed_once_each(done) -> None:
-    confirmed = {r["setting"] for u, r in measured(done[0]).items() if u.startswith("confirm")}
+    confirmed = {r["setting"] for u, r in measured(done[0]).items() if isinstance(u.of, Confirmation)}
     assert len(confirmed) == 3
     assert done[1].sentences[0].removeprefix("Use ").split(":")[0] in confirmed
 
@@ -81,7 +84,7 @@ def test_screen_takes_no_gradient_through_a_purifier(spec, monkeypatch: pytest.M
     analysis = Recommend(**{**OPTIONS, "confirm": 0})
     subject = Subject(spec, build(spec))
     units = analysis.units(subject)
-    assert not [u for u in units if u.startswith("confirm")]
+    assert not [u for u in units if isinstance(u.of, Confirmation)]
     result = analysis.conclude({u: json.loads(json.dumps(analysis.measure(subject, u))) for u in units})
     assert "must be confirmed" in result.sentences[1]
     assert len(result.charts) == 1
@@ -95,7 +98,7 @@ def test_recommend_resumes_without_repeating_units(done, spec, monkeypatch: pyte
     units, measure = [], Recommend.measure
     monkeypatch.setattr(Recommend, "measure", lambda s, subject, u: units.append(u) or measure(s, subject, u))
     analyse(spec, done[0], {"recommend": OPTIONS})
-    assert units == ["confirm 2 0-7", "confirm 2 8-11"]
+    assert [str(u) for u in units] == ["confirm 2 0-7", "confirm 2 8-11"]
     assert (path / "result.json").read_bytes() == whole
 
 
@@ -121,7 +124,7 @@ def test_front_keeps_what_nothing_beats() -> None:
     [
         ({"confirm": -1}, "confirm must be a whole number of at least 0"),
         ({"configurations": []}, "at least one table"),
-        ({"eps": ["x"]}, "eps 'x' is no positive number"),
+        ({"eps": ["x"]}, "eps 'x' is not a positive number"),
         ({"confirms": 1}, "has no option 'confirms'"),
     ],
 )

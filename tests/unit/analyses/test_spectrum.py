@@ -5,6 +5,7 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
+from dbpkit.analyses.analysis import Unit
 from dbpkit.analyses.compression import Compression
 from dbpkit.analyses.spectrum import (
     Spectrum,
@@ -39,7 +40,7 @@ def test_exact_values_of_pixels_with_different_variances_are_their_thetas(sample
     made = subject(sampler, steps, data=DATA, denoiser=DIAGONAL)
     sigma = float(made.parts.model.purifier.sampler.levels[0])
     expected = np.sort(diagonal(SIDE).theta(sigma).flatten().numpy())[::-1]
-    for record in measured(SMALL, made)["0-1"]:
+    for record in measured(SMALL, made)[Unit(range(2))]:
         np.testing.assert_allclose(record["singular_values"], expected, rtol=1e-4)  # float32, few steps
         assert record["rms"] == pytest.approx(np.sqrt((expected**2).mean()), rel=1e-4)
         np.testing.assert_allclose(record["singular_values"], FACTORS, rtol=PUBLISHED)
@@ -47,15 +48,15 @@ def test_exact_values_of_pixels_with_different_variances_are_their_thetas(sample
 
 def test_exact_values_ddim_many_steps_are_near_root_thetas() -> None:
     made = subject("ddim", 1000, data=DATA, denoiser=DIAGONAL)
-    found = np.array(measured(SMALL, made)["0-1"][0]["singular_values"][:5])
+    found = np.array(measured(SMALL, made)[Unit(range(2))][0]["singular_values"][:5])
     assert (found > FACTORS[:5]).all()
     np.testing.assert_allclose(found, np.sqrt(FACTORS[:5]), rtol=0.02)  # first order: 101 steps
 
 
 def test_randomised_values_are_the_leading_exact_ones() -> None:
     made = subject("one_step", data=DATA, denoiser=DIAGONAL)
-    exact = measured(SMALL, made)["0-1"]
-    for found, expected in zip(measured(RANDOMISED, made)["0-1"], exact, strict=True):
+    exact = measured(SMALL, made)[Unit(range(2))]
+    for found, expected in zip(measured(RANDOMISED, made)[Unit(range(2))], exact, strict=True):
         np.testing.assert_allclose(found["singular_values"], expected["singular_values"][:5], rtol=1e-3)
         # 64 probes of the squared length, whose relative deviation is about sqrt(2 / 5) per probe
         assert found["rms"] == pytest.approx(expected["rms"], rel=0.1)
@@ -64,7 +65,7 @@ def test_randomised_values_are_the_leading_exact_ones() -> None:
 def test_randomised_values_of_a_network_come_near_the_exact_ones_from_below() -> None:
     made = subject("ddim", 100, data=DATA, denoiser="tests.unit.analyses.test_spectrum:smooth")
     x, _, noise = made.examples(slice(0, 2))
-    exact = np.array([r["singular_values"][:4] for r in measured(SMALL, made)["0-1"]])
+    exact = np.array([r["singular_values"][:4] for r in measured(SMALL, made)[Unit(range(2))]])
     found = leading_singular_values(made, x, noise, leading=4, sweeps=5).numpy()
     assert (found <= exact * (1 + 1e-5)).all()
     np.testing.assert_allclose(found, exact, rtol=0.02)
@@ -103,7 +104,7 @@ def test_explained_variance_of_the_purified_images_is_that_of_scaled_inputs() ->
     x, _, noise = made.examples(slice(0, 1))
     ball = made.parts.threat.random_start(x.repeat_interleave(6, 0), noise.repeat(6).on("control"))
     scaled = ball.flatten(1).double().numpy() * diagonal(SIDE).theta(SIGMA).flatten().numpy()
-    record = measured(SMALL, made)["0-1"][0]
+    record = measured(SMALL, made)[Unit(range(2))][0]
     expected = PCA().fit(scaled).explained_variance_ratio_[:5]
     np.testing.assert_allclose(record["explained"]["purified"], expected, rtol=PUBLISHED)
 
@@ -126,11 +127,11 @@ def test_shrinking_share_is_bounded_by_what_is_known() -> None:
 def test_conclude_says_how_many_directions_shrink_and_whether_that_is_a_bound() -> None:
     explained = {"purified": [0.95, 0.05], "inputs": [0.6, 0.4]}
     record = {"id": 0, "rms": 0.5, "explained": explained, "singular_values": [1.5, 0.9]}
-    bounded = SMALL.conclude({"0-1": [{**record, "size": 100}] * 2})
+    bounded = SMALL.conclude({Unit(range(2)): [{**record, "size": 100}] * 2})
     assert values(bounded)["share of directions that shrink, at most"] == pytest.approx(0.99)
     assert next(n for n in bounded.numbers if "at least" in n.name).open_because.startswith("a verdict needs")
     assert "at most 99.0% of the 100 directions" in bounded.sentences[0]
-    exact = SMALL.conclude({"0-1": [{**record, "size": 2}] * 2})
+    exact = SMALL.conclude({Unit(range(2)): [{**record, "size": 2}] * 2})
     assert values(exact)["share of directions that shrink"] == pytest.approx(0.5)
     assert "2 hold 90 % of their variance; once purified, 1 do" in exact.sentences[1]
 

@@ -11,7 +11,7 @@ from scipy.integrate import quad
 from scipy.optimize import minimize_scalar
 from scipy.stats import spearmanr
 
-from dbpkit.analyses.analysis import Subject
+from dbpkit.analyses.analysis import Subject, Unit
 from dbpkit.analyses.run import analyse, make_analysis
 from dbpkit.analyses.thresholds import KINDS, Thresholds, cap_fraction, fit_slope
 from dbpkit.analyses.tools.boundary import finite, first_change, margins
@@ -171,7 +171,7 @@ def test_thresholds_of_linear_classifier_and_purifier_have_closed_forms(done, su
 
 
 def test_conclusion_names_numbers_claims_and_the_censored(done) -> None:
-    result = Thresholds(**OPTIONS).conclude({"0-11": records(done[0])})
+    result = Thresholds(**OPTIONS).conclude({Unit(range(12)): records(done[0])})
     by_name = {n.name: n for n in result.numbers}
     assert by_name["psychometric slope k of the classifier, in distance / threshold"].published == 5.9106
     pair = np.array([[r[KINDS[1]], r[KINDS[2]]] for r in records(done[0])], dtype=float)
@@ -180,17 +180,17 @@ def test_conclusion_names_numbers_claims_and_the_censored(done) -> None:
     assert number.value == pytest.approx(spearmanr(*pair.T).statistic, abs=1e-12)
     assert number._replace(needs=1).holds == (True if number.low > 0 else False if number.high < 0 else None)
     cut = [{**r, KINDS[2]: None} for r in records(done[0])]
-    censored = Thresholds(**OPTIONS).conclude({"0-11": cut})
+    censored = Thresholds(**OPTIONS).conclude({Unit(range(12)): cut})
     assert "at least 2.00" in censored.sentences[0]
     assert (
         "12 of 12 beyond 2" in next(n for n in censored.numbers if n.name == f"threshold, {KINDS[2]}").method
     )
-    assert censored == Thresholds(**OPTIONS).conclude({"0-11": cut})
+    assert censored == Thresholds(**OPTIONS).conclude({Unit(range(12)): cut})
 
 
 def test_conclusion_without_any_change_of_class_has_no_slope(done) -> None:
     cut = [{**r, **dict.fromkeys(KINDS), "slices": None} for r in records(done[0])]
-    names = [n.name for n in Thresholds(**OPTIONS).conclude({"0-11": cut}).numbers]
+    names = [n.name for n in Thresholds(**OPTIONS).conclude({Unit(range(12)): cut}).numbers]
     assert not any("slope" in name or "Spearman" in name for name in names)
 
 
@@ -206,7 +206,7 @@ def test_thresholds_resume_without_repeating_units(done, monkeypatch: pytest.Mon
         Thresholds, "measure", lambda s, subject, u: units.append(u) or measure(s, subject, u)
     )
     analyse(spec, out, {"thresholds": OPTIONS})
-    assert units == ["8-11"]
+    assert units == [Unit(range(8, 12))]
     assert (path / "result.json").read_bytes() == whole
 
 

@@ -1,6 +1,5 @@
 """Trajectories: the embedding against scikit-learn's PCA, losses and angles of a linear model."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -110,8 +109,3 @@ def test_trajectories_tsne_has_every_point_and_no_chance(measured: dict[str, Any
 def test_trajectories_bad_option_says_what_is_expected(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make_analysis("trajectories", options)
-
-
-def test_trajectories_keeps_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = {"images": 12, "repeats": 1, "iterations": 2, "eot": 2}
-    stubs.check_contract("trajectories", options, tmp_path, monkeypatch)

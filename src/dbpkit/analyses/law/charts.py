@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from dbpkit.analyses.analysis import Unit
 from dbpkit.analyses.law.sigmoid import fit_sigmoid
 from dbpkit.analyses.law.table import Table, clean_margins
-from dbpkit.analyses.tools.configurations import eps_name
+from dbpkit.analyses.tools.configurations import by_group, eps_name
 from dbpkit.results.analysis import Chart, Series
 from dbpkit.statistics.intervals import wilson
 
@@ -60,7 +61,7 @@ def prediction_chart(table: Table) -> Chart:
     )
 
 
-def margin_chart(runs: Sequence[Mapping[str, Any]], table: Table) -> Chart:
+def margin_chart(runs: Sequence[Mapping[Unit, Any]], table: Table) -> Chart:
     """Distribution functions of the margins."""
     clean = np.concatenate([clean_margins(measured) for measured in runs])
     return Chart(
@@ -96,7 +97,5 @@ def plane(table: Table) -> Chart:
 
 def _by_sampler(table: Table) -> list[tuple[str, list[int]]]:
     """Positions of the configurations of each sampler (and run, if there are several)."""
-    groups: dict[str, list[int]] = {}
-    for i, label in enumerate(table.labels):
-        groups.setdefault(label.split(" t*=")[0], []).append(i)
-    return list(groups.items())
+    places = {setting: i for i, setting in enumerate(table.settings)}
+    return [(name, [places[s] for s in own]) for name, own in by_group(table.settings).items()]

@@ -11,26 +11,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, positions
-from dbpkit.analyses.compression import budget_length
+from dbpkit.analyses.analysis import Subject, Unit, analyses, batches, check_options, cut, needs_diffusion
 from dbpkit.analyses.law.charts import law_chart, margin_chart, plane, prediction_chart
 from dbpkit.analyses.law.numbers import PREDICTION, RANK, law_numbers, nearest_to_halving
 from dbpkit.analyses.law.table import CLASSIFIER, Table, at_shared_budgets, joined, tabulate
 from dbpkit.analyses.tools.boundary import finite, margins
 from dbpkit.analyses.tools.configurations import (
     CONFIGURATIONS,
+    budget_lengths,
     budgets,
     eps_name,
     pixels,
     screen,
     settings,
     survival,
-    with_eps,
     with_purifier,
 )
 from dbpkit.foundation.errors import UserError
-from dbpkit.foundation.options import Count
-from dbpkit.results.analysis import AnalysisRecords, AnalysisResult, Chart, Number
+from dbpkit.foundation.options import Count, call_with_options
+from dbpkit.foundation.registry import names_of
+from dbpkit.results.analysis import AnalysisRecords, AnalysisResult, Chart, Conclusion, Number
 from dbpkit.results.run_directory import RunDirectory
 
 
@@ -56,6 +56,7 @@ class Law:
     directions: Count = 2
     iterations: Count = 8
     title = "Compression rate against robustness"
+    grows = frozenset({"images"})
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -63,22 +64,24 @@ class Law:
         if len(settings(self.configurations)) < 5:
             raise UserError("law fits three numbers to its configurations. Give at least 5 of them.")
 
-    def units(self, subject: Subject) -> list[str]:
+    def units(self, subject: Subject) -> list[Unit]:
         """The classifier alone and every configuration, by batches of examples."""
-        chosen = settings(self.configurations)
-        for configuration in chosen.values():
-            with_purifier(subject, configuration)  # a wrong name is found now, not after an hour
-        return [
-            f"{label} {batch}" for batch in batches(subject, self.images) for label in [CLASSIFIER, *chosen]
-        ]
+        needs_diffusion("law", subject)
+        for setting in settings(self.configurations):
+            with_purifier(subject, setting)  # a wrong name is found now, not after an hour
+        return self.of_each(batches(subject, self.images))
 
-    def measure(self, subject: Subject, unit: str) -> dict[str, Any]:
+    def of_each(self, parts: Sequence[Unit]) -> list[Unit]:
+        """The classifier alone and every configuration on each batch."""
+        kinds = [CLASSIFIER, *settings(self.configurations)]
+        return [Unit(part.images, kind) for part in parts for kind in kinds]
+
+    def measure(self, subject: Subject, unit: Unit) -> dict[str, Any]:
         """One configuration on one batch: what forward passes tell, and what the attack finds."""
-        label, _, batch = unit.rpartition(" ")
-        x, y, noise = subject.examples(positions(batch))
-        if label == CLASSIFIER:
+        x, y, noise = subject.examples(unit.images)
+        if unit.of == CLASSIFIER:
             return {"margin": finite(margins(subject, x, y))}
-        chosen = with_purifier(subject, settings(self.configurations)[label])
+        chosen = with_purifier(subject, unit.of)
         eps = budgets(subject, self.eps)
         tapes = []
         for tape in range(self.tapes):
@@ -86,13 +89,13 @@ class Law:
             anchor = chosen.purify(x, plan)
             seen = screen(chosen, x, y, anchor, plan, self.directions)
             tapes.append({**seen, **survival(chosen, x, y, anchor, noise, tape, eps, self.iterations)})
-        return {"eps": eps, "lengths": [budget_length(with_eps(subject, e), x) for e in eps], "tapes": tapes}
+        return {"eps": eps, "lengths": budget_lengths(subject, eps, x), "tapes": tapes}
 
-    def conclude(self, measured: Mapping[str, Any]) -> AnalysisResult:
+    def conclude(self, measured: Mapping[Unit, Any]) -> Conclusion:
         """Correlations, sigmoid, leave-one-out error, and the prediction without an attack."""
         table = tabulate(measured)
         numbers = law_numbers([measured])
-        return AnalysisResult("", "", _sentences(table, numbers), numbers, _charts([measured], table))
+        return Conclusion(_sentences(table, numbers), numbers, _charts([measured], table))
 
 
 def combine(runs: Sequence[str | Path]) -> AnalysisResult:
@@ -111,14 +114,7 @@ def combine(runs: Sequence[str | Path]) -> AnalysisResult:
         UserError: if one holds no records of it, or they have no budget in common.
     """
     names = _distinct_names([Path(run) for run in runs])
-    records = []
-    for run in runs:
-        found = AnalysisRecords(RunDirectory(run), "law").read()
-        if not found:
-            raise UserError(
-                f"'{run}' holds no records of the analysis 'law'. Run 'dbpkit analyse' there first."
-            )
-        records.append(found)
+    records = [_recorded(run) for run in runs]
     try:
         return _combined(names, at_shared_budgets(records))
     except UserError:
@@ -134,25 +130,38 @@ law = combine
 """Its public name, `dbpkit.law`."""
 
 
-def _combined(names: Sequence[str], records: Sequence[dict[str, Any]]) -> AnalysisResult:
+def _recorded(run: str | Path) -> dict[Unit, Any]:
+    """What the law's units in a run directory measured; UserError if there is nothing."""
+    records = AnalysisRecords(RunDirectory(run), "law")
+    found, noted, concluded = records.read(), records.settings(), records.read_result()
+    if not found or noted is None:
+        raise UserError(f"'{run}' holds no records of the analysis 'law'. Run 'dbpkit analyse' there first.")
+    with names_of(f"'{records.path / 'settings.json'}'"):
+        options = concluded.settings if concluded else noted["options"]
+        law = call_with_options(Law, options, f"the analysis 'law' of '{run}'")
+        units = law.of_each(cut(min(law.images, 8 * len(found))))  # no batch without a record
+    return {unit: found[str(unit)] for unit in units if str(unit) in found}
+
+
+def _combined(names: Sequence[str], records: Sequence[dict[Unit, Any]]) -> AnalysisResult:
     """The conclusion from the records of every run."""
     if len(records) == 1:
-        return Law().conclude(records[0])._replace(name="law", title=Law.title)
+        return AnalysisResult("law", Law.title, *Law().conclude(records[0]))
     within = {name: Law().conclude(found) for name, found in zip(names, records, strict=True)}
-    table = joined([_named(name, tabulate(found)) for name, found in zip(names, records, strict=True)])
+    table = joined([_of_run(name, tabulate(found)) for name, found in zip(names, records, strict=True)])
     pooled = [
         n._replace(name=f"pooled: {n.name}", claim="", least=None, most=None) for n in law_numbers(records)
     ]
     numbers = [n._replace(name=f"{name}: {n.name}") for name, r in within.items() for n in r.numbers]
     sentences = [
-        f"Pooled over {len(table.labels)} purifiers of {len(records)} runs, the numbers mix what differs"
+        f"Pooled over {len(table.settings)} purifiers of {len(records)} runs, the numbers mix what differs"
         " between the runs with what differs between purifiers: they say nothing about those of one run.",
         *(f"Within {name}: {sentence}" for name, result in within.items() for sentence in result.sentences),
     ]
     return AnalysisResult("law", Law.title, sentences, [*numbers, *pooled], _charts(records, table))
 
 
-def _charts(records: Sequence[Mapping[str, Any]], table: Table) -> list[Chart]:
+def _charts(records: Sequence[Mapping[Unit, Any]], table: Table) -> list[Chart]:
     main = nearest_to_halving(table)
     return [
         law_chart(table, main),
@@ -162,8 +171,8 @@ def _charts(records: Sequence[Mapping[str, Any]], table: Table) -> list[Chart]:
     ]
 
 
-def _named(name: str, table: Table) -> Table:
-    return table._replace(labels=[f"{name}: {label}" for label in table.labels])
+def _of_run(name: str, table: Table) -> Table:
+    return table._replace(settings=[setting.of(name) for setting in table.settings])
 
 
 def _distinct_names(paths: Sequence[Path]) -> list[str]:
@@ -186,7 +195,7 @@ def _sentences(table: Table, numbers: Sequence[Number]) -> list[str]:
     error, bias = (found[f"{PREDICTION}: {what}"] for what in ("mean error", "bias"))
     way = "over" if bias.value > 0 else "under"
     return [
-        f"Over {len(table.labels)} purifiers at fixed randomness and {table.images} images, a smaller"
+        f"Over {len(table.settings)} purifiers at fixed randomness and {table.images} images, a smaller"
         f" compression rate goes with {_goes_with(rank)} at eps {at}, the budget nearest to halving it.",
         "Compression rate and the classifier's margin, measured without attacking the purifier, predict the"
         f" attacked accuracy to within {100 * error.value:.0f} points on average; they {way}estimate it by"

@@ -1,7 +1,7 @@
 """The law's numbers, each with an interval that resamples images and purifiers.
 
-The thing people get wrong: leaving one purifier out of a resample that holds it twice. The error at a
-purifier that was left out is taken from fits over all other purifiers; only its images are resampled.
+A resample may hold a purifier twice, so leaving one out of it would not leave it out. The error at a purifier
+that was left out is taken from fits over all other purifiers; only its images are resampled.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dbpkit.analyses.analysis import Unit
 from dbpkit.analyses.law.sigmoid import Sigmoid, fit_sigmoid, leave_one_out
 from dbpkit.analyses.law.table import Table, clean_margins, joined, tabulate
 from dbpkit.analyses.tools.configurations import eps_name
@@ -73,7 +74,7 @@ class Sample(NamedTuple):
         return [Number.of(name, crossed_correlation(pairs, statistic(self.moved), self.axes), claim=claim)]
 
 
-def law_numbers(runs: Sequence[Mapping[str, Any]]) -> list[Number]:
+def law_numbers(runs: Sequence[Mapping[Unit, Any]]) -> list[Number]:
     """All numbers of the records of one run, or of several pooled; images are resampled within each run."""
     sample = _sample(runs)
     main = nearest_to_halving(sample.table)
@@ -90,11 +91,11 @@ def nearest_to_halving(table: Table) -> int:
     return int(np.abs(table.attacked.mean(axis=0) - table.right.mean() / 2).argmin())
 
 
-def _sample(runs: Sequence[Mapping[str, Any]]) -> Sample:
+def _sample(runs: Sequence[Mapping[Unit, Any]]) -> Sample:
     tables = [tabulate(measured) for measured in runs]
-    axes = [crossed(len(t.labels), t.images, data_set=i) for i, t in enumerate(tables)]
+    axes = [crossed(len(t.settings), t.images, data_set=i) for i, t in enumerate(tables)]
     moved = [tabulate(measured, a.weights) for measured, a in zip(runs, axes, strict=True)]
-    starts = np.cumsum([0, *(len(t.labels) for t in tables)])
+    starts = np.cumsum([0, *(len(t.settings) for t in tables)])
     rows = np.concatenate([a.rows + start for a, start in zip(axes, starts[:-1], strict=True)], axis=1)
     fewest = min(axes, key=lambda a: a.weights.shape[1])
     return Sample(joined(tables), joined(moved), fewest._replace(rows=rows))
@@ -225,7 +226,7 @@ def _predictions(sample: Sample) -> list[Number]:
     return numbers
 
 
-def _margin_numbers(runs: Sequence[Mapping[str, Any]], table: Table) -> list[Number]:
+def _margin_numbers(runs: Sequence[Mapping[Unit, Any]], table: Table) -> list[Number]:
     """Median margins, at the images and at the anchors."""
     clean = np.concatenate([clean_margins(measured) for measured in runs])
     how = "Euclidean, pixel units; 0 where misclassified"

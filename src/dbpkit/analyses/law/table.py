@@ -1,7 +1,7 @@
 """The law's records as a table: one line for each purifier, from all images or from resamples of them.
 
-The thing people get wrong: averaging over the images too early. The interval of a number of several purifiers
-resamples the images that all of them share, so the table is made of images until their weights are known.
+The interval of a number of several purifiers resamples the images that all of them share, so the table is
+made of images until their weights are known.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dbpkit.analyses.analysis import Unit
+from dbpkit.analyses.tools.configurations import Setting, per_image
 from dbpkit.foundation.errors import UserError
 
 CLASSIFIER = "classifier"
@@ -21,10 +23,10 @@ class Table(NamedTuple):
     """Averages over images by purifier: N of them, E budgets, and a leading axis B where resampled.
 
     Attributes:
-        labels: names.
+        settings: of the purifiers.
         images: examples behind each.
         eps: budgets in pixel units, (E,).
-        lengths: Euclidean length of a uniform perturbation of each budget, (N, E).
+        lengths: typical Euclidean length of a perturbation of each budget, (N, E).
         rate: compression rate, (N,).
         right: accuracy at the anchors, (N,).
         attacked: accuracy under attack, (N, E).
@@ -34,7 +36,7 @@ class Table(NamedTuple):
         margins: all margins at the anchors, infinity for none found.
     """
 
-    labels: list[str]
+    settings: list[Setting]
     images: int
     eps: list[float]
     lengths: np.ndarray
@@ -51,13 +53,13 @@ class Purifier(NamedTuple):
     """One purifier's records by image (n), tape (T) and budget (E).
 
     Attributes:
-        lengths: of a uniform perturbation of each budget, (E,).
+        lengths: typical, of a perturbation of each budget, (n, E).
         right: 1 where the anchor is classified correctly, (n, T).
         margin: of the classifier at the anchor, infinity for none found, (n, T).
         rate: compression rate, (n, T).
         survived: 1 where the attack failed, (n, T, E).
         attack_rate: rate along the attack's perturbation, nan where there was none, (n, T, E).
-        stretch: its length over that of a uniform one, nan where there was none, (n, T, E).
+        stretch: its length over the typical one, nan where there was none, (n, T, E).
     """
 
     lengths: np.ndarray
@@ -76,9 +78,9 @@ class Purifier(NamedTuple):
             rate,
             weights @ self.right.mean(axis=1),
             np.einsum("bn,nte->be", weights, self.survived) / self.survived.shape[1],
-            self._formula(weights, rate[:, None] * self.lengths),
+            self._formula(weights, rate[:, None]),
             attack_rate,
-            self._formula(weights, (attack_rate * stretch)[:, None] * self.lengths),
+            self._formula(weights, (attack_rate * stretch)[:, None]),
         )
 
     def _tried(self, weights: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -87,37 +89,36 @@ class Purifier(NamedTuple):
         sums = weights @ np.nansum(values, axis=(1, 2))
         return np.divide(sums, counts, out=np.full(len(weights), np.nan), where=counts > 0)
 
-    def _formula(self, weights: np.ndarray, reach: np.ndarray) -> np.ndarray:
-        """Predicted accuracy (B, E): right at the anchor, with a margin above ``reach`` (B, E).
+    def _formula(self, weights: np.ndarray, rate: np.ndarray) -> np.ndarray:
+        """Predicted accuracy (B, E): right at the anchor, with a margin above ``rate`` (B, 1) times length.
 
         Source:
             Reconstruction from Liu & Wei 2025; see `dbpkit.analyses.tools.configurations.predicted`.
         """
-        found = np.empty(reach.shape)
-        for e, lengths in enumerate(reach.T):
-            stands = (self.margin > lengths[:, None, None]) * self.right  # (B, n, T)
+        found = np.empty((len(rate), self.lengths.shape[1]))
+        for e, lengths in enumerate(self.lengths.T):
+            stands = (self.margin > (rate * lengths)[:, :, None]) * self.right  # (B, n, T)
             found[:, e] = (weights * stands.mean(axis=2)).sum(axis=1)
         return found
 
 
-def purifiers(measured: Mapping[str, Any]) -> dict[str, Purifier]:
+def purifiers(measured: Mapping[Unit, Any]) -> dict[Setting, Purifier]:
     """The records by purifier, over the images that all of them have; UserError if budgets do not match."""
-    groups: dict[str, dict[str, Any]] = {}
+    groups: dict[Setting, dict[range, Any]] = {}
     for unit, found in measured.items():
-        if not _is_of_classifier(unit):
-            label, _, batch = unit.rpartition(" ")
-            groups.setdefault(label, {})[batch] = found
+        if isinstance(unit.of, Setting):
+            groups.setdefault(unit.of, {})[unit.images] = found
     batches = [b for b in next(iter(groups.values())) if all(b in own for own in groups.values())]
     if not batches:
         raise UserError("the law's purifiers have no image in common. Run 'dbpkit analyse' to its end first.")
     eps = next(iter(groups.values()))[batches[0]]["eps"]
     if any(found["eps"] != eps for own in groups.values() for found in own.values()):
         raise UserError("the records of the law have different budgets. Combine runs with dbpkit law.")
-    batches.sort(key=lambda batch: int(batch.partition("-")[0]))
-    return {label: _purifier([own[b] for b in batches]) for label, own in groups.items()}
+    batches.sort(key=lambda batch: batch.start)
+    return {setting: _purifier([own[b] for b in batches]) for setting, own in groups.items()}
 
 
-def tabulate(measured: Mapping[str, Any], weights: np.ndarray | None = None) -> Table:
+def tabulate(measured: Mapping[Unit, Any], weights: np.ndarray | None = None) -> Table:
     """Averages the records over tapes and images.
 
     Args:
@@ -138,8 +139,8 @@ def tabulate(measured: Mapping[str, Any], weights: np.ndarray | None = None) -> 
         [
             list(found),
             images,
-            next(f["eps"] for u, f in measured.items() if not _is_of_classifier(u)),
-            np.stack([p.lengths for p in found.values()]),
+            next(f["eps"] for u, f in measured.items() if isinstance(u.of, Setting)),
+            np.stack([np.median(p.lengths, axis=0) for p in found.values()]),
             *(column[0] if plain else column for column in columns),
             np.concatenate([p.margin.ravel() for p in found.values()]),
         ]
@@ -155,7 +156,7 @@ def joined(tables: Sequence[Table]) -> Table:
         for name in ("rate", "right", "attacked", "predicted", "attack_rate", "informed")
     }
     return first._replace(
-        labels=[label for t in tables for label in t.labels],
+        settings=[setting for t in tables for setting in t.settings],
         images=min(t.images for t in tables),
         lengths=np.concatenate([t.lengths for t in tables]),
         margins=np.concatenate([t.margins for t in tables]),
@@ -163,9 +164,9 @@ def joined(tables: Sequence[Table]) -> Table:
     )
 
 
-def at_shared_budgets(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def at_shared_budgets(runs: Sequence[Mapping[Unit, Any]]) -> list[dict[Unit, Any]]:
     """The records of several runs at the budgets that all have; UserError if there is none."""
-    budgets = [f["eps"] for measured in runs for unit, f in measured.items() if not _is_of_classifier(unit)]
+    budgets = [f["eps"] for measured in runs for u, f in measured.items() if isinstance(u.of, Setting)]
     shared = [e for e in budgets[0] if all(any(_same(e, other) for other in own) for own in budgets)]
     if not shared:
         raise UserError("the runs have no budget in common. Give the analysis 'law' the same eps in each.")
@@ -178,17 +179,13 @@ def at_shared_budgets(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
         ]
         return {**found, "eps": shared, "lengths": [found["lengths"][i] for i in kept], "tapes": tapes}
 
-    return [{u: f if _is_of_classifier(u) else cut(f) for u, f in measured.items()} for measured in runs]
+    return [{u: cut(f) if isinstance(u.of, Setting) else f for u, f in measured.items()} for measured in runs]
 
 
-def clean_margins(measured: Mapping[str, Any]) -> np.ndarray:
+def clean_margins(measured: Mapping[Unit, Any]) -> np.ndarray:
     """Margins at the images, infinity for none found."""
-    found = [m for u, f in measured.items() if _is_of_classifier(u) for m in f["margin"]]
+    found = [m for u, f in measured.items() if u.of == CLASSIFIER for m in f["margin"]]
     return np.array([np.inf if m is None else m for m in found])
-
-
-def _is_of_classifier(unit: str) -> bool:
-    return unit.rpartition(" ")[0].endswith(CLASSIFIER)
 
 
 def _same(a: float, b: float) -> bool:
@@ -203,7 +200,7 @@ def _purifier(batch: Sequence[Any]) -> Purifier:
         filled = [np.array(_filled(t, missing), dtype=float) for t in tapes]  # (T, images of the batch, ...)
         return np.concatenate(filled, axis=1).swapaxes(0, 1)
 
-    lengths = np.array(batch[0]["lengths"])
+    lengths = np.concatenate([per_image(found, len(found["tapes"][0]["right"])) for found in batch])
     length = column("length")
     length = np.where(length > 0, length, np.nan)  # no perturbation, no rate
     attack_rate = np.where(np.isnan(length), np.nan, column("attack_rate"))
@@ -214,7 +211,7 @@ def _purifier(batch: Sequence[Any]) -> Purifier:
         column("rate"),
         column("survived"),
         attack_rate,
-        length / lengths,
+        length / lengths[:, None],
     )
 
 

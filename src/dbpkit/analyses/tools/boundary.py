@@ -1,7 +1,7 @@
 """Where the class changes: along a direction, and at the nearest boundary of the classifier alone.
 
-The thing people get wrong: "no change was found" is no number. It is kept as infinity, which is larger than
-every length that was looked at, and recorded as null.
+Where no change was found the length is infinity, which is larger than every length that was looked at; it is
+recorded as null.
 """
 
 from collections.abc import Callable
@@ -10,12 +10,9 @@ import torch
 from torch import Tensor
 
 from dbpkit.analyses.analysis import Subject
-from dbpkit.analyses.compression import lengths
+from dbpkit.analyses.tools.directions import TINY, along, lengths
 from dbpkit.attacks import Target
 from dbpkit.foundation.noise import NoisePlan
-
-TINY = 1e-12
-"""Keeps the direction of a zero gradient from being nan."""
 
 
 def first_change(
@@ -47,7 +44,7 @@ def first_change(
     low, high = torch.zeros_like(ends), torch.full_like(ends, torch.inf)
     for j in range(1, points + 1):
         length = ends * (j / points) ** 2
-        changed = classify(x + length[:, None, None, None] * direction) != start
+        changed = classify(x + along(length, direction)) != start
         searching = high.isinf()
         high = torch.where(searching & changed, length, high)
         low = torch.where(searching & ~changed, length, low)
@@ -56,7 +53,7 @@ def first_change(
     found = high.isfinite()
     for _ in range(bisections if bool(found.any()) else 0):
         middle = torch.where(found, (low + high) / 2, low)
-        changed = classify(x + middle[:, None, None, None] * direction) != start
+        changed = classify(x + along(middle, direction)) != start
         high = torch.where(found & changed, middle, high)
         low = torch.where(found & ~changed, middle, low)
     return high

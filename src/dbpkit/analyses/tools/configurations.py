@@ -1,17 +1,19 @@
 """Many purifiers around one denoiser: how they are named, screened by forward passes, and attacked exactly.
 
-The thing people get wrong: an attack that is repeated at every budget. An image that falls within a small
-budget has fallen within every larger one, so only what still stands is attacked again.
+An image that falls within a small budget has fallen within every larger one, so only what still stands is
+attacked again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from dbpkit.analyses.analysis import Subject
-from dbpkit.analyses.compression import budget_length, compression_rate, lengths
 from dbpkit.analyses.tools.boundary import finite, margins
+from dbpkit.analyses.tools.directions import TINY, budget_length, compression_rate, lengths
 from dbpkit.experiment.build import make_purifier
 from dbpkit.experiment.knowledge import known
 from dbpkit.experiment.spec import PurifierSpec
@@ -35,8 +37,38 @@ SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
 """Budgets that are looked at by default, as shares of the spec's."""
 
 
-def settings(configurations: Sequence[Mapping[str, Any]]) -> dict[str, PurifierSpec]:
-    """Purifier settings by name, such as ``ddpm t*=0.1 S=20 variance=small``.
+@dataclass(frozen=True)
+class Setting:
+    """A purifier's setting; equal where the names are.
+
+    Attributes:
+        name: such as ``ddpm t*=0.1 S=20 variance=small``.
+        purifier: what it stands for.
+        group: what settings that differ in noise level and grid have in common: the sampler, of which run.
+    """
+
+    name: str
+    purifier: PurifierSpec = field(compare=False)
+    group: str = field(compare=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def of(self, run: str) -> "Setting":
+        """Returns the same setting as one of several runs'."""
+        return Setting(f"{run}: {self.name}", self.purifier, f"{run}: {self.group}")
+
+
+def by_group(found: Iterable[Setting]) -> dict[str, list[Setting]]:
+    """The settings of each group, in order."""
+    groups: dict[str, list[Setting]] = {}
+    for setting in found:
+        groups.setdefault(setting.group, []).append(setting)
+    return groups
+
+
+def settings(configurations: Sequence[Mapping[str, Any]]) -> list[Setting]:
+    """Purifier settings, each with its name.
 
     Args:
         configurations: tables with the keys of a spec's ``[purifier]``.
@@ -44,7 +76,7 @@ def settings(configurations: Sequence[Mapping[str, Any]]) -> dict[str, PurifierS
     Raises:
         UserError: if a key or a value is wrong, or two configurations are the same.
     """
-    found: dict[str, PurifierSpec] = {}
+    found: list[Setting] = []
     for number, table in enumerate(configurations):
         if not isinstance(table, Mapping):
             raise UserError(f"configurations[{number}] must be a table with sampler, t_star and steps.")
@@ -57,17 +89,18 @@ def settings(configurations: Sequence[Mapping[str, Any]]) -> dict[str, PurifierS
                 *(f"{k}={v}" for k, v in extra.items()),
             ]
         )
-        if name in found:
+        setting = Setting(name, chosen, chosen.sampler if chosen.is_diffusion else chosen.name)
+        if setting in found:
             raise UserError(f"configurations: '{name}' is listed twice. Delete one.")
-        found[name] = chosen
+        found.append(setting)
     return found
 
 
-def with_purifier(subject: Subject, chosen: PurifierSpec) -> Subject:
+def with_purifier(subject: Subject, setting: Setting) -> Subject:
     """Returns the subject with another purifier around the same denoiser and classifier."""
     model = subject.parts.model
     memory_bytes = getattr(model.purifier, "memory_bytes", DEFAULT_MEMORY)
-    purifier = make_purifier(chosen, subject.parts.denoiser, memory_bytes)
+    purifier = make_purifier(setting.purifier, subject.parts.denoiser, memory_bytes)
     changed = PurifiedClassifier(purifier, model.classifier, seed=model.seed)
     return subject._replace(parts=subject.parts._replace(model=changed))
 
@@ -83,6 +116,21 @@ def budgets(subject: Subject, texts: Sequence[str | float]) -> list[float]:
     return sorted(pixels(text) for text in texts) or [share * subject.parts.threat.eps for share in SHARES]
 
 
+def budget_lengths(subject: Subject, eps: Sequence[float], x: Tensor) -> list[Any]:
+    """Typical lengths of perturbations of each budget, ready for JSON.
+
+    Returns:
+        For each budget a number if all images have the same, else B numbers.
+    """
+    found = [budget_length(with_eps(subject, e), x).tolist() for e in eps]
+    return [own[0] if len(set(own)) == 1 else own for own in found]
+
+
+def per_image(found: Mapping[str, Any], images: int) -> np.ndarray:
+    """What `budget_lengths` gave, read from a record of ``images`` examples, (images, E)."""
+    return np.stack([np.broadcast_to(np.asarray(own), images) for own in found["lengths"]], axis=1)
+
+
 def pixels(text: str | float) -> float:
     """Value of a budget such as ``"0.5/255"`` or ``"0.03"``; UserError unless it is a positive number."""
     try:
@@ -90,7 +138,7 @@ def pixels(text: str | float) -> float:
     except ValueError:
         value = 0.0
     if not value > 0:
-        raise UserError(f'eps \'{text}\' is no positive number of pixel units. Write "8/255" or "0.03".')
+        raise UserError(f'eps \'{text}\' is not a positive number of pixel units. Write "8/255" or "0.03".')
     return value
 
 
@@ -167,7 +215,7 @@ def survival(
             x_pure = subject.purify(x[index] + delta, plan.rows(index))
             standing[index] = subject.classify(x_pure).argmax(1) == y[index]
             size = lengths(delta)
-            rates = lengths(x_pure - anchor[index]) / size.clamp_min(1e-12)
+            rates = lengths(x_pure - anchor[index]) / size.clamp_min(TINY)
             for b, one, other in zip(index.tolist(), size.tolist(), rates.tolist(), strict=True):
                 length[b][e], rate[b][e] = one, other
         for b, stands in enumerate(standing.tolist()):
@@ -176,7 +224,7 @@ def survival(
 
 
 def predicted(
-    right: Sequence[bool], margin: Sequence[float | None], rate: float, length: float
+    right: Sequence[bool], margin: Sequence[float | None], rate: float, length: Sequence[float]
 ) -> list[bool]:
     """The formula, per image: right at the anchor, and margin > rate * length of the perturbation.
 
@@ -184,9 +232,10 @@ def predicted(
         right: per image, whether the anchor is classified correctly.
         margin: Euclidean margin of the classifier at the anchor; None for none found.
         rate: compression rate of the purifier.
-        length: Euclidean length of the perturbation, pixel units.
+        length: per image, Euclidean length of the perturbation, pixel units.
 
     Source:
         Reconstruction from Liu & Wei 2025: RA = P(M(f(x)) = y and gamma(f(x)) > CR ||delta||).
     """
-    return [bool(r and (m is None or m > rate * length)) for r, m in zip(right, margin, strict=True)]
+    one_by_one = zip(right, margin, length, strict=True)
+    return [bool(r and (m is None or m > rate * size)) for r, m, size in one_by_one]

@@ -1,8 +1,7 @@
 """What several analyses put between an attack and the model: fixed tapes, the attack's path, the judge.
 
 A tape is one draw of all the noise of one purification; tape r is draw r of the report stream. The thing
-people get wrong: an attack that averages over a few known tapes is no EoT attack, which draws afresh at
-every step.
+people get wrong: an attack that averages over a few known tapes is not EoT, which draws afresh at every step.
 """
 
 from typing import Any

@@ -16,32 +16,25 @@ import torch
 from scipy.special import betainc
 from torch import Tensor
 
-from dbpkit.analyses.analysis import Subject, analyses, batches, check_options, positions, rows
-from dbpkit.analyses.compression import budget_length, lengths, unit_direction
-from dbpkit.analyses.tools.boundary import TINY, finite, first_change
+from dbpkit.analyses.analysis import OfImages, Subject, Unit, analyses, rows
+from dbpkit.analyses.thresholds.slope import slope_chart, slope_numbers
+from dbpkit.analyses.tools.boundary import finite, first_change
+from dbpkit.analyses.tools.directions import TINY, along, budget_length, lengths, unit_direction
 from dbpkit.attacks import Target
 from dbpkit.experiment.knowledge import known
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.options import Count, Length
-from dbpkit.results.analysis import AnalysisResult, Chart, Claim, Number, Series
-from dbpkit.statistics.intervals import Interval, mean, median, rank_correlation, root, share
+from dbpkit.results.analysis import Chart, Claim, Conclusion, Number, Series
+from dbpkit.statistics.intervals import mean, median, rank_correlation, share
 from dbpkit.threats.pixels import make_threat
 
 KINDS = ("classifier at image", "classifier at anchor", "system at image", "system at anchor")
 """The four thresholds."""
 
-PUBLISHED_SLOPE = (5.9106, 1.0737)
-"""Mean and standard deviation over 100 slices; Liu & Wei, ICLR 2025 submission, CIFAR-10 WRN-28-10."""
-
-STEEPEST = 100.0
-"""Largest slope that is fitted; a perfect step has none."""
-
-BINS = np.linspace(-2, 2, 17)
-
 
 @analyses.register("thresholds")
 @dataclass(frozen=True)
-class Thresholds:
+class Thresholds(OfImages):
     """Critical thresholds of classifier and system, at images and anchors, and the spherical cap behind them.
 
     Attributes:
@@ -63,16 +56,9 @@ class Thresholds:
     samples: Count = 32
     title = "Critical thresholds"
 
-    def __post_init__(self) -> None:
-        check_options(self)
-
-    def units(self, subject: Subject) -> list[str]:
-        """Batches of examples."""
-        return batches(subject, self.images)
-
-    def measure(self, subject: Subject, unit: str) -> list[dict[str, Any]]:
+    def measure(self, subject: Subject, unit: Unit) -> list[dict[str, Any]]:
         """Thresholds, adversarial compression and slices of every example of the unit."""
-        x, _, noise = subject.examples(positions(unit))
+        x, _, noise = subject.examples(unit.images)
         anchor = subject.purify(x, noise)
         systems = (partial(_classes, subject), lambda z: subject.logits(z, noise).argmax(1))
         records: list[dict[str, Any]] = [{"id": int(i), "pixels": x[0].numel()} for i in noise.example_ids]
@@ -89,19 +75,27 @@ class Thresholds:
             if kind == KINDS[2]:
                 moved = lengths(subject.purify(x + delta, noise) - anchor)
                 _note(records, "attack_rate", (moved / size.clamp_min(TINY)).tolist())
-        _note(records, "radius", [budget_length(subject, x)] * len(x))
+        _note(records, "radius", budget_length(subject, x).tolist())
         return records
 
     def _attack(self, subject: Subject, which: int, x: Tensor, y: Tensor, noise: NoisePlan) -> Tensor:
         """Perturbation that leads away from the class ``y`` of the classifier (0) or the system (1)."""
-        length = budget_length(subject, x)
-        eps = length if self.norm == "l2" else length / (x[0].numel() / 3) ** 0.5
-        changed = subject._replace(parts=subject.parts._replace(threat=make_threat(self.norm, eps)))
         target = Target(subject.parts.model if which else subject.alone, subject.micro_batch)
-        outcome = changed.attack(
-            x, y, noise, known["dw_both"], target=target, iterations=self.iterations, eot=1
-        )
-        return outcome.x_adv - x
+        found, length = torch.zeros_like(x), budget_length(subject, x)
+        for one in length.unique().tolist():  # a budget on pixels has one length for all images
+            index = (length == one).nonzero().flatten()
+            eps = one if self.norm == "l2" else one / (x[0].numel() / 3) ** 0.5
+            changed = subject._replace(parts=subject.parts._replace(threat=make_threat(self.norm, eps)))
+            found[index] = changed.attack(
+                x[index],
+                y[index],
+                noise.rows(index),
+                known["dw_both"],
+                target=target,
+                iterations=self.iterations,
+                eot=1,
+            ).x_adv
+        return found - x
 
     def _changes(
         self, classify: Callable[[Tensor], Tensor], x: Tensor, eta: Tensor, subject: Subject
@@ -109,7 +103,7 @@ class Thresholds:
         """How often "the class is that of the image" flips on the way to the length of the budget."""
         radius = budget_length(subject, x)
         start = classify(x)
-        same = [classify(x + radius * j / self.points * eta) == start for j in range(self.points + 1)]
+        same = [classify(x + along(radius * j / self.points, eta)) == start for j in range(self.points + 1)]
         return (torch.stack(same[1:]) != torch.stack(same[:-1])).sum(0).tolist()
 
     def _slices(
@@ -143,18 +137,17 @@ class Thresholds:
     ) -> list[float]:
         """Share of random perturbations of the budget's length that change the class."""
         start, radius = classify(x), budget_length(subject, x)
-        hits = [
-            classify(x + radius * unit_direction("gaussian", noise.on("control").in_lane(which), x)) != start
-            for which in range(8)
-        ]
+        plans = [noise.on("control").in_lane(which) for which in range(8)]
+        hits = [classify(x + along(radius, unit_direction("gaussian", p, x))) != start for p in plans]
         return torch.stack(hits).double().mean(0).tolist()
 
-    def conclude(self, measured: Mapping[str, Any]) -> AnalysisResult:
+    def conclude(self, measured: Mapping[Unit, Any]) -> Conclusion:
         """Medians, correlations, what the purifier adds, the slope, and the size of the cap."""
-        records = list(rows(measured))
+        records = rows(measured)
         table = np.array([[self.longest if r[k] is None else r[k] for k in KINDS] for r in records])
         censored = [sum(r[k] is None for r in records) for k in KINDS]
         rate = np.array([r["attack_rate"] for r in records])
+        radius = float(np.median([r["radius"] for r in records]))
         gain = _ratio("system / classifier, threshold at the image", table[:, 2], table[:, 0])
         hits = Number.of(
             "random perturbations of the budget's length that change the class",
@@ -171,10 +164,10 @@ class Thresholds:
                 "images whose class changes at most once within the budget's length",
                 share([r["changes"] <= 1 for r in records]),
             ),
-            *_slope_numbers(records),
+            *slope_numbers(records),
             Number(
                 "adversarial share of the budget's ball, by the cap formula",
-                cap_fraction(float(np.median(table[:, 0])) / records[0]["radius"], records[0]["pixels"]),
+                cap_fraction(float(np.median(table[:, 0])) / radius, records[0]["pixels"]),
                 examples=len(records),
                 method="cap beyond the median threshold of the classifier at the image",
             ),
@@ -192,8 +185,8 @@ class Thresholds:
             f" threshold at the purified images is {medians[1]}; random noise of the budget's length changes"
             f" {hits.value:.1%} of the classes.",
         ]
-        charts = [_distribution(table), _scatter(table), _psychometric(records)]
-        return AnalysisResult("", "", sentences, numbers, charts)
+        charts = [_distribution(table), _scatter(table), slope_chart(records)]
+        return Conclusion(sentences, numbers, charts)
 
 
 def cap_fraction(height: float, dimensions: int) -> float:
@@ -213,37 +206,6 @@ def cap_fraction(height: float, dimensions: int) -> float:
         ICLR 2025 submission, section 5.
     """
     return 0.5 * float(betainc((dimensions + 1) / 2, 0.5, 1 - height**2)) if height < 1 else 0.0
-
-
-def fit_slope(position: np.ndarray, changed: np.ndarray, steepest: float = STEEPEST) -> float:
-    """Slope k of P(changed) = 1 / (1 + exp(-k (s / threshold - 1))), by maximum likelihood.
-
-    Args:
-        position: s / threshold of each point, (n,).
-        changed: whether its class is another, (n,) of 0 and 1.
-        steepest: largest slope; a perfect step has none.
-
-    Returns:
-        k in [0, ``steepest``].
-
-    Source:
-        Liu & Wei, ICLR 2025 submission, section 5; how they scale s is not published.
-    """
-    offset = position - 1
-    low, high = 0.0, steepest
-    for _ in range(24):  # the likelihood is concave in k: its derivative falls through 0 once
-        k = (low + high) / 2
-        rising = ((changed - 1 / (1 + np.exp(-k * offset))) * offset).sum() > 0
-        low, high = (k, high) if rising else (low, k)
-    return (low + high) / 2
-
-
-def slope_interval(position: np.ndarray, changed: np.ndarray) -> Interval:
-    """`fit_slope` of the slices of several images, (n, m) each, with the interval over images."""
-    grid = np.concatenate([[0.0], np.geomspace(0.05, STEEPEST, 200)])
-    offset = (position - 1)[:, None]
-    scores = ((changed[:, None] - 1 / (1 + np.exp(-grid[:, None] * offset))) * offset).mean(axis=2)
-    return root(fit_slope(position.ravel(), changed.ravel()), grid, scores)
 
 
 def _classes(subject: Subject, x: Tensor) -> Tensor:
@@ -304,28 +266,6 @@ def _ratio(name: str, a: np.ndarray, b: np.ndarray, scale: tuple[float, float] |
     return Number.of(name, median(a / b.clip(TINY)), claim=claim, how="of each image's ratio")
 
 
-def _slope_numbers(records: Sequence[Mapping[str, Any]]) -> list[Number]:
-    """The slope over all slices, and how many images show a perfect step."""
-    points = np.array([r["slices"] for r in records if r["slices"]])  # (n, slices * samples, 2)
-    if not len(points):
-        return []
-    middle, deviation = PUBLISHED_SLOPE
-    steps = [
-        max(s[s[:, 1] == 0, 0], default=-np.inf) <= min(s[s[:, 1] == 1, 0], default=np.inf) for s in points
-    ]
-    return [
-        Number.of(
-            "psychometric slope k of the classifier, in distance / threshold",
-            slope_interval(points[..., 0], points[..., 1]),
-            claim=Claim(f"{middle:g} +- {deviation:g}", middle - deviation, middle + deviation),
-            published=middle,
-            source="Liu & Wei, ICLR 2025 submission: mean of 100 slices",
-            how=f"logistic fit over all slices, at most {STEEPEST:g}",
-        ),
-        Number.of("images whose slices show a perfect step", share(steps)),
-    ]
-
-
 def _distribution(table: np.ndarray) -> Chart:
     """Distribution functions of the four thresholds."""
     shares = ((np.arange(len(table)) + 1) / len(table)).tolist()
@@ -350,26 +290,4 @@ def _scatter(table: np.ndarray) -> Chart:
         "Thresholds of each image against that of the classifier alone at the image.",
         x_log=True,
         y_log=True,
-    )
-
-
-def _psychometric(records: Sequence[Mapping[str, Any]]) -> Chart:
-    """Share of changed classes by projected distance, with the fit."""
-    points = np.array([p for r in records for p in r["slices"] or []]).reshape(-1, 2)
-    place = np.digitize(points[:, 0], BINS) - 1
-    filled = [b for b in range(len(BINS) - 1) if (place == b).any()]
-    middle = (BINS[:-1] + BINS[1:])[filled] / 2
-    series = [Series("measured", middle.tolist(), [float(points[place == b, 1].mean()) for b in filled])]
-    if len(points):
-        k, at = fit_slope(*points.T), np.linspace(-2, 2, 41)
-        series.append(
-            Series(f"logistic, k = {k:.1f}", at.tolist(), (1 / (1 + np.exp(-k * (at - 1)))).tolist())
-        )
-    return Chart(
-        "line",
-        "How sharply the class changes",
-        "distance along the adversarial direction / threshold",
-        "share of points with another class",
-        series,
-        "Share of points in planes through the adversarial direction whose class changed, by distance.",
     )
