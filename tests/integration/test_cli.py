@@ -76,8 +76,8 @@ def test_evaluate_set_overrides_a_leaf(run, tiny_toml: Path, tmp_path: Path) -> 
         (["list", "ddmp", "--options"], "unknown kind or part 'ddmp'. Did you mean 'ddpm'?"),
         (["show", "runs/cc"], "spec or run 'runs/cc' does not exist. Give the path of a TOML file or a run"),
         (["list", "sampler"], "unknown kind or part 'sampler'. Did you mean 'samplers'?"),
-        (["report", "no-run"], "no run directory"),
-        (["compare", "no-run", "no-run"], "no run directory"),
+        (["report", "no-run"], "is not a run directory"),
+        (["compare", "no-run", "no-run"], "is not a run directory"),
         (["list", "--plugin", "no_such_plugin"], "plugin module 'no_such_plugin' cannot be imported"),
     ],
 )

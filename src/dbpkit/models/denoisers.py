@@ -138,7 +138,12 @@ class VPDenoiser(nn.Module):
 
 @denoiser_adapters.register("edm")
 def edm(network: nn.Module, sigma_data: float = 0.5) -> EDMDenoiser:
-    """EDM preconditioning around a raw network."""
+    """EDM preconditioning around a raw network.
+
+    Args:
+        network: takes the scaled image and a function of the noise level.
+        sigma_data: standard deviation of the data in [-1, 1].
+    """
     return EDMDenoiser(network, sigma_data)
 
 
@@ -149,7 +154,14 @@ def vp(
     time: Literal["discrete", "continuous"] = "discrete",
     time_scale: float = 999.0,
 ) -> VPDenoiser:
-    """A variance-preserving network that predicts noise, v, x0 or score."""
+    """A variance-preserving network that predicts noise, v, x0 or score.
+
+    Args:
+        network: takes the image of a variance-preserving chain and its time.
+        prediction: what the network predicts.
+        time: whether it takes indices 0 to 999 or continuous times.
+        time_scale: what a continuous time in [0, 1] is multiplied by.
+    """
     return VPDenoiser(network, prediction, time, time_scale)
 
 
