@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dbpkit import NoisePlan, PurifiedClassifier, UserError, evaluate
+from dbpkit.analyses.run import analyse
 from dbpkit.evaluation.cost import network_calls
 from dbpkit.experiment.build import build
 from dbpkit.experiment.spec import EvaluationSpec, PurifierSpec
@@ -199,3 +200,26 @@ def test_exact_gradient_of_a_filter_that_leaves_none_is_refused_and_bpda_works(t
     assert bpda.row("bpda").failed == 0
     square = spec(purifier=rounded, knowledge=["white_box"], attacks=["square"])
     assert evaluate(square, tmp_path / "square").row("white_box").failed == 0
+
+
+@pytest.mark.parametrize(
+    ("analysis", "message"),
+    [
+        ("distances", "needs a diffusion purifier"),
+        ("recommend", "needs a denoiser, and none is named"),
+        ("eot", "follows the exact gradient, and none comes through"),
+        ("randomness", "varies the purifier's noise, and"),
+    ],
+)
+def test_analysis_that_a_filter_does_not_admit_is_refused_before_any_work(
+    analysis: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        analyse(spec(purifier={"name": f"{__name__}:Rounded"}), tmp_path / "run", {analysis: {"images": 2}})
+    assert not (tmp_path / "run" / "spec.json").exists()
+
+
+def test_analysis_of_a_filter_by_forward_passes(tmp_path: Path) -> None:
+    rounded = spec(purifier={"name": f"{__name__}:Rounded"})
+    (found,) = analyse(rounded, tmp_path / "run", {"compression": {"images": 2, "attack_iterations": 0}})
+    assert found.numbers

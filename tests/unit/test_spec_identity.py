@@ -9,8 +9,16 @@ from typing import Any, ClassVar
 import pytest
 
 from dbpkit import RunDirectory, UserError
-from dbpkit.experiment.spec import EvaluationSpec, PurifierSpec
-from dbpkit.foundation.spec import spec_hash
+from dbpkit.experiment.spec import (
+    DrawsSpec,
+    EvaluationSpec,
+    ExamplesSpec,
+    KnowledgeSpec,
+    PurifierSpec,
+    ThreatSpec,
+)
+from dbpkit.foundation.spec import PartSpec, Strict, spec_hash
+from dbpkit.training.spec import OptimiserSpec, TrainingSpec
 
 FILE = Path(__file__).parents[1] / "golden" / "spec-0.1.0.json"
 WRITTEN: dict[str, Any] = json.loads(FILE.read_text())
@@ -96,3 +104,23 @@ def test_fields_that_came_later_stand_for_what_runs_without_them_were() -> None:
     }
     known = {"protocol": "one_shot", "analyses": {}, "purifier.name": "diffusion", "threat.options": {}}
     assert {k: v for k, v in absent.items() if k in known} == known
+
+
+OF_AN_EVALUATION = (
+    EvaluationSpec,
+    PurifierSpec,
+    ThreatSpec,
+    ExamplesSpec,
+    DrawsSpec,
+    KnowledgeSpec,
+    PartSpec,
+)
+
+
+@pytest.mark.parametrize("model", [*OF_AN_EVALUATION, TrainingSpec, OptimiserSpec])
+def test_every_spec_says_which_keys_its_table_always_has(model: type[Strict]) -> None:
+    """Otherwise the next field that it gets changes every hash."""
+    assert model.always is not None
+    assert model.always <= model.model_fields.keys()
+    needed = {name for name, field in model.model_fields.items() if field.is_required()}
+    assert needed <= model.always

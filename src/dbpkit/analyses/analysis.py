@@ -162,12 +162,16 @@ class OfImages(Analysis, Protocol):
     images: int
     batch_size: ClassVar[int] = 8
     grows: ClassVar[frozenset[str]] = frozenset({"images"})
+    follows_gradient: ClassVar[bool] = False
+    """Whether it needs the exact gradient of the purified classifier."""
 
     def __post_init__(self) -> None:
         check_options(self)
 
     def units(self, subject: Subject) -> list[Unit]:
         """Batches of examples."""
+        if self.follows_gradient:
+            needs_gradient(type(self).__name__.lower(), subject)
         return batches(subject, self.images, self.batch_size)
 
 
@@ -229,6 +233,27 @@ def needs_diffusion(analysis: str, subject: Subject) -> Purifier:
             ' levels of noise. Name other analyses, or purifier.name = "diffusion".'
         )
     return purifier
+
+
+def needs_gradient(analysis: str, subject: Subject) -> None:
+    """Raises UserError if no gradient comes through the purifier, as through the rounding of JPEG."""
+    if isinstance(getattr(subject.parts.model, "purifier", None), Purifier):
+        return
+    x, _, noise = subject.examples(slice(0, 1))
+    if not subject.parts.model(x.requires_grad_(), noise=noise).requires_grad:
+        raise UserError(
+            f"analysis '{analysis}' follows the exact gradient, and none comes through purifier"
+            f" '{subject.spec.purifier.name}': a path is detached. Let it through, or name other analyses."
+        )
+
+
+def needs_noise(analysis: str, subject: Subject) -> None:
+    """Raises UserError if the purified classifier draws no noise."""
+    if not subject.parts.model.sites:
+        raise UserError(
+            f"analysis '{analysis}' varies the purifier's noise, and '{subject.spec.purifier.name}' draws"
+            " none. Name other analyses."
+        )
 
 
 def needs_budget(analysis: str, subject: Subject) -> None:

@@ -15,7 +15,7 @@ import torch
 from annotated_types import MinLen
 from torch import Tensor
 
-from dbpkit.analyses.analysis import OfImages, Subject, Unit, analyses, needs_budget, rows
+from dbpkit.analyses.analysis import OfImages, Subject, Unit, analyses, needs_budget, needs_gradient, rows
 from dbpkit.analyses.tools.directions import (
     RANDOM,
     along,
@@ -56,6 +56,8 @@ class Compression(OfImages):
     def units(self, subject: Subject) -> list[Unit]:
         """Batches of examples."""
         needs_budget("compression", subject)
+        if self.attack_iterations:
+            needs_gradient("compression", subject)
         return super().units(subject)
 
     def measure(self, subject: Subject, unit: Unit) -> list[dict[str, Any]]:

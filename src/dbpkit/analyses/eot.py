@@ -71,6 +71,7 @@ class EoT(OfImages):
     semi: Count = 16
     stride: Count = 2
     title = "Averaging over the noise (EoT) against knowing it"
+    follows_gradient = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -43,6 +43,7 @@ class Fuzziness(OfImages):
     iterations: Count = 10
     eot: Count = 5
     title = "Fuzzy robustness: how often an attack succeeds"
+    follows_gradient = True
 
     def measure(self, subject: Subject, unit: Unit) -> list[dict[str, Any]]:
         """For every example of the unit, on how many report draws its attacked image is misclassified."""

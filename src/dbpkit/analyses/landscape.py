@@ -61,6 +61,7 @@ class Landscape(OfImages):
     iterations: Count = 10
     eot: Count = 5
     title = "Loss landscape under known noise"
+    follows_gradient = True
 
     def measure(self, subject: Subject, unit: Unit) -> list[dict[str, Any]]:
         """For every example of the unit: loss and accuracy on the grid, the paths' coordinates and ends."""

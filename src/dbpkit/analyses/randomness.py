@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from dbpkit.analyses.analysis import OfImages, Subject, Unit, analyses, needs_budget, rows
+from dbpkit.analyses.analysis import OfImages, Subject, Unit, analyses, needs_budget, needs_noise, rows
 from dbpkit.experiment.knowledge import known
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.options import Count, Several
@@ -55,6 +55,7 @@ class Randomness(OfImages):
 
     def units(self, subject: Subject) -> list[Unit]:
         """Batches of examples."""
+        needs_noise("randomness", subject)
         needs_budget("randomness", subject)
         return super().units(subject)
 

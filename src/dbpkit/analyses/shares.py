@@ -45,6 +45,7 @@ class Shares(OfImages):
     iterations: Count = 10
     eot: Count = 5
     title = "What robustness is made of"
+    follows_gradient = True
 
     def measure(self, subject: Subject, unit: Unit) -> list[dict[str, Any]]:
         """Accuracy of every example of the unit without attack and against the three attackers."""

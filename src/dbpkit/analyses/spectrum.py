@@ -54,6 +54,7 @@ class Spectrum(OfImages):
     probes: Count = 4
     exact_up_to: CountOrNone = 256
     title = "Directions that survive purification"
+    follows_gradient = True
     batch_size = 4
 
     def units(self, subject: Subject) -> list[Unit]:

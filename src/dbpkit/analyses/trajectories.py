@@ -54,6 +54,7 @@ class Trajectories(OfImages):
     embedding: Literal["pca", "tsne"] = "pca"
     perplexity: Length = 30.0
     title = "Attack trajectories"
+    follows_gradient = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

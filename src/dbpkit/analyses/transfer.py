@@ -41,6 +41,7 @@ class Transfer(OfImages):
     unseen: Count = 8
     iterations: Count = 10
     title = "Transfer between draws of the noise"
+    follows_gradient = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

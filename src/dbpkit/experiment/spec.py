@@ -113,6 +113,8 @@ class ExamplesSpec(Strict):
         order: ``balanced`` takes the classes in turn, ``shuffled`` is random, ``file`` is that of the data.
     """
 
+    always: ClassVar[frozenset[str] | None] = frozenset({"count", "first", "order"})
+
     count: int | None = Field(default=None, gt=0)
     first: int = Field(default=0, ge=0)
     order: Order = "balanced"
@@ -121,12 +123,18 @@ class ExamplesSpec(Strict):
 class DrawsSpec(Strict):
     """Independent purifications per image: for the published score, and for choosing among attacks."""
 
+    always: ClassVar[frozenset[str] | None] = frozenset({"report", "select"})
+
     report: int = Field(default=10, gt=0)
     select: int = Field(default=10, gt=0)
 
 
 class KnowledgeSpec(Strict):
     """What the attacker knows, in full; see `Knowledge`. A name alone takes the registered setting."""
+
+    always: ClassVar[frozenset[str] | None] = frozenset(
+        {"name", "gradient", "gradient_options", "shared_sites", "tapes"}
+    )
 
     name: str = Field(pattern=r"^\w[\w.-]*$", max_length=64)
     gradient: str = "exact"

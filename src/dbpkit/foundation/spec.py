@@ -100,6 +100,8 @@ class PartSpec(Strict):
     In TOML either ``part = "name"`` or a table with ``name`` and ``options``.
     """
 
+    always: ClassVar[frozenset[str] | None] = frozenset({"name", "options"})
+
     name: str
     options: dict[str, Any] = Field(default_factory=dict)
 

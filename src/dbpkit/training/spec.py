@@ -1,6 +1,6 @@
 """A training run, described by one TOML file."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -26,6 +26,11 @@ class OptimiserSpec(Strict):
         grad_clip: largest gradient norm, or 0 for none.
         precision: ``"float32"``, or ``"bfloat16"`` for autocast of the network's forward pass.
     """
+
+    always: ClassVar[frozenset[str] | None] = frozenset(
+        {"updates", "batch_size", "method", "lr", "schedule", "betas", "warmup", "weight_decay", "ema_decay"}
+        | {"grad_clip", "precision"}
+    )
 
     updates: int = Field(gt=0)
     batch_size: int = Field(gt=0)
@@ -58,6 +63,11 @@ class TrainingSpec(Strict):
         checkpoint_updates: updates between checkpoints.
         store: number format of the final weights file.
     """
+
+    always: ClassVar[frozenset[str] | None] = frozenset(
+        {"objective", "objective_options", "data", "test_data", "network", "init", "dropout", "denoiser"}
+        | {"denoiser_options", "optimiser", "seed", "checkpoint_updates", "store"}
+    )
 
     objective: str
     objective_options: dict[str, Any] = Field(default_factory=dict)

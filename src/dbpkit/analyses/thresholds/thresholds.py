@@ -55,6 +55,7 @@ class Thresholds(OfImages):
     slices: Count = 4
     samples: Count = 32
     title = "Critical thresholds"
+    follows_gradient = True
 
     def measure(self, subject: Subject, unit: Unit) -> list[dict[str, Any]]:
         """Thresholds, adversarial compression and slices of every example of the unit."""
