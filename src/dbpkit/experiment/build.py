@@ -71,7 +71,8 @@ def build(
         purifier.to(where)
     model = PurifiedClassifier(purifier, classifier, seed=spec.seed)
     threat = make_threat(spec.threat.norm, spec.threat.budget, spec.threat.options)
-    network = {"purifier_sha256": purifier} if denoiser is None else {"denoiser_sha256": denoiser}
+    own = getattr(purifier, "module", purifier)  # that of the user, not what puts it under the contract
+    network = {"purifier_sha256": own} if denoiser is None else {"denoiser_sha256": denoiser}
     weights = {"classifier_sha256": classifier, **network}
     hashes = {**{k: state_sha256(v) for k, v in weights.items()}, "data_sha256": data.sha256}
     if isinstance(threat, Perceptual):
