@@ -206,7 +206,7 @@ def test_exact_gradient_of_a_filter_that_leaves_none_is_refused_and_bpda_works(t
     ("analysis", "message"),
     [
         ("distances", "needs a diffusion purifier"),
-        ("recommend", "needs a denoiser, and none is named"),
+        ("recommend", "needs a diffusion purifier"),
         ("eot", "follows the exact gradient, and none comes through"),
         ("randomness", "varies the purifier's noise, and"),
     ],

@@ -4,16 +4,16 @@ import torch
 from torch import Tensor
 
 from dbpkit.experiment.build import Parts
-from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.errors import OutputError, UserError
 from dbpkit.foundation.inputs import check_outputs
 from dbpkit.foundation.noise import NoisePlan
 
 
 @torch.no_grad()
 def check_fit(parts: Parts, x: Tensor, y: Tensor) -> None:
-    """Raises UserError unless classifier, denoiser and data agree in channels, size and classes."""
+    """Raises UserError unless classifier, purifier and data agree in channels, size and classes."""
     shape = tuple(x.shape[1:])
-    if parts.denoiser is None:
+    if parts.undefended is None:
         noise = NoisePlan.of(0, range(len(x)), "select")
         check_logits(parts.model(x, noise=noise), x, y)
         check_outputs(parts.model(x[:1], noise=noise.rows([0])), 1)
@@ -32,18 +32,28 @@ def check_fit(parts: Parts, x: Tensor, y: Tensor) -> None:
             f"the classifier has {logits.shape[1]} classes, but the data has"
             f" {len(parts.data.class_names)}. Use a classifier trained on this data."
         )
+    check_images_out(parts, x)
+
+
+def check_images_out(parts: Parts, x: Tensor) -> None:
+    """Raises UserError unless the denoiser, or a purifier without one, returns images as it is given."""
+    what = "purifier" if parts.denoiser is None else "denoiser"
     try:
-        sigma = torch.ones((), device=x.device)
-        x0 = parts.denoiser(2 * x - 1, sigma)
+        if parts.denoiser is None:
+            found = parts.model.purifier(x, noise=NoisePlan.of(0, range(len(x)), "select"))
+        else:
+            found = parts.denoiser(2 * x - 1, torch.ones((), device=x.device))
+    except OutputError:
+        raise
     except (RuntimeError, ValueError, TypeError) as error:
         raise UserError(
-            f"the denoiser does not accept images of shape {shape}: {first_line(error)}. Use data"
+            f"the {what} does not accept images of shape {tuple(x.shape[1:])}: {first_line(error)}. Use data"
             " of its size and channels."
         ) from error
-    if not isinstance(x0, Tensor) or x0.shape != x.shape:
-        raise UserError(f"the denoiser must return clean images {tuple(x.shape)}, got {_shape(x0)}.")
-    if not _has_finite_row(x0):
-        raise UserError("the denoiser returns nothing but values that are not finite. Repair it first.")
+    if not isinstance(found, Tensor) or found.shape != x.shape:
+        raise UserError(f"the {what} must return clean images {tuple(x.shape)}, got {_shape(found)}.")
+    if not _has_finite_row(found):
+        raise UserError(f"the {what} returns nothing but values that are not finite. Repair it first.")
 
 
 def check_logits(output: object, x: Tensor, y: Tensor) -> None:
