@@ -239,7 +239,7 @@ def needs_gradient(analysis: str, subject: Subject) -> None:
     """Raises UserError if no gradient comes through the purifier, as through the rounding of JPEG."""
     if isinstance(getattr(subject.parts.model, "purifier", None), Purifier):
         return
-    x, _, noise = subject.examples(slice(0, 1))
+    x, _, noise = subject.examples(range(1))
     if not subject.parts.model(x.requires_grad_(), noise=noise).requires_grad:
         raise UserError(
             f"analysis '{analysis}' follows the exact gradient, and none comes through purifier"
