@@ -19,7 +19,7 @@ from dbpkit.foundation.registry import Registry
 from dbpkit.threats.pixels import ThreatModel, check_threat
 
 RESERVED = ("target", "x", "y", "threat", "noise")
-"""Parameters of an attack that are no options."""
+"""Parameters of an attack that are not options."""
 
 
 class AttackOutcome(NamedTuple):

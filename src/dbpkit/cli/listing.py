@@ -43,7 +43,7 @@ class Kind(NamedTuple):
 
     Attributes:
         parts: the registry.
-        given: parameters that are no options, because dbpkit gives them.
+        given: parameters that are not options, because dbpkit gives them.
         options: finds the options of a part; None where it has none.
     """
 
