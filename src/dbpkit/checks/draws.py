@@ -72,7 +72,7 @@ def gradient_noise(probe: Probe, draws: int = EOT_DRAWS) -> list[Flag]:
 def worst_of_n_control(probe: Probe) -> list[Flag]:
     """Flags a worst of N that an attack does not lower, where it lowers no mean over draws either.
 
-    Where no draw changes whether a clean image is right, the worst of N is no matter of noise.
+    Where no draw changes whether a clean image is right, the worst of N does not come from noise.
 
     Source:
         DiffBreak issue 1: with fresh noise at every query, unattacked images fail as well.

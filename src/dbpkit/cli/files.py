@@ -61,7 +61,7 @@ def purify(
 
 
 def _purifier(name: str, chain: dict[str, Any]) -> dict[str, Any]:
-    """The table of a purifier; of one that is no diffusion chain with the keys of one that were given."""
+    """The table of a purifier; of one that is not a diffusion chain with the keys of one that were given."""
     usual = {"sampler": "ddpm", "t_star": 0.1, "steps": 1000}
     return {"name": name} | {k: v for k, v in chain.items() if name == "diffusion" or v != usual[k]}
 
