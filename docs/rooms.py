@@ -14,13 +14,13 @@ PAGE, FIGURE = DOCS / "design.md", DOCS / "images" / "rooms.svg"
 
 PLACES = {
     "cli": 2.4,
-    "analyses": 1.2,
+    "analyses": 1.0,
     "fidelity": 2.65,
     "training": 3.75,
     "reporting": 4.8,
-    "evaluation": 1.2,
-    "checks": 1.2,
-    "experiment": 1.2,
+    "evaluation": 1.0,
+    "checks": 1.0,
+    "experiment": 1.85,
     "attacks": 0.6,
     "purification": 1.65,
     "data": 2.65,
