@@ -18,6 +18,7 @@ network = { name = "small_ddpm", options = { width = 1 } }
 [optimiser]
 updates = 2
 batch_size = 4
+lr = 1e-3
 """
 
 
