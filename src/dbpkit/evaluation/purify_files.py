@@ -87,14 +87,8 @@ def purify_files(
     """
     folder = ImageFolder(Path(out))
     targets = folder.targets(paths, overwrite)
-    where, network = checked_device(device), None
-    if takes_denoiser(spec.name):
-        name, own = source(denoiser)
-        network = load_denoiser(name, {**own, **(options or {})})
-        network = network.to(where) if isinstance(network, nn.Module) else network
-    purifier = make_purifier(spec, network)
-    if isinstance(purifier, nn.Module):
-        purifier.to(where)
+    where = checked_device(device)
+    purifier = _purifier(spec, denoiser, options or {}, where)
     for flag in chain_flags(purifier, spec):
         log.warning("%s", flag.message)
     one = _One(purifier, seed, where)
@@ -114,6 +108,21 @@ def purify_files(
             f"{len(written)} of {len(paths)} images were purified into '{out}'; not: {' '.join(problems)}"
         )
     return written
+
+
+def _purifier(
+    spec: PurifierSpec, denoiser: str, options: Mapping[str, Any], where: torch.device
+) -> PurifiesImages:
+    """Makes the purifier, around the denoiser if it has one, on a device."""
+    network = None
+    if takes_denoiser(spec.name):
+        name, own = source(denoiser)
+        network = load_denoiser(name, {**own, **options})
+        network = network.to(where) if isinstance(network, nn.Module) else network
+    purifier = make_purifier(spec, network)
+    if isinstance(purifier, nn.Module):
+        purifier.to(where)
+    return purifier
 
 
 def chain_flags(purifier: PurifiesImages, spec: PurifierSpec) -> list[Flag]:
