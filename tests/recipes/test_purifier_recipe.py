@@ -30,7 +30,7 @@ def test_purifier_is_evaluated_analysed_reported_and_replayed(
     assert "purifier_sha256" in session
     assert "denoiser_sha256" not in session
     assert "purifier jpeg" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    recipe.dbpkit("replay", "run", "--row", "white_box", "--example", "0")
+    recipe.dbpkit("replay", "run", "--row", "white_box", "--example", "182")
 
 
 def test_purifier_purifies_files(plant: Callable[[str], Recipe], tmp_path: Path) -> None:
@@ -45,4 +45,4 @@ def test_purifier_purifies_files(plant: Callable[[str], Recipe], tmp_path: Path)
 
 
 def test_purifier_keeps_the_contract(plant: Callable[[str], Recipe]) -> None:
-    plant("purifier_jpeg").contract("tests/unit/test_purifiers.py", "jpeg")
+    plant("purifier_jpeg").contract("tests/unit/test_purifiers.py", "contract and jpeg")

@@ -158,7 +158,7 @@ def test_spec_of_a_diffusion_is_written_as_it_always_was() -> None:
     [
         (
             {"name": "jpeg", "sampler": "ddpm"},
-            "unknown key of purifier 'jpeg' 'sampler'. Available: name",
+            "'sampler' is a key of a diffusion chain; 'jpeg' has name and options",
         ),
         ({"name": "jpeg", "option": {}}, "'option'. Did you mean 'options'"),
         ({"samplr": "ddpm"}, "unknown key 'purifier.samplr'. Did you mean 'sampler'"),
