@@ -55,9 +55,22 @@ def test_of_leaves_out_what_needs_a_diffusion_chain_where_none_purifies() -> Non
     assert not names & {"denoiser_mismatch", "replay", "suspicious_level"}
 
 
-def test_of_looks_for_untracked_randomness_before_anything_that_compares_two_calls() -> None:
-    order = [c.name for c in checks.of("model", PROBE)]
-    assert order.index("untracked_randomness") < order.index("batch_dependence") < order.index("derivative")
+def test_of_keeps_the_order_of_the_checks() -> None:
+    """Flags are recorded in it. A plugin's checks come after these."""
+    first = [
+        "probabilities",
+        "untracked_randomness",
+        "batch_dependence",
+        "piecewise_constant",
+        "saturated_loss",
+        "squashed_outputs",
+        "derivative",
+        "jacobian",
+    ]
+    assert [c.name for c in checks.of("model", PROBE)][: len(first)] == first
+    short = [c.name for c in checks.of("short attacks", PROBE)]
+    assert short[:2] == ["better_than_chance", "loss_falls_along_gradient"]
+    assert short.index("unbounded_attack_fails") < short.index("gradient_noise")
 
 
 def test_add_unknown_stage_raises_with_the_stages() -> None:

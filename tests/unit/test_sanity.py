@@ -18,7 +18,8 @@ from dbpkit.checks import Planned, Probe, checks, draws
 from dbpkit.checks import short_attacks as sanity
 from dbpkit.checks.attacking import shared_attacks
 from dbpkit.checks.culprits import Plain
-from dbpkit.checks.model import piecewise_constant, saturated_loss
+from dbpkit.checks.model import piecewise_constant
+from dbpkit.checks.outputs import saturated_loss
 from dbpkit.results.flags import Flag
 from tests.oracles import NoisyClassifier, TinyClassifier, uniform
 

@@ -1,12 +1,10 @@
-"""What the model is: checks of its outputs, its randomness and its loss on a few images with fixed noise."""
+"""What the model is: checks of its outputs and of its randomness on a few images with fixed noise."""
 
 import torch
 from torch import Tensor
 
-from dbpkit.attacks import cross_entropy
 from dbpkit.checks.check import Probe, checks
 from dbpkit.checks.culprits import coupling_module, flat_module, random_module
-from dbpkit.checks.outputs import LOST_SHARE, softmax_error
 from dbpkit.results.flags import Flag
 
 RUNS = 3
@@ -19,9 +17,6 @@ MOVED_VALUES = 32
 MOVE = 4e-6
 """How many pixel values are moved, and how far, to see whether the model is piecewise constant. Few values
 and short moves seldom cross a step of a quantiser; float32 resolves the move."""
-
-USEFUL_STEP = 0.5
-"""Least share of the steepest rise that a step along the float32 gradient must reach."""
 
 
 @checks.add(
@@ -121,46 +116,6 @@ def piecewise_constant(probe: Probe) -> list[Flag]:
         f" pixel values move by {MOVE:g}: the model is piecewise constant, its true gradient is zero.{where}"
     )
     return [Flag("piecewise_constant", "error", message)]
-
-
-@checks.add(
-    "saturated_loss",
-    stage="model",
-    expects="the loss's gradient is not lost in rounding",
-    remedy='Attack a loss of the logits (options = { loss = "margin" }) or divide the logits.',
-)
-def saturated_loss(probe: Probe) -> list[Flag]:
-    """Flags logits so large that the gradient of the cross-entropy is lost in rounding.
-
-    A step along the gradient as an attack gets it is compared with a step along J^T (p - e_y), where the
-    softmax p is computed in float64 and the difference scaled to length 1 before the backward pass, so that
-    nothing underflows. What counts is the rise of the loss to first order.
-
-    Source:
-        Carlini & Wagner 2017 (arXiv:1608.04644), section V: why defensive distillation seems to work.
-    """
-    leaf = probe.x.detach().requires_grad_()
-    logits = probe.outputs(leaf)
-    if not logits.requires_grad:
-        return []
-    loss = cross_entropy(logits, probe.y).sum()
-    (grad,) = torch.autograd.grad(loss, leaf, retain_graph=True, materialize_grads=True)
-    error = softmax_error(logits.detach(), probe.y)
-    (exact,) = torch.autograd.grad(logits, leaf, error, materialize_grads=True)
-    best = (probe.threat.steepest(exact) * exact).flatten(1).sum(1)
-    rise = (probe.threat.steepest(grad) * exact).flatten(1).sum(1)
-    judged = (logits.argmax(1) == probe.y) & (best > 0)
-    lost = judged & ~(rise >= USEFUL_STEP * best)
-    if not bool(lost.any()):
-        return []
-    count, of = int(lost.sum()), int(judged.sum())
-    margins = logits.detach().sort(dim=1).values[lost][:, -2:].diff(dim=1)
-    message = (
-        f"For {count} of {of} images the gradient of the cross-entropy is lost in rounding: the label's logit"
-        f' leads by up to {float(margins.max()):.3g}. Use a loss of the logits (options = {{ loss = "margin"'
-        " }) or divide the logits."
-    )
-    return [Flag("saturated_loss", "error" if count > LOST_SHARE * of else "warning", message)]
 
 
 def _gap(a: Tensor, b: Tensor) -> float:

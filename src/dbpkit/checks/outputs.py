@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
+from dbpkit.attacks import cross_entropy
 from dbpkit.checks.check import Probe, checks
 from dbpkit.checks.culprits import heading_module
 from dbpkit.models.heads import Head, heads_of
@@ -17,6 +18,9 @@ from dbpkit.results.flags import Flag
 
 LOST = 2.0**-24
 """Weight of the label, relative to the largest, that float32 loses beside it."""
+
+USEFUL_STEP = 0.5
+"""Least share of the steepest rise that a step along the float32 gradient must reach."""
 
 LOST_SHARE = 0.25
 """Share of images that may lose something before it is an error."""
@@ -41,6 +45,46 @@ REMEDY = (
 )
 REMEDY_OF_A_PART = "Let every part of the classifier return the values before it, and average those."
 """What helps against a head that squashes, and against one that is averaged with others."""
+
+
+@checks.add(
+    "saturated_loss",
+    stage="model",
+    expects="the loss's gradient is not lost in rounding",
+    remedy='Attack a loss of the logits (options = { loss = "margin" }) or divide the logits.',
+)
+def saturated_loss(probe: Probe) -> list[Flag]:
+    """Flags logits so large that the gradient of the cross-entropy is lost in rounding.
+
+    A step along the gradient as an attack gets it is compared with a step along J^T (p - e_y), where the
+    softmax p is computed in float64 and the difference scaled to length 1 before the backward pass, so that
+    nothing underflows. What counts is the rise of the loss to first order.
+
+    Source:
+        Carlini & Wagner 2017 (arXiv:1608.04644), section V: why defensive distillation seems to work.
+    """
+    leaf = probe.x.detach().requires_grad_()
+    logits = probe.outputs(leaf)
+    if not logits.requires_grad:
+        return []
+    loss = cross_entropy(logits, probe.y).sum()
+    (grad,) = torch.autograd.grad(loss, leaf, retain_graph=True, materialize_grads=True)
+    error = softmax_error(logits.detach(), probe.y)
+    (exact,) = torch.autograd.grad(logits, leaf, error, materialize_grads=True)
+    best = (probe.threat.steepest(exact) * exact).flatten(1).sum(1)
+    rise = (probe.threat.steepest(grad) * exact).flatten(1).sum(1)
+    judged = (logits.argmax(1) == probe.y) & (best > 0)
+    lost = judged & ~(rise >= USEFUL_STEP * best)
+    if not bool(lost.any()):
+        return []
+    count, of = int(lost.sum()), int(judged.sum())
+    margins = logits.detach().sort(dim=1).values[lost][:, -2:].diff(dim=1)
+    message = (
+        f"For {count} of {of} images the gradient of the cross-entropy is lost in rounding: the label's logit"
+        f' leads by up to {float(margins.max()):.3g}. Use a loss of the logits (options = {{ loss = "margin"'
+        " }) or divide the logits."
+    )
+    return [Flag("saturated_loss", "error" if count > LOST_SHARE * of else "warning", message)]
 
 
 @checks.add(
