@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from dbpkit import NoisePlan, PurifiedClassifier, UserError, evaluate
+from dbpkit.analyses.analysis import analyses
 from dbpkit.analyses.run import analyse
 from dbpkit.evaluation.cost import network_calls
 from dbpkit.experiment.build import build
 from dbpkit.experiment.spec import EvaluationSpec, PurifierSpec
 from dbpkit.foundation.frozen import Frozen
+from dbpkit.foundation.registry import Registry
 from dbpkit.foundation.spec import validate
 from dbpkit.purification.purifier import PURIFIER_SITES, as_purifier, make_purifier, purifiers, takes_denoiser
 from tests.oracles import GaussianDenoiser
@@ -223,3 +226,17 @@ def test_analysis_of_a_filter_by_forward_passes(tmp_path: Path) -> None:
     rounded = spec(purifier={"name": f"{__name__}:Rounded"})
     (found,) = analyse(rounded, tmp_path / "run", {"compression": {"images": 2, "attack_iterations": 0}})
     assert found.numbers
+
+
+def test_all_analyses_of_a_filter_are_those_it_admits_and_the_others_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    few = Registry("analysis")
+    few.register("compression")(partial(analyses.get("compression"), images=2, attack_iterations=0))
+    few.register("distances")(analyses.get("distances"))
+    few.register("randomness")(analyses.get("randomness"))
+    monkeypatch.setattr("dbpkit.analyses.run.analyses", few)
+    found = analyse(spec(purifier={"name": f"{__name__}:Rounded"}), tmp_path / "run")
+    assert len(found) == 1
+    assert "left out: analysis 'distances' needs a diffusion purifier" in caplog.text
+    assert "left out: analysis 'randomness' varies the purifier's noise" in caplog.text

@@ -28,6 +28,10 @@ from dbpkit.results.analysis import Conclusion
 analyses: Registry[Callable[..., "Analysis"]] = Registry("analysis")
 
 
+class PurifierError(UserError):
+    """An analysis asks for what a spec's purifier does not have: levels of noise, a gradient, randomness."""
+
+
 @dataclass(frozen=True)
 class Unit:
     """A piece of work: what is measured, on which examples.
@@ -225,10 +229,10 @@ def cut(images: int, size: int = 8, of: Any = None) -> list[Unit]:
 
 
 def needs_diffusion(analysis: str, subject: Subject) -> Purifier:
-    """Returns the purifier; UserError unless it is a diffusion chain, with a t* and levels of noise."""
+    """Returns the purifier; PurifierError unless it is a diffusion chain, with a t* and levels of noise."""
     purifier = getattr(subject.parts.model, "purifier", None)
     if not isinstance(purifier, Purifier):
-        raise UserError(
+        raise PurifierError(
             f"analysis '{analysis}' needs a diffusion purifier, and '{subject.spec.purifier.name}' has no"
             ' levels of noise. Name other analyses, or purifier.name = "diffusion".'
         )
@@ -236,28 +240,28 @@ def needs_diffusion(analysis: str, subject: Subject) -> Purifier:
 
 
 def needs_gradient(analysis: str, subject: Subject) -> None:
-    """Raises UserError if no gradient comes through the purifier, as through the rounding of JPEG."""
+    """Raises PurifierError if no gradient comes through the purifier: JPEG's rounding stops it."""
     if isinstance(getattr(subject.parts.model, "purifier", None), Purifier):
         return
     x, _, noise = subject.examples(range(1))
     if not subject.parts.model(x.requires_grad_(), noise=noise).requires_grad:
-        raise UserError(
+        raise PurifierError(
             f"analysis '{analysis}' follows the exact gradient, and none comes through purifier"
             f" '{subject.spec.purifier.name}': a path is detached. Let it through, or name other analyses."
         )
 
 
 def needs_noise(analysis: str, subject: Subject) -> None:
-    """Raises UserError if the purified classifier draws no noise."""
+    """Raises PurifierError if the purified classifier draws no noise."""
     if not subject.parts.model.sites:
-        raise UserError(
+        raise PurifierError(
             f"analysis '{analysis}' varies the purifier's noise, and '{subject.spec.purifier.name}' draws"
             " none. Name other analyses."
         )
 
 
 def needs_budget(analysis: str, subject: Subject) -> None:
-    """Raises UserError if the threat allows no perturbation at all."""
+    """Raises PurifierError if the threat allows no perturbation at all."""
     if not subject.parts.threat.eps > 0:
         raise UserError(
             f"analysis '{analysis}' varies images within the budget, and threat.eps is 0. Raise it."

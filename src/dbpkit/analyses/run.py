@@ -2,12 +2,13 @@
 
 import contextlib
 import json
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from dbpkit.analyses.analysis import Analysis, Subject, Unit, analyses
+from dbpkit.analyses.analysis import Analysis, PurifierError, Subject, Unit, analyses
 from dbpkit.evaluation.session import hashes_of, refuse_other_parts
 from dbpkit.evaluation.trial import one_line, report_failure
 from dbpkit.experiment.build import build
@@ -19,6 +20,8 @@ from dbpkit.foundation.locking import writing
 from dbpkit.foundation.registry import call_with_options
 from dbpkit.results.analysis import AnalysisRecords, AnalysisResult
 from dbpkit.results.run_directory import RunDirectory
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[float, str], None]
 
@@ -35,7 +38,8 @@ def analyse(
     Args:
         spec: the models, data and threat; an evaluation of the same spec may lie in the same directory.
         out: run directory.
-        chosen: options by name of analysis; None takes those the spec names, or all if it names none.
+        chosen: options by name of analysis; None takes those the spec names, or, if it names none, all that
+            its purifier admits.
         execution: device and batch sizes.
         progress: called with the share done and what is being done.
 
@@ -55,15 +59,15 @@ def analyse(
         refuse_other_parts(run, parts)
         state = parts_state(parts)
         subject = Subject(spec, parts, execution.micro_batch)
-        units = {name: _units(name, analysis, subject) for name, analysis in made.items()}
+        units = _admitted(made, subject, choose=not (chosen or spec.analyses))
         run.claim(spec.model_dump(mode="json"))  # only now: a spec that cannot be used leaves no directory
         results = []
-        for number, (name, analysis) in enumerate(made.items()):
+        for number, name in enumerate(units):
 
             def share(part: float, what: str, before: int = number) -> None:
-                progress((before + part) / len(made), what)
+                progress((before + part) / len(units), what)
 
-            results.append(_run(name, analysis, units[name], subject, run, share))
+            results.append(_run(name, made[name], units[name], subject, run, share))
         if changes := state_changes(state, parts_state(parts)):
             raise UserError(f"{changes[0].message} Delete '{run.path / 'analyses'}' and run them again.")
     return results
@@ -72,6 +76,24 @@ def analyse(
 def make_analysis(name: str, options: Mapping[str, Any]) -> Analysis:
     """Builds an analysis by registered name or import path; UserError if an option is unknown."""
     return call_with_options(analyses.resolve(name), options, f"analysis '{name}'")
+
+
+def _admitted(made: Mapping[str, Analysis], subject: Subject, choose: bool) -> dict[str, list[Unit]]:
+    """The units of every analysis; with ``choose``, of those that the purifier admits, if any is."""
+    units: dict[str, list[Unit]] = {}
+    refused: list[PurifierError] = []
+    for name, analysis in made.items():
+        try:
+            units[name] = _units(name, analysis, subject)
+        except PurifierError as error:
+            if not choose:
+                raise
+            refused.append(error)
+    if not units and refused:
+        raise refused[0]
+    for refusal in refused:
+        log.warning("left out: %s", refusal)
+    return units
 
 
 def _units(name: str, analysis: Analysis, subject: Subject) -> list[Unit]:

@@ -7,7 +7,6 @@ plan; what another draws is looked for before the run and named in flags.
 
 import contextlib
 import hashlib
-import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -27,6 +26,7 @@ from dbpkit.foundation.spec import spec_hash, validate
 from dbpkit.models.sources import state_sha256
 from dbpkit.purification.classifier import PurifiedClassifier, Undefended
 from dbpkit.purification.diffusion import Purifier
+from dbpkit.purification.purifier import takes_noise
 from dbpkit.purification.samplers import REVERSE_SITES
 from dbpkit.results.kinds import NO_DENOISER
 from dbpkit.threats.pixels import make_threat
@@ -49,8 +49,8 @@ class Given(NamedTuple):
     def of(cls, model: nn.Module | Callable[..., Tensor]) -> "Given":
         """Wraps a function in a module and looks how the model is called."""
         if isinstance(model, nn.Module):
-            return cls(model, None, _takes_noise(model.forward))
-        return cls(as_frozen(model, "the model"), model, _takes_noise(model))
+            return cls(model, None, takes_noise(model))
+        return cls(as_frozen(model, "the model"), model, takes_noise(model))
 
     @property
     def is_purified(self) -> bool:
@@ -144,11 +144,3 @@ class _Randomised(Frozen):
     def forward(self, x: Tensor, *, noise: NoisePlan) -> Tensor:
         self.settle()
         return call_apart(self.classifier, x, noise=noise)
-
-
-def _takes_noise(call: Callable[..., Any]) -> bool:
-    """Whether a model is called with a plan."""
-    try:
-        return "noise" in inspect.signature(call).parameters
-    except (TypeError, ValueError):  # written in C, and silent about itself
-        return False

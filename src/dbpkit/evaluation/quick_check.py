@@ -5,7 +5,6 @@ check that only looks at settings misses a broken gradient; this one attacks.
 """
 
 import contextlib
-import inspect
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +28,7 @@ from dbpkit.foundation.inputs import check_images, check_labels, check_length, c
 from dbpkit.foundation.noise import NoisePlan, seeded_generator
 from dbpkit.foundation.spec import PartSpec
 from dbpkit.foundation.types import RandomisedClassifier
+from dbpkit.purification.purifier import takes_noise
 from dbpkit.results.run_directory import RunDirectory
 from dbpkit.threats.pixels import L2, Linf, ThreatModel, check_threat
 
@@ -90,7 +90,7 @@ def check(
     check_length(noise, len(x), "check")
     if not callable(model) or isinstance(model, type):
         raise UserError(f"check needs a model that can be called, not {shown(model)}.")
-    asked: RandomisedClassifier = model if _takes_noise(model) else Plain(model)
+    asked: RandomisedClassifier = model if takes_noise(model) else Plain(model)
     with torch.no_grad(), _left_as_it_was(model):
         check_logits(
             asked(x[:PROBE_EXAMPLES], noise=noise.rows(slice(0, PROBE_EXAMPLES))), x[:PROBE_EXAMPLES], y
@@ -189,15 +189,6 @@ def _shortened(attack: PartSpec) -> PartSpec:
     if "iterations" in options:
         quick["iterations"] = ITERATIONS
     return PartSpec(name=attack.name, options={**attack.options, **quick})
-
-
-def _takes_noise(model: Any) -> bool:
-    """Whether a model has the argument of a randomised classifier."""
-    call = model.forward if isinstance(model, nn.Module) else model
-    try:
-        return "noise" in inspect.signature(call).parameters
-    except (TypeError, ValueError):  # written in C, and silent about itself
-        return False
 
 
 @contextlib.contextmanager
