@@ -18,6 +18,7 @@ from dbpkit.experiment.knowledge import Knowledge
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.frozen import own_device
+from dbpkit.foundation.inputs import pixels_anywhere
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.options import checked_options
 from dbpkit.foundation.registry import Registry
@@ -81,11 +82,11 @@ class Subject(NamedTuple):
         return data.x().to(device), data.labels.to(device), NoisePlan.of(self.spec.seed, data.ids)
 
     def purify(self, x: Tensor, noise: NoisePlan) -> Tensor:
-        """Purifies images (B, C, H, W) without a graph, in micro-batches."""
+        """Purifies images (B, C, H, W) of any pixel values without a graph, in micro-batches."""
         return self._in_parts(lambda a, n: self.parts.model.purifier(a, noise=n), x, noise)
 
     def logits(self, x: Tensor, noise: NoisePlan) -> Tensor:
-        """Logits (B, K) of the purified classifier, without a graph, in micro-batches."""
+        """Logits (B, K) of the purified classifier for any pixel values, without a graph."""
         return self._in_parts(lambda a, n: self.parts.model(a, noise=n), x, noise)
 
     def classify(self, x: Tensor) -> Tensor:
@@ -126,7 +127,7 @@ class Subject(NamedTuple):
     def _in_parts(
         self, function: Callable[[Tensor, NoisePlan], Tensor], x: Tensor, noise: NoisePlan
     ) -> Tensor:
-        with torch.no_grad():
+        with torch.no_grad(), pixels_anywhere():
             pieces = torch.arange(len(x)).split(self.micro_batch)
             return torch.cat([function(x[rows.to(x.device)], noise.rows(rows)) for rows in pieces])
 

@@ -4,8 +4,10 @@ Every public function looks at its arguments here first, so that a wrong one is 
 or, worse, a number: arrays in 0..255, in -1..1 and of uint8 all run through a network without a complaint.
 """
 
+import contextlib
 import math
-from collections.abc import Sized
+from collections.abc import Iterator, Sized
+from contextvars import ContextVar
 from numbers import Integral, Real
 from typing import Any
 
@@ -25,6 +27,19 @@ LIMIT = 1 << 32
 """Seeds and draws lie below this."""
 
 DIVIDE = "Divide 8-bit values by 255 and undo any normalisation."
+
+
+_anywhere: ContextVar[bool] = ContextVar("anywhere", default=False)
+
+
+@contextlib.contextmanager
+def pixels_anywhere() -> Iterator[None]:
+    """Inside the block models take pixels of any value: a scan along a ray leaves [0, 1] on purpose."""
+    token = _anywhere.set(True)
+    try:
+        yield
+    finally:
+        _anywhere.reset(token)
 
 
 def check_images(x: Any, where: str, *, pixels: bool = True, empty: bool = False) -> Tensor:
@@ -87,7 +102,7 @@ def check_pixels(x: Tensor, where: str, ids: Tensor | None = None) -> None:
 
 def check_unit(x: Tensor, where: str) -> None:
     """Raises UserError if pixels are clearly in another unit than [0, 1], see `LOOSE`; NaN is let through."""
-    if torch._C._functorch.is_batchedtensor(x):  # inside vmap no value can be looked at
+    if _anywhere.get() or torch._C._functorch.is_batchedtensor(x):  # inside vmap no value can be looked at
         return
     if x.numel() and bool((x.amin() < LOOSE[0]) | (x.amax() > LOOSE[1])):
         raise UserError(

@@ -49,6 +49,16 @@ def distance(x: torch.Tensor) -> torch.Tensor:
     return (top[:, 0] - top[:, 1]) / math.sqrt(2 / 64)
 
 
+def test_scan_goes_on_where_no_image_is(subject: Subject) -> None:
+    """A ray of length 60 in 192 pixels moves each by 4; outside an analysis such pixels are refused."""
+    x, _, noise = subject.examples(range(2))
+    eta = torch.ones_like(x) / math.sqrt(SIZE)
+    found = first_change(lambda z: subject.logits(z, noise).argmax(1), x, eta, 60.0, 3)
+    assert found.shape == (2,)
+    with pytest.raises(UserError, match=r"pixels must be in \[0, 1\]"):
+        subject.parts.model(x + 60 * eta, noise=noise)
+
+
 def test_first_change_of_linear_classifier_is_its_distance() -> None:
     w, x = uniform(5, seed=1, low=-1), uniform(4, 5, 1, 1, seed=2)
     eta = -w / w.norm()
