@@ -121,6 +121,13 @@ def test_checked_then_notes_who_raised_a_flag_and_what_to_do() -> None:
     assert found.trustworthy
 
 
+def test_check_that_raised_another_flag_is_not_said_to_be_in_order() -> None:
+    zero = Flag("zero_gradient", "error", "The gradient is zero.")
+    assert "gradient_mismatch" not in Checked([], ()).then([zero], "derivative").words
+    own = Flag("gradient_mismatch", "error", "They disagree.")
+    assert "gradient_mismatch" in Checked([], ()).then([own], "derivative").words
+
+
 def test_checked_once_keeps_the_first_flag_of_each_name_and_row() -> None:
     rows = [FLAG, FLAG._replace(row="white_box"), FLAG._replace(message="again")]
     assert Checked(rows, ()).once().flags == rows[:2]

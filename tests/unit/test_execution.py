@@ -90,3 +90,13 @@ def test_deterministic_kernels_hold_inside_the_block_only() -> None:
     with kernels(True):
         assert torch.are_deterministic_algorithms_enabled()
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_kernels_leave_a_caller_who_wants_warnings_only_with_them() -> None:
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with kernels(True):
+            assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)

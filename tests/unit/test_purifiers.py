@@ -56,6 +56,21 @@ class Rounded(nn.Module):
         return (x.detach() * 255).round() / 255
 
 
+class OwnContract(Frozen):
+    """A purifier with the whole contract and two parts, one of which happens to be called module."""
+
+    sites, calls = frozenset[str](), 2
+
+    def __init__(self, weight: float = 0.0) -> None:
+        super().__init__()
+        self.module = nn.Identity()
+        self.weight = nn.Parameter(torch.tensor(weight))
+
+    def forward(self, x: Tensor, *, noise: NoisePlan) -> Tensor:
+        del noise
+        return self.module(x) + self.weight
+
+
 def denoised(denoiser: Any, sigma: float = 0.1) -> Callable[[Tensor], Tensor]:
     """A purifier around the spec's denoiser that is no chain."""
     return lambda x: (denoiser(2 * x - 1, torch.tensor(sigma)) + 1) / 2
@@ -188,6 +203,16 @@ def test_purifier_with_a_denoiser_of_its_own_gets_the_one_of_the_spec() -> None:
     assert build(made).denoiser is not None
     with pytest.raises(UserError, match="needs a denoiser, and none is named"):
         build(spec(purifier=f"{__name__}:denoised"))
+
+
+def test_hash_of_a_purifier_covers_all_of_its_weights() -> None:
+    own = {"name": f"{__name__}:OwnContract"}
+    hashes = [
+        build(spec(purifier={**own, "options": {"weight": w}})).hashes["purifier_sha256"]
+        for w in (0.0, 0.1, 0.0)
+    ]
+    assert hashes[0] != hashes[1]
+    assert hashes[0] == hashes[2]
 
 
 def test_denoiser_that_the_purifier_does_not_take_is_refused() -> None:

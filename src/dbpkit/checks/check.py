@@ -215,12 +215,17 @@ class Checked(NamedTuple):
 
     @property
     def words(self) -> dict[str, str]:
-        """Name of a flag to what is expected where it is not raised, of the checks that ran."""
+        """Name of a flag to what is expected where it is not raised, of the checks that ran.
+
+        A check that raised another flag than it is known for is not listed: nothing says that it is in order.
+        """
         ran = [checks.get(name) for name in self.checks if name in checks]
+        found = {flag.name for flag in self.flags}
         words: dict[str, str] = {}
         for check in ran:
             for flag in check.flags:
-                words.setdefault(flag, check.expects)
+                if check.name not in self.raised or flag in found:
+                    words.setdefault(flag, check.expects)
         return words
 
     @property

@@ -26,7 +26,7 @@ from dbpkit.foundation.spec import spec_hash, validate
 from dbpkit.models.sources import state_sha256
 from dbpkit.purification.classifier import PurifiedClassifier, Undefended
 from dbpkit.purification.diffusion import Purifier
-from dbpkit.purification.purifier import takes_noise
+from dbpkit.purification.purifier import ModulePurifier, takes_noise
 from dbpkit.purification.samplers import REVERSE_SITES
 from dbpkit.results.kinds import NO_DENOISER
 from dbpkit.threats.pixels import make_threat
@@ -79,7 +79,7 @@ class Given(NamedTuple):
             options = {k: v for k, v in purifier.settings.items() if v is not None}
             table["purifier"] = {**options, "clamp": purifier.clamp}
         elif purifier is not None:
-            inner = getattr(purifier, "module", purifier)
+            inner = purifier.module if isinstance(purifier, ModulePurifier) else purifier
             table["purifier"] = {"name": GIVEN, "options": {"type": type(inner).__qualname__}}
         return validate(table, EvaluationSpec, "benchmark")
 

@@ -19,7 +19,7 @@ from dbpkit.foundation.spec import PartSpec
 from dbpkit.foundation.types import Denoiser
 from dbpkit.models.sources import load_classifier, load_denoiser, state_sha256
 from dbpkit.purification.classifier import PurifiedClassifier, Undefended
-from dbpkit.purification.purifier import PurifiesImages, takes_denoiser
+from dbpkit.purification.purifier import ModulePurifier, PurifiesImages, takes_denoiser
 from dbpkit.purification.purifier import make_purifier as purifier_of
 from dbpkit.purification.replay import DEFAULT_MEMORY
 from dbpkit.purification.views import gradients
@@ -71,7 +71,7 @@ def build(
         purifier.to(where)
     model = PurifiedClassifier(purifier, classifier, seed=spec.seed)
     threat = make_threat(spec.threat.norm, spec.threat.budget, spec.threat.options)
-    own = getattr(purifier, "module", purifier)  # that of the user, not what puts it under the contract
+    own = purifier.module if isinstance(purifier, ModulePurifier) else purifier  # that of the user
     network = {"purifier_sha256": own} if denoiser is None else {"denoiser_sha256": denoiser}
     weights = {"classifier_sha256": classifier, **network}
     hashes = {**{k: state_sha256(v) for k, v in weights.items()}, "data_sha256": data.sha256}

@@ -131,7 +131,8 @@ DEFAULT_EXECUTION = Execution()
 @contextlib.contextmanager
 def kernels(deterministic: bool) -> Iterator[None]:
     """Inside the block, kernels that give the same bits every time, if asked for; settings are restored."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.allow_tf32
+    before, tf32 = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.allow_tf32
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
     try:
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
@@ -139,5 +140,5 @@ def kernels(deterministic: bool) -> Iterator[None]:
             torch.backends.cudnn.allow_tf32 = False
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+        torch.use_deterministic_algorithms(before, warn_only=warns)
+        torch.backends.cudnn.allow_tf32 = tf32
