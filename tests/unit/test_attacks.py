@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import dbpkit
-from dbpkit.attacks import Target, attacks, losses, make_attack
+from dbpkit.attacks import Path, Target, attacks, losses, make_attack
 from dbpkit.attacks.pgd import pgd
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import SITES, NoisePlan
@@ -135,6 +135,15 @@ def test_pgd_outcome_records_loss_and_gradient_norm_before_every_step() -> None:
         (grad,) = torch.autograd.grad(loss.sum(), leaf)
         torch.testing.assert_close(found.loss[:, i], loss.detach(), rtol=0, atol=ROUND_OFF)
         torch.testing.assert_close(found.grad_norm[:, i], grad.flatten(1).norm(dim=1), rtol=0, atol=ROUND_OFF)
+
+
+def test_path_without_gradients_has_norms_of_no_iterate() -> None:
+    path, loss = Path(), torch.tensor([1.0, 2.0])
+    path.note(loss)
+    path.note(2 * loss)
+    found = path.outcome(torch.zeros(2, 1, 4, 4))
+    assert torch.equal(found.loss, torch.tensor([[1.0, 2.0], [2.0, 4.0]]))
+    assert found.grad_norm.shape == (2, 0)
 
 
 def test_pgd_keep_best_returns_the_iterate_of_highest_loss() -> None:

@@ -100,20 +100,22 @@ def guarded(attack: Attack, name: str) -> Attack:
 
 
 class Path:
-    """Loss and gradient norm of the iterates so far, for attacks that note them at every step."""
+    """Loss and, with gradients, their norm at the iterates so far, for attacks that note every step."""
 
     def __init__(self) -> None:
         self.loss: list[Tensor] = []
         self.grad_norm: list[Tensor] = []
 
-    def note(self, loss: Tensor, grad: Tensor) -> None:
-        """Notes the expected loss (B,) of an iterate and its averaged gradient (B, ...)."""
+    def note(self, loss: Tensor, grad: Tensor | None = None) -> None:
+        """Notes the expected loss (B,) of an iterate and its averaged gradient (B, ...), if any."""
         self.loss.append(loss)
-        self.grad_norm.append(grad.flatten(1).norm(dim=1))
+        if grad is not None:
+            self.grad_norm.append(grad.flatten(1).norm(dim=1))
 
     def outcome(self, x_adv: Tensor) -> AttackOutcome:
         """Returns the outcome with what was noted."""
-        return AttackOutcome(x_adv, torch.stack(self.loss, 1), torch.stack(self.grad_norm, 1))
+        loss = torch.stack(self.loss, 1)
+        return AttackOutcome(x_adv, loss, torch.stack(self.grad_norm, 1) if self.grad_norm else loss[:, :0])
 
 
 def make_attack(name: str, options: Mapping[str, Any] | None = None) -> Attack:
