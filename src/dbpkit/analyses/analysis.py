@@ -33,6 +33,10 @@ class PurifierError(UserError):
     """An analysis asks for what a spec's purifier does not have: levels of noise, a gradient, randomness."""
 
 
+class ImagesError(UserError):
+    """An analysis asks for more images than the spec has examples."""
+
+
 @dataclass(frozen=True)
 class Unit:
     """A piece of work: what is measured, on which examples.
@@ -214,12 +218,12 @@ def batches(subject: Subject, images: int, size: int = 8, of: Any = None) -> lis
     """Units of ``size`` examples each.
 
     Raises:
-        UserError: if the data have fewer examples.
+        ImagesError: if the data have fewer examples.
     """
     if images > len(subject.parts.data):
-        raise UserError(
-            f"an analysis of {images} images was asked for, but the spec has {len(subject.parts.data)}"
-            " examples. Raise examples.count or lower its option 'images'."
+        raise ImagesError(
+            f"{images} images were asked for, but the spec has {len(subject.parts.data)} examples."
+            " Raise examples.count or lower the option 'images'."
         )
     return cut(images, size, of)
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from dbpkit.analyses.analysis import Analysis, PurifierError, Subject, Unit, analyses
+from dbpkit.analyses.analysis import Analysis, ImagesError, PurifierError, Subject, Unit, analyses
 from dbpkit.evaluation.session import hashes_of, refuse_other_parts
 from dbpkit.evaluation.trial import one_line, report_failure
 from dbpkit.experiment.build import build
@@ -97,8 +97,11 @@ def _admitted(made: Mapping[str, Analysis], subject: Subject, choose: bool) -> d
 
 
 def _units(name: str, analysis: Analysis, subject: Subject) -> list[Unit]:
-    """The units of an analysis; UserError if two would be recorded under one label."""
-    units = list(analysis.units(subject))
+    """The units of an analysis; UserError if the images are too few or two have one label."""
+    try:
+        units = list(analysis.units(subject))
+    except ImagesError as error:
+        raise UserError(f"analysis '{name}': {error}") from None
     labels = [str(unit) for unit in units]
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise UserError(f"analysis '{name}' has two units called '{twice[0]}'. Give each another name.")

@@ -60,5 +60,5 @@ def test_conclude_two_tapes_are_averaged_per_image_before_the_interval() -> None
 
 
 def test_units_more_images_than_examples_is_refused() -> None:
-    with pytest.raises(UserError, match="analysis of 13 images was asked for, but the spec has 12"):
+    with pytest.raises(UserError, match="13 images were asked for, but the spec has 12"):
         Compression(images=13).units(subject())

@@ -236,6 +236,13 @@ def test_two_units_of_one_name_are_refused(tmp_path: Path, monkeypatch: pytest.M
         analyse(spec(), tmp_path / "run", {"compression": {}})
 
 
+def test_more_images_than_examples_name_the_analysis(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match="analysis 'compression': 999 images were asked for, but the spec has"
+    ):
+        analyse(spec(), tmp_path / "run", {"compression": {"images": 999}})
+
+
 def test_columns_of_records_are_what_was_measured() -> None:
     noise, other = NoisePlan.of(0, [4, 5]), NoisePlan.of(0, [6])
     last = records(other, right=torch.tensor([True]), place=torch.tensor([[3.0, 1.0]]), name=["c"])
