@@ -67,7 +67,10 @@ class PurifierSpec(Strict):
         own = ("name", "options")
         for key in table.keys() - set(own) if name != DIFFUSION else ():
             if key in _CHAIN_KEYS:
-                raise ValueError(f"'{key}' is a key of a diffusion chain; '{name}' has {' and '.join(own)}")
+                raise ValueError(
+                    f"'{key}' is a key of a diffusion chain, and purifier '{name}' has {' and '.join(own)}"
+                    f" only. Leave it out; to replace a whole table, --set 'purifier={{name=\"{name}\"}}'"
+                )
             raise ValueError(str(unknown_name(f"key of purifier '{name}'", key, own)).rstrip("."))
         return table
 
