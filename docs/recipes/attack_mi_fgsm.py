@@ -3,11 +3,13 @@
 import torch
 
 from dbpkit.attacks import Path, attacks
-from dbpkit.foundation.options import Count, Positive
+from dbpkit.foundation.options import Count, NonNegative
 
 
 @attacks.register("mi_fgsm")
-def mi_fgsm(target, x, y, *, threat, noise, iterations: Count = 10, eot: Count = 10, decay: Positive = 1.0):
+def mi_fgsm(
+    target, x, y, *, threat, noise, iterations: Count = 10, eot: Count = 10, decay: NonNegative = 1.0
+):
     """MI-FGSM: momentum on gradients of unit 1-norm; decay weighs the steps before, as mu in the paper."""
     x_adv, g, path = x.clone(), torch.zeros_like(x), Path()
     for i in range(iterations):

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from dbpkit.foundation.options import Count, Positive
+from dbpkit.foundation.options import Count, NonNegative
 from dbpkit.purification.samplers import Chain, level, samplers
 from dbpkit.purification.samplers.ddpm import posterior
 
@@ -14,7 +14,7 @@ class Guided(Chain):
     """Rounds of DDPM, each step of N(mean - s variance grad D, variance) with D = |x_t - noised input|^2."""
 
     rounds: Count = 2
-    guidance: Positive = 1.0
+    guidance: NonNegative = 1.0
 
     @property
     def steps(self):

@@ -35,7 +35,7 @@ CountOrNone = Annotated[int, Ge(0)]
 Length = Annotated[float, Gt(0)]
 """A finite number above 0."""
 
-Positive = Annotated[float, Ge(0)]
+NonNegative = Annotated[float, Ge(0)]
 """A finite number of at least 0."""
 
 Share = Annotated[float, Ge(0), Le(1)]

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
-from dbpkit.foundation.options import CountOrNone, Length, Positive, Share
+from dbpkit.foundation.options import CountOrNone, Length, NonNegative, Share
 from dbpkit.foundation.registry import Registry
 
 perturbations: Registry[Any] = Registry("perturbation")
@@ -164,7 +164,7 @@ class ADDT:
     """
 
     iterations: CountOrNone = 5
-    lambda_unit: Positive = 0.03
+    lambda_unit: NonNegative = 0.03
     lambda_min: Share = 0.0
     lambda_max: Share = 0.3
     needs_guide = True
@@ -271,7 +271,7 @@ class ADDTLinf:
     """
 
     iterations: CountOrNone = 5
-    eps: Positive = 8 / 255
+    eps: NonNegative = 8 / 255
     step_size: Length = 4 / 255
     gamma_max: Length = 10.0
     needs_guide = True

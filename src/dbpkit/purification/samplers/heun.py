@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dbpkit.foundation.noise import NoisePlan
-from dbpkit.foundation.options import Positive
+from dbpkit.foundation.options import NonNegative
 from dbpkit.foundation.types import Denoiser, State
 from dbpkit.models.schedule import karras_levels, vp_sigma
 from dbpkit.purification.samplers.chain import Chain, level, samplers
@@ -51,10 +51,10 @@ class Heun(Chain):
         Karras et al. 2022 (arXiv:2206.00364), algorithm 2; settings of Liu et al., ICLR 2025.
     """
 
-    churn: Positive = 0.0
-    churn_min: Positive = 0.01
-    churn_max: Positive = 0.46
-    churn_noise: Positive = 1.007
+    churn: NonNegative = 0.0
+    churn_min: NonNegative = 0.01
+    churn_max: NonNegative = 0.46
+    churn_noise: NonNegative = 1.007
     grid = staticmethod(heun_levels)
 
     @property

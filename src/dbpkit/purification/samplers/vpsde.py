@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dbpkit.foundation.noise import NoisePlan
-from dbpkit.foundation.options import CountOrNone, Length, Positive
+from dbpkit.foundation.options import CountOrNone, Length, NonNegative
 from dbpkit.foundation.types import Denoiser, State
 from dbpkit.models.schedule import BETA_MAX, BETA_MIN, continuous_levels, vp_time
 from dbpkit.purification.samplers.chain import Chain, diffuse, level, samplers
@@ -32,8 +32,8 @@ class VPSDE(Chain):
     """
 
     corrector_steps: CountOrNone = 0
-    snr: Positive = 0.16
-    beta_min: Positive = BETA_MIN
+    snr: NonNegative = 0.16
+    beta_min: NonNegative = BETA_MIN
     beta_max: Length = BETA_MAX
     grid = staticmethod(continuous_levels)
     clamps = False
