@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from dbpkit import Linf, NoisePlan, Undefended, UserError
-from dbpkit.checks import STAGES, Check, Checked, Flag, Planned, Probe, checks, run_check
+from dbpkit.attacks import AttackOutcome
+from dbpkit.checks import STAGES, Check, Checked, Flag, Planned, Probe, attacking, checks, run_check
 from tests.oracles import NoisyClassifier, TinyClassifier, uniform
 
 PROBE = Probe(
@@ -126,6 +127,21 @@ def test_check_that_raised_another_flag_is_not_said_to_be_in_order() -> None:
     assert "gradient_mismatch" not in Checked([], ()).then([zero], "derivative").words
     own = Flag("gradient_mismatch", "error", "They disagree.")
     assert "gradient_mismatch" in Checked([], ()).then([own], "derivative").words
+
+
+def test_attack_that_checks_share_may_have_lists_among_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+
+    def make(name: str, options: dict[str, Any]) -> Any:
+        made.append((name, options["sizes"]))
+        return lambda target, x, y, *, threat, noise: AttackOutcome(x, x[:, 0, 0], x[:, 0, 0])
+
+    monkeypatch.setattr(attacking, "make_attack", make)
+    monkeypatch.setattr(attacking, "accepted_options", lambda name: {})
+    with attacking.shared_attacks():
+        for sizes in ([1, 2], [1, 2], [3]):
+            attacking.attacked(PROBE, "mine", {"sizes": sizes})
+    assert made == [("mine", [1, 2]), ("mine", [3])]
 
 
 def test_checked_once_keeps_the_first_flag_of_each_name_and_row() -> None:

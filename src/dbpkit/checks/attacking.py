@@ -35,7 +35,7 @@ def shared_attacks() -> Iterator[None]:
 def attacked(probe: Probe, name: str, options: Mapping[str, Any]) -> Tensor:
     """Returns images (B, C, H, W) of an attack that knows the noise, so that it needs one draw."""
     made, parts = _made.get(), (probe.model, probe.x, probe.y, probe.noise, probe.threat)
-    key = (*map(id, parts), name, *sorted(options.items()))
+    key = (*map(id, parts), name, repr(sorted(options.items())))  # a spec may give lists
     if made is not None and key in made:
         found: Tensor = made[key][0]
         return found
