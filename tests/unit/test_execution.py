@@ -100,3 +100,10 @@ def test_kernels_leave_a_caller_who_wants_warnings_only_with_them() -> None:
         assert torch.is_deterministic_algorithms_warn_only_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE"])
+def test_launched_by_what_gives_no_number_is_one_sentence(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "two")
+    with pytest.raises(UserError, match=r"must be whole numbers, not .*'two'"):
+        launched(Execution())

@@ -266,7 +266,7 @@ def needs_noise(analysis: str, subject: Subject) -> None:
 
 
 def needs_budget(analysis: str, subject: Subject) -> None:
-    """Raises PurifierError if the threat allows no perturbation at all."""
+    """Raises UserError if the threat allows no perturbation at all."""
     if not subject.parts.threat.eps > 0:
         raise UserError(
             f"analysis '{analysis}' varies images within the budget, and threat.eps is 0. Raise it."

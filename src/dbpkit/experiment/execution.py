@@ -120,9 +120,15 @@ def checked_device(name: str | torch.device) -> torch.device:
 
 
 def launched(execution: Execution) -> Execution:
-    """Returns the execution of this process as ``accelerate launch`` and torchrun number it."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    return replace(execution, rank=int(os.environ.get("RANK", "0")), world=world)
+    """Returns the execution of this process as ``accelerate launch`` and torchrun number it.
+
+    Raises:
+        UserError: if they set anything but numbers.
+    """
+    rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not (rank.isdecimal() and world.isdecimal()):
+        raise UserError(f"RANK and WORLD_SIZE must be whole numbers, not {rank!r} and {world!r}. Unset them.")
+    return replace(execution, rank=int(rank), world=int(world))
 
 
 DEFAULT_EXECUTION = Execution()

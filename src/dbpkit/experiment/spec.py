@@ -65,7 +65,7 @@ class PurifierSpec(Strict):
         table = {"name": value} if isinstance(value, str) else value
         name = table.get("name", DIFFUSION) if isinstance(table, dict) else DIFFUSION
         own = ("name", "options")
-        for key in table.keys() - set(own) if name != DIFFUSION else ():
+        for key in sorted(table.keys() - set(own), key=str) if name != DIFFUSION else ():
             if key in _CHAIN_KEYS:
                 raise ValueError(
                     f"'{key}' is a key of a diffusion chain, and purifier '{name}' has {' and '.join(own)}"
