@@ -249,7 +249,7 @@ def needs_gradient(analysis: str, subject: Subject) -> None:
     if isinstance(getattr(subject.parts.model, "purifier", None), Purifier):
         return
     x, _, noise = subject.examples(range(1))
-    if not subject.parts.model(x.requires_grad_(), noise=noise).requires_grad:
+    if not subject.parts.model(x.requires_grad_(), noise=noise.on("attack")).requires_grad:
         raise PurifierError(
             f"analysis '{analysis}' follows the exact gradient, and none comes through purifier"
             f" '{subject.spec.purifier.name}': a path is detached. Let it through, or name other analyses."
