@@ -44,6 +44,7 @@ class Purifier(Frozen):
         UserError: if a name or an option is unknown or out of range.
 
     Example:
+        >>> import torch
         >>> from dbpkit import NoisePlan, Purifier, load_embedded
         >>> denoiser, _ = load_embedded()
         >>> purifier = Purifier(denoiser, "ddim", steps=100)
