@@ -6,7 +6,7 @@ be drawn again without the models.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -22,9 +22,12 @@ from dbpkit.foundation.inputs import pixels_anywhere
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.options import checked_options
 from dbpkit.foundation.registry import Registry
+from dbpkit.foundation.rows import RowLimit
 from dbpkit.purification.classifier import Undefended
 from dbpkit.purification.diffusion import Purifier
 from dbpkit.results.analysis import Conclusion
+
+T = TypeVar("T")
 
 analyses: Registry[Callable[..., "Analysis"]] = Registry("analysis")
 
@@ -65,14 +68,19 @@ class Subject(NamedTuple):
     Attributes:
         spec: the evaluation spec.
         parts: data, models, threat.
-        micro_batch: most rows in one call of a model.
+        limit: most rows in one call of a model; a `RowLimit` learns where memory runs out.
         done: what earlier units measured, as recorded, for those that depend on them.
     """
 
     spec: EvaluationSpec
     parts: Parts
-    micro_batch: int = 32
+    limit: int | RowLimit = 32
     done: Mapping[Unit, Any] = {}
+
+    @property
+    def micro_batch(self) -> int:
+        """Most rows in one call of a model, as of now."""
+        return RowLimit.of(self.limit).rows
 
     @property
     def alone(self) -> Undefended:
@@ -96,7 +104,11 @@ class Subject(NamedTuple):
     def classify(self, x: Tensor) -> Tensor:
         """Logits (B, K) of the classifier alone, without a graph, in micro-batches."""
         with torch.no_grad():
-            return torch.cat([self.parts.model.classifier(part) for part in x.split(self.micro_batch)])
+            return torch.cat(self.over(len(x), lambda part: self.parts.model.classifier(x[part])))
+
+    def over(self, count: int, work: Callable[[slice], T]) -> list[T]:
+        """Does ``count`` rows of work in parts that fit into memory, see `RowLimit.over`."""
+        return RowLimit.of(self.limit).over(count, work)
 
     def attack(
         self,
@@ -123,7 +135,7 @@ class Subject(NamedTuple):
             target: what is attacked; None takes the purified classifier.
             options: of the attack.
         """
-        target = target or Target(self.parts.model, self.micro_batch)
+        target = target or Target(self.parts.model, self.limit)
         plan = knowledge.apply(noise.on("attack"), tape).in_lane(lane)
         outcome = make_attack(name, options)(target, x, y, threat=self.parts.threat, noise=plan)
         return outcome._replace(x_adv=self.parts.threat.project(x, outcome.x_adv.detach()))
@@ -132,8 +144,7 @@ class Subject(NamedTuple):
         self, function: Callable[[Tensor, NoisePlan], Tensor], x: Tensor, noise: NoisePlan
     ) -> Tensor:
         with torch.no_grad(), pixels_anywhere():
-            pieces = torch.arange(len(x)).split(self.micro_batch)
-            return torch.cat([function(x[rows.to(x.device)], noise.rows(rows)) for rows in pieces])
+            return torch.cat(self.over(len(x), lambda part: function(x[part].clone(), noise.rows(part))))
 
 
 class Analysis(Protocol):

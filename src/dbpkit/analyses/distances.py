@@ -156,13 +156,12 @@ def distances_on_the_way(subject: Subject, x: Tensor, start: Tensor, noise: Nois
     """
     purifier = needs_diffusion("distances", subject)
     levels = purifier.sampler.levels
-    pieces = []
-    for first in range(0, len(x), subject.micro_batch):
-        part = slice(first, first + subject.micro_batch)
+
+    def distances_of(part: slice) -> Tensor:
         clean, image, plan = x[part], 2 * start[part] - 1, noise.rows(part)
         points: list[Tensor] = []
 
-        def note(state: Tensor, clean: Tensor = clean, points: list[Tensor] = points) -> None:
+        def note(state: Tensor) -> None:
             points.append(distances(clean, (state + 1) / 2))
 
         note(image)
@@ -172,8 +171,9 @@ def distances_on_the_way(subject: Subject, x: Tensor, start: Tensor, noise: Nois
         recorder = Recorder(purifier.denoiser, note)
         x0 = drive(purifier.sampler, recorder.denoiser, image, plan, recorder.step)
         note(x0.clamp(-1, 1) if purifier.clamp else x0)
-        pieces.append(torch.stack(points, dim=2))
-    return torch.cat(pieces)
+        return torch.stack(points, dim=2)
+
+    return torch.cat(subject.over(len(x), distances_of))
 
 
 def distances(x: Tensor, y: Tensor) -> Tensor:

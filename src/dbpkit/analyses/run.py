@@ -58,7 +58,7 @@ def analyse(
         parts = build(spec, execution.device, execution.memory_bytes)
         refuse_other_parts(run, parts)
         state = parts_state(parts)
-        subject = Subject(spec, parts, execution.micro_batch)
+        subject = Subject(spec, parts, execution.limit)
         units = _admitted(made, subject, choose=not (chosen or spec.analyses))
         run.claim(spec.model_dump(mode="json"))  # only now: a spec that cannot be used leaves no directory
         results = []

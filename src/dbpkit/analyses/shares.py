@@ -50,7 +50,7 @@ class Shares(OfImages):
     def measure(self, subject: Subject, unit: Unit) -> list[dict[str, Any]]:
         """Accuracy of every example of the unit without attack and against the three attackers."""
         x, y, noise = subject.examples(unit.images)
-        alone = Target(subject.alone, subject.micro_batch)
+        alone = Target(subject.alone, subject.limit)
         once: dict[str, Any] = {"iterations": self.iterations, "eot": 1}
         x_und = subject.attack(x, y, noise, known["white_box"], target=alone, **once).x_adv
         x_white = subject.attack(

@@ -207,13 +207,14 @@ def pulled_back(subject: Subject, x: Tensor, noise: NoisePlan, u: Tensor) -> Ten
     """J^T u for directions (B, K, C, H, W), by exact gradients."""
     images, plan = _repeated(x, noise, u.shape[1])
     wanted = u.flatten(0, 1)
-    grads = []
-    for first in range(0, len(images), subject.micro_batch):
-        part = slice(first, first + subject.micro_batch)
+
+    def pulled(part: slice) -> Tensor:
         leaf = images[part].detach().clone().requires_grad_()
         pure = subject.parts.model.purifier(leaf, noise=plan.rows(part))
-        grads.append(torch.autograd.grad(pure, leaf, wanted[part])[0])
-    return torch.cat(grads).unflatten(0, u.shape[:2])
+        grad: Tensor = torch.autograd.grad(pure, leaf, wanted[part])[0]
+        return grad
+
+    return torch.cat(subject.over(len(images), pulled)).unflatten(0, u.shape[:2])
 
 
 def explained_variance(points: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from dbpkit.attacks.loss import Loss, check_classes, losses
 from dbpkit.foundation.errors import NonFiniteError, UserError, shown
 from dbpkit.foundation.inputs import check_images, check_labels, check_length, check_outputs, whole
 from dbpkit.foundation.noise import NoisePlan
+from dbpkit.foundation.rows import RowLimit
 from dbpkit.foundation.types import RandomisedClassifier, Traced
 
 Visit = Callable[[Tensor, NoisePlan], None]
@@ -53,25 +54,32 @@ class Target:
 
     Args:
         model: the classifier.
-        micro_batch: most rows (images times draws) that go through the model at once.
+        micro_batch: most rows (images times draws) that go through the model at once. Rows that run out of
+            memory are tried again in halves; all who share a `RowLimit` learn of it.
         fixed_shape: whether every call has exactly ``micro_batch`` rows, the last row repeated as needed, so
-            that kernels round alike however the rows are cut.
+            that kernels round alike however the rows are cut. Running out of memory is then an error.
 
     Attributes:
+        limit: the rows that go through the model at once.
         forward_passes: rows passed through the model so far, by example id.
         gradient_passes: those of them that were differentiated.
         visit: an attack calls it with every iterate, for protocols that judge while the attack runs.
     """
 
     def __init__(
-        self, model: RandomisedClassifier, micro_batch: int = 32, *, fixed_shape: bool = False
+        self, model: RandomisedClassifier, micro_batch: int | RowLimit = 32, *, fixed_shape: bool = False
     ) -> None:
         self.model = _takes_noise(model)
-        self.micro_batch = whole(micro_batch, "micro_batch", 1)
+        self.limit = RowLimit.of(micro_batch, fixed=fixed_shape)
         self.fixed_shape = fixed_shape
         self.forward_passes: Counter[int] = Counter()
         self.gradient_passes: Counter[int] = Counter()
         self.visit: Visit = lambda _x, _noise: None
+
+    @property
+    def micro_batch(self) -> int:
+        """Most rows that go through the model at once, as of now."""
+        return self.limit.rows
 
     @property
     def forward_rows(self) -> int:
@@ -93,8 +101,7 @@ class Target:
         """Returns logits (B, K) of images (B, C, H, W) under their own noise."""
         _check(x, noise)
         self.forward_passes.update(noise.example_ids.tolist())
-        parts = [self._logits(x[rows], noise.rows(rows)) for rows in self._cut(len(x))]
-        return torch.cat(parts)
+        return torch.cat(self.limit.over(len(x), lambda rows: self._logits(x[rows], noise.rows(rows))))
 
     def draws(self, x: Tensor, *, noise: NoisePlan, count: int) -> Tensor:
         """Returns logits (B, R, K) of ``count`` = R independent draws of each image."""
@@ -166,27 +173,25 @@ class Target:
         loss_function = losses.resolve(loss) if isinstance(loss, str) else loss
         plan = noise.repeat(eot)
         image = torch.arange(len(x)).repeat_interleave(eot)
-        grads: list[Tensor] = []
-        values, outputs = [], []
-        for rows in self._cut(len(plan)):
+
+        def differentiated(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
             with torch.enable_grad():
                 leaf = x[image[rows]].detach().requires_grad_()
                 if deviation:
                     logits, apart = self._traced(leaf, plan.rows(rows))
                 else:
                     logits, apart = self._logits(leaf, plan.rows(rows)), torch.zeros(())
-                if not grads:
+                if rows.start == 0:
                     check_classes(y, logits)
                 value = loss_function(logits, y[image[rows]])
                 value = value + deviation * apart if deviation else value
-                grads.append(_gradient(value, leaf))
-            values.append(value.detach())
-            outputs.append(logits.detach())
+                return _gradient(value, leaf), value.detach(), logits.detach()
+
+        found = zip(*self.limit.over(len(plan), differentiated), strict=True)
         ids = plan.example_ids.tolist()
         self.forward_passes.update(ids)
         self.gradient_passes.update(ids)
-        parts = (torch.cat(rows).unflatten(0, (len(x), eot)) for rows in (grads, values, outputs))
-        return DrawGradients(*parts)
+        return DrawGradients(*(torch.cat(rows).unflatten(0, (len(x), eot)) for rows in found))
 
     def _logits(self, x: Tensor, noise: NoisePlan) -> Tensor:
         """One call of the model."""
@@ -207,12 +212,9 @@ class Target:
 
     def _padded(self, count: int) -> Tensor | slice:
         """All rows, and the last one again up to the fixed shape if there is one."""
-        if self.fixed_shape and count < self.micro_batch:
-            return torch.arange(self.micro_batch).clamp(max=count - 1)
+        if self.fixed_shape and count < self.limit.rows:
+            return torch.arange(self.limit.rows).clamp(max=count - 1)
         return slice(None)
-
-    def _cut(self, count: int) -> list[slice]:
-        return [slice(i, min(i + self.micro_batch, count)) for i in range(0, count, self.micro_batch)]
 
 
 def _of_batch(output: Any, x: Tensor) -> Tensor:

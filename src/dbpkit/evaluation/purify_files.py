@@ -22,6 +22,7 @@ from dbpkit.foundation.errors import UserError, excerpt
 from dbpkit.foundation.image_folder import ImageFolder
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.png import eight_bits, png_bytes
+from dbpkit.foundation.rows import free, is_out_of_memory
 from dbpkit.models.sources import load_denoiser, source
 from dbpkit.purification.diffusion import Purifier
 from dbpkit.purification.purifier import PurifiesImages, takes_denoiser
@@ -155,6 +156,12 @@ class _One:
         try:
             x_pure = self.purifier(x, noise=NoisePlan.of(self.seed, [path_id(path.stem)]))
         except RuntimeError as error:
+            if is_out_of_memory(error):
+                free(error)
+                raise UserError(
+                    f"image '{path}' of shape {tuple(x.shape[1:])} needs more memory than there is. Make it"
+                    " smaller, or take a device with more."
+                ) from None
             raise UserError(
                 f"image '{path}' of shape {tuple(x.shape[1:])} does not fit the {self._network}"
                 f" ({excerpt(error)})."

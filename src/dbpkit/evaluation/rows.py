@@ -73,7 +73,7 @@ class Rows:
 
     def target(self, model: Any) -> Target:
         """Returns a model as it is called here; a new one, so that it counts from 0."""
-        return Target(model, self.execution.micro_batch, fixed_shape=self.execution.deterministic)
+        return Target(model, self.execution.limit, fixed_shape=self.execution.deterministic)
 
     def is_known(self, row: str) -> bool:
         """Whether the defence is deterministic for the attacker of a row."""
@@ -192,7 +192,7 @@ class Rows:
             files.append(self.run.write_images(name, ids, x))
             attacked = [{**one, "images": files[0].name} for one in attacked]
         how = {
-            "micro_batch": self.execution.micro_batch,
+            "micro_batch": self.execution.limit.rows,
             "deterministic": self.execution.deterministic,
             "threads": torch.get_num_threads(),
         }

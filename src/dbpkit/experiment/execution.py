@@ -7,13 +7,14 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from dbpkit.foundation.errors import UserError, check_kind
 from dbpkit.foundation.inputs import whole
+from dbpkit.foundation.rows import RowLimit
 from dbpkit.purification.replay import DEFAULT_MEMORY
 
 NOTED = ("device", "batch_size", "micro_batch", "deterministic", "memory_bytes", "reverse")
@@ -34,6 +35,7 @@ class Execution:
         memory_bytes: budget for kept graphs, see `dbpkit.purification.replay.Replay`.
         reverse: whether the last example comes first.
         rank: number of this process among those that share the work, from 0 on.
+        limit: ``micro_batch`` as all who call the models share it; halved where memory runs out.
         world: how many there are. Only training is shared, and there ``accelerate launch`` decides both.
 
     Raises:
@@ -52,6 +54,7 @@ class Execution:
     reverse: bool
     rank: int
     world: int
+    limit: RowLimit = field(init=False, compare=False, repr=False)
 
     def __init__(
         self,
@@ -76,6 +79,7 @@ class Execution:
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+        object.__setattr__(self, "limit", RowLimit(self.micro_batch, fixed=deterministic))
 
     def noted(self) -> dict[str, Any]:
         """Returns what a session notes of it, ready for JSON."""

@@ -21,6 +21,7 @@ from dbpkit.foundation.inputs import (
     whole,
 )
 from dbpkit.foundation.noise import NoisePlan
+from dbpkit.foundation.rows import RowLimit
 from dbpkit.foundation.types import Traced
 from dbpkit.purification.purifier import PurifiesImages, as_purifier, check_call
 
@@ -117,7 +118,9 @@ class PurifiedClassifier(Frozen):
         whole(count, "count of draws", 1)
         check_call(x, noise, "PurifiedClassifier.draws")
         plan = noise.repeat(count)
-        logits = self(x.repeat_interleave(count, dim=0), noise=plan)
+        rows = x.repeat_interleave(count, dim=0)
+        parts = RowLimit(len(rows)).over(len(rows), lambda part: self(rows[part], noise=plan.rows(part)))
+        logits = torch.cat(parts)
         per_draw: Tensor = logits.unflatten(0, (len(x), count))
         return per_draw
 

@@ -81,7 +81,7 @@ class Thresholds(OfImages):
 
     def _attack(self, subject: Subject, which: int, x: Tensor, y: Tensor, noise: NoisePlan) -> Tensor:
         """Perturbation that leads away from the class ``y`` of the classifier (0) or the system (1)."""
-        target = Target(subject.parts.model if which else subject.alone, subject.micro_batch)
+        target = Target(subject.parts.model if which else subject.alone, subject.limit)
         found, length = torch.zeros_like(x), budget_length(subject, x)
         for one in length.unique().tolist():  # a budget on pixels has one length for all images
             index = (length == one).nonzero().flatten()

@@ -80,7 +80,7 @@ def margins(subject: Subject, x: Tensor, y: Tensor, iterations: int = 5) -> Tens
         Moosavi-Dezfooli et al. 2016 (arXiv:1511.04599), with the projection of the original point of Croce &
         Hein 2020 (arXiv:1907.02044), eq. 6.
     """
-    target = Target(subject.alone, subject.micro_batch)
+    target = Target(subject.alone, subject.limit)
     unused = NoisePlan.of(0, torch.arange(len(x)))
     delta = torch.zeros_like(x)
     for _ in range(iterations):

@@ -19,7 +19,7 @@ class OnTapes(Target):
     """A target whose every gradient averages over tapes 0 to K - 1, whatever the attack's noise and eot.
 
     Args:
-        subject: gives model and micro-batch.
+        subject: gives the model and how many rows go through it at once.
         noise: the examples' noise on the report stream.
         count: K.
 
@@ -28,7 +28,7 @@ class OnTapes(Target):
     """
 
     def __init__(self, subject: Subject, noise: NoisePlan, count: int) -> None:
-        super().__init__(subject.parts.model, subject.micro_batch)
+        super().__init__(subject.parts.model, subject.limit)
         self.tapes = noise.at(0)  # its repetitions are draws 0 to count - 1
         self.count = count
 
@@ -45,7 +45,7 @@ class Recording(Target):
     """
 
     def __init__(self, subject: Subject) -> None:
-        super().__init__(subject.parts.model, subject.micro_batch)
+        super().__init__(subject.parts.model, subject.limit)
         self.iterates: list[Tensor] = []
 
     def gradient(self, x: Tensor, y: Tensor, **options: Any) -> ExpectedGradient:
@@ -75,7 +75,7 @@ def attack_path(
 def draw_gradients(subject: Subject, x: Tensor, y: Tensor, noise: NoisePlan, draws: int) -> Tensor:
     """The loss gradient of every single draw, (B, R, C, H, W), for ``draws`` = R draws of a plan."""
     image = torch.arange(len(x)).repeat_interleave(draws)
-    target = Target(subject.parts.model, subject.micro_batch)
+    target = Target(subject.parts.model, subject.limit)
     grad = target.gradient(x[image], y[image], noise=noise.repeat(draws)).grad
     return grad.unflatten(0, (len(x), draws))
 

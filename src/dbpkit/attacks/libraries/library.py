@@ -108,7 +108,7 @@ def norm_of(threat: ThreatModel, library: str) -> float:
 def class_count(target: Target | RandomisedClassifier, x: Tensor, noise: NoisePlan) -> int:
     """Returns K, from one uncounted pass of the first image."""
     counted = Target.of(target)
-    probe = Target(counted.model, counted.micro_batch, fixed_shape=counted.fixed_shape)
+    probe = Target(counted.model, counted.limit, fixed_shape=counted.fixed_shape)
     return probe(x[:1], noise=noise.rows([0])).shape[1]
 
 
