@@ -27,7 +27,7 @@ def test_transfer_attack_works_exactly_on_tapes_that_look_at_the_same_block() ->
             assert record["known"][str(k)] == [1] * k
             assert record["unseen"][str(k)] == [int(seen[j] in seen[:k]) for j in range(4, 7)]
         assert record["clean"] == [0, 0, 0]
-    # Every attacker here knows its tapes; the attack's noise serves one trial, whether a gradient comes through.
+    # Every attacker here knows its tapes; the attack's noise serves one trial: does a gradient come through?
     assert model.streams == {True: {"attack", "report"}, False: {"report"}}
 
 
