@@ -2,18 +2,19 @@
 
 Exact means the gradient of the very function that classifies, through every step and every clip. Budgeted
 replay keeps only the state before each step and runs the step again in the backward pass, except for the
-last steps, whose graphs are kept while they fit a memory budget: N steps with k kept cost (2N - k) forward
-and N backward passes. Where a graph of the gradient itself is asked for (``create_graph``), the graphs of the
-steps run again are kept too, so second derivatives are exact at the memory of plain autograd. The thing
-people get wrong: the replayed step must draw the same noise and run in the same mode and precision; here the
-noise is a function of its key, autocast is restored, and networks are put back into eval mode.
+first steps, whose graphs are kept while they fit a memory budget, and the last: N steps with k kept cost
+(2N - k) forward and N backward passes. Where a graph of the gradient itself is asked for
+(``create_graph``), the graphs of the steps run again are kept too, so second derivatives are exact at the
+memory of plain autograd. The thing people get wrong: the replayed step must draw the same noise and run in
+the same mode and precision; here the noise is a function of its key, autocast is restored, and networks are
+put back into eval mode.
 """
 
 from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from dbpkit.foundation.errors import UserError
@@ -24,10 +25,13 @@ DEFAULT_MEMORY = 2 * 2**30
 
 
 class Replay:
-    """The step hook for exact gradients: replays early steps, keeps the graphs of the last ones.
+    """The step hook for exact gradients: keeps the graphs that fit a budget, replays the other steps.
 
-    One object serves one forward pass. Replayed steps are differentiated with respect to the tensors of the
-    state only, so weights must be frozen, as a `Purifier` makes them.
+    One object serves one forward pass. Each graph is weighed as it is made, so that the budget holds for
+    steps of any size: the first ones are kept while there is room beside them for one graph more, that of the
+    last step or of a step that runs again. What several steps share counts once, and weights not at all.
+    Replayed steps are differentiated with respect to the tensors of the state only, so weights must be
+    frozen, as a `Purifier` makes them.
 
     Args:
         steps: how many steps the sampler makes; further ones are replayed, whatever the budget.
@@ -35,6 +39,9 @@ class Replay:
             backward pass needs one such graph at a time anyway.
         verify: whether each replayed step must reproduce its stored result bit for bit.
         settle: called before a step runs again, to put the networks into the mode they first ran in.
+
+    Attributes:
+        kept: how many steps will not run again, the last one included.
     """
 
     def __init__(
@@ -51,6 +58,9 @@ class Replay:
         self.settle = settle
         self.kept = 1
         self._done = 0
+        self._full = memory_bytes == 0
+        self._held: dict[int, int] = {}  # bytes of every storage in the kept graphs
+        self._largest = 0
 
     def __call__(self, step: Callable[[State], State], state: State) -> State:
         """Returns ``step(state)``, differentiable in every tensor of the state."""
@@ -59,27 +69,33 @@ class Replay:
             return step(state)
         if any(map(_transformed, state)):
             return step(state)
-        if self._done == 1 and self.memory_bytes and self.steps > 1:
-            return self._first(step, state)
-        if self.steps - self.kept < self._done <= self.steps:
+        if self._done == self.steps:
             return step(state)
-        return self._replayed(step, state, None)
+        if self._full or self._done > self.steps:
+            return self._replayed(step, state, None)
+        return self._weighed(step, state)
 
-    def _first(self, step: Callable[[State], State], state: State) -> State:
-        """Runs the first step with its graph, to learn how many such graphs fit the budget."""
-        sizes: dict[int, int] = {}
+    def _weighed(self, step: Callable[[State], State], state: State) -> State:
+        """Runs a step with its graph, and keeps the graph if it fits and so does one more like it."""
+        held = dict(self._held)
 
         def weigh(saved: Tensor) -> _Saved:
-            storage = saved.untyped_storage()
-            sizes[storage.data_ptr()] = storage.nbytes()
+            if not isinstance(saved, nn.Parameter):
+                storage = saved.untyped_storage()
+                held[storage.data_ptr()] = storage.nbytes()
             return _Saved(saved)
 
         with torch.autograd.graph.saved_tensors_hooks(weigh, _Saved.unpack):
             result = step(state)
-        # Frozen weights are among the saved tensors; counting them at every step errs on the safe side.
-        self.kept = min(self.steps, max(1, self.memory_bytes // max(sum(sizes.values()), 1)))
-        if self.kept == self.steps:
+        total = sum(held.values())
+        own = total - sum(self._held.values())
+        # Once the first graph is kept, neither it nor what it shares with the others needs room again.
+        self._largest = own if self._done <= 2 else max(self._largest, own)
+        if total + self._largest <= self.memory_bytes:
+            self._held = held
+            self.kept += 1
             return result
+        self._full = True
         return self._replayed(step, state, tuple(y.detach() for y in result))
 
     def _replayed(self, step: Callable[[State], State], state: State, result: State | None) -> State:
