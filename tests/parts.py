@@ -3,7 +3,7 @@
 The thing people get wrong: parts for tests that draw random numbers of their own. These are functions.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,23 @@ class ChannelMean(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Returns (B, 3) logits."""
         return self.scale * x.mean(dim=(2, 3))
+
+
+class Product(nn.Module):
+    """Logits are a matrix times the channel means, and it notes the type that the product has."""
+
+    seen: ClassVar[list[torch.dtype]] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(3, 3, bias=False)
+        self.body.weight.data.copy_(40 * torch.eye(3) + 0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns logits (B, 3)."""
+        out = self.body(x.mean(dim=(2, 3)))
+        self.seen.append(out.dtype)
+        return out
 
 
 class Softmaxed(ChannelMean):

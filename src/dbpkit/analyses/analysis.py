@@ -17,7 +17,7 @@ from dbpkit.experiment.build import Parts
 from dbpkit.experiment.knowledge import Knowledge
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.foundation.errors import UserError
-from dbpkit.foundation.frozen import own_device
+from dbpkit.foundation.frozen import call_apart, own_device
 from dbpkit.foundation.inputs import pixels_anywhere
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.options import checked_options
@@ -103,8 +103,9 @@ class Subject(NamedTuple):
 
     def classify(self, x: Tensor) -> Tensor:
         """Logits (B, K) of the classifier alone, without a graph, in micro-batches."""
+        classifier = self.parts.model.classifier
         with torch.no_grad():
-            return torch.cat(self.over(len(x), lambda part: self.parts.model.classifier(x[part])))
+            return torch.cat(self.over(len(x), lambda part: call_apart(classifier, x[part])))
 
     def over(self, count: int, work: Callable[[slice], T]) -> list[T]:
         """Does ``count`` rows of work in parts that fit into memory, see `RowLimit.over`."""

@@ -12,7 +12,7 @@ from dbpkit.analyses.analysis import Analysis, ImagesError, PurifierError, Subje
 from dbpkit.evaluation.session import hashes_of, refuse_other_parts
 from dbpkit.evaluation.trial import one_line, report_failure
 from dbpkit.experiment.build import build
-from dbpkit.experiment.execution import DEFAULT_EXECUTION, Execution, check_execution
+from dbpkit.experiment.execution import DEFAULT_EXECUTION, Execution, check_execution, kernels
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.experiment.state import parts_state, state_changes
 from dbpkit.foundation.errors import UserError
@@ -54,7 +54,8 @@ def analyse(
     made = {name: make_analysis(name, options) for name, options in wanted.items()}
     run = RunDirectory(out)
     run.refuse_other(spec.model_dump(mode="json"))  # at once, before seconds or minutes of work
-    with writing(out, f"dbpkit analyse --out {out}"):
+    settings = kernels(execution.deterministic, spec.precision)
+    with writing(out, f"dbpkit analyse --out {out}"), settings:
         parts = build(spec, execution.device, execution.memory_bytes)
         refuse_other_parts(run, parts)
         state = parts_state(parts)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dbpkit.cli import printing
-from dbpkit.cli.options import AsJson, Denoiser, Device, Plugin, Sampler, Seed, Steps, Talk, Time
+from dbpkit.cli.options import AsJson, Denoiser, Device, Plugin, Precision, Sampler, Seed, Steps, Talk, Time
 from dbpkit.cli.progress import working
 from dbpkit.cli.root import app, begin
 
@@ -32,6 +32,7 @@ def purify(
         ),
     ] = [],
     device: Device = "cpu",
+    precision: Precision = "float32",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace files that this command did not write, too.")
     ] = False,
@@ -44,7 +45,9 @@ def purify(
 
     begin(plugin, computes=True)
     chain = {"sampler": sampler, "t_star": t_star, "steps": steps}
-    spec = _spec({"denoiser": denoiser, "purifier": _purifier(purifier, chain)}, overrides)
+    spec = _spec(
+        {"denoiser": denoiser, "purifier": _purifier(purifier, chain), "precision": precision}, overrides
+    )
     with working(as_json, talk, continues=False) as progress:
         written = purify_files(
             images,
@@ -56,6 +59,7 @@ def purify(
             options=spec.denoiser.options,
             device=device,
             overwrite=overwrite,
+            precision=spec.precision,
         )
     printing.purified(written, out, as_json)
 

@@ -92,6 +92,8 @@ Reverse = Annotated[
     bool, typer.Option("--reverse", help="Take the last example first; results do not change.")
 ]
 
+Precision = Annotated[str, typer.Option(help="What networks compute in: float32, tf32 or bfloat16.")]
+
 # ------------------------------------------------------------------ a purifier, without a spec
 
 Denoiser = Annotated[str, typer.Option(help="Denoiser name, weights file or import path.")]

@@ -5,7 +5,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dbpkit.cli import printing
-from dbpkit.cli.options import AsJson, Device, Out, Plugin, Sampler, Seed, Set, SpecFile, Steps, Talk
+from dbpkit.cli.options import (
+    AsJson,
+    Device,
+    Out,
+    Plugin,
+    Precision,
+    Sampler,
+    Seed,
+    Set,
+    SpecFile,
+    Steps,
+    Talk,
+)
 from dbpkit.cli.progress import working
 from dbpkit.cli.root import app, begin
 from dbpkit.foundation.options import MOST
@@ -70,6 +82,7 @@ def quality_command(
     classifier: Annotated[str, typer.Option(help="Whose features are used without Inception.")] = "embedded",
     seed: Seed = 0,
     device: Device = "cpu",
+    precision: Precision = "float32",
     plugin: Plugin = [],
     talk: Talk = None,
     as_json: AsJson = False,
@@ -77,10 +90,11 @@ def quality_command(
     """Measure a denoiser as a generative model: FID, or the distance of a classifier's features."""
     from dbpkit import Chain, load_dataset, load_denoiser, quality
     from dbpkit.experiment.execution import checked_device
+    from dbpkit.foundation.precision import checked_precision
     from dbpkit.models.sources import source
 
     begin(plugin, computes=True)
-    checked_device(device)
+    checked_device(device), checked_precision(precision)
     features = _features(inception, trust_file, classifier)
     made = load_denoiser(*source(denoiser))
     with working(as_json, talk, continues=False) as progress:
@@ -92,6 +106,7 @@ def quality_command(
             images=images,
             seed=seed,
             device=device,
+            precision=checked_precision(precision),
             progress=lambda done, of: progress(done / of, f"{done} images"),
         )
     printing.quality(found, as_json)

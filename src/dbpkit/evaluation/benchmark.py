@@ -26,6 +26,7 @@ from dbpkit.experiment.execution import Execution
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.foundation.errors import UserError, check_progress, shown
 from dbpkit.foundation.inputs import check_seed, whole
+from dbpkit.foundation.precision import EXACT, Precision
 from dbpkit.results.flags import Flag
 from dbpkit.results.summary import Row, Summary
 from dbpkit.statistics.estimates import Estimate
@@ -75,6 +76,7 @@ def benchmark(
     order: Order = "balanced",
     draws: int = 10,
     seed: int = 0,
+    precision: Precision = EXACT,
     out: str | Path | None = None,
     execution: Execution | None = None,
     progress: Progress = lambda *_: None,
@@ -95,6 +97,7 @@ def benchmark(
         order: ``"balanced"`` takes the classes in turn, ``"shuffled"`` is random, ``"file"`` the first ones.
         draws: report draws of a random model.
         seed: decides every random number.
+        precision: what networks compute in: ``"float32"``, ``"tf32"`` or ``"bfloat16"``.
         out: run directory; the same call continues it. None: in ``runs``, named by a hash of the inputs.
         execution: batch sizes; None takes the model's own device.
         progress: called whenever work is done.
@@ -112,6 +115,7 @@ def benchmark(
         "protocol": protocol,
         "examples": {"count": examples, "order": order},
         "draws": {"report": draws},
+        "precision": precision,
         "seed": seed,
     }
     data = _data(dataset, examples, order, seed)

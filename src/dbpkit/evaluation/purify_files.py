@@ -22,6 +22,7 @@ from dbpkit.foundation.errors import UserError, excerpt
 from dbpkit.foundation.image_folder import ImageFolder
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.png import eight_bits, png_bytes
+from dbpkit.foundation.precision import EXACT, Precision, checked_precision, precise
 from dbpkit.foundation.rows import free, is_out_of_memory
 from dbpkit.models.sources import load_denoiser, source
 from dbpkit.purification.diffusion import Purifier
@@ -62,6 +63,7 @@ def purify_files(
     options: Mapping[str, Any] | None = None,
     device: str = "cpu",
     overwrite: bool = False,
+    precision: Precision = EXACT,
 ) -> list[Path]:
     """Purifies image files one by one and writes ``<name>.png`` into a folder.
 
@@ -78,6 +80,7 @@ def purify_files(
         options: of the denoiser's source.
         device: where the network runs.
         overwrite: whether other files of the results' names are replaced too; the images given never are.
+        precision: what the network computes in: ``"float32"``, ``"tf32"`` or ``"bfloat16"``.
 
     Returns:
         The files written.
@@ -92,7 +95,7 @@ def purify_files(
     purifier = _purifier(spec, denoiser, options or {}, where)
     for flag in chain_flags(purifier, spec):
         log.warning("%s", flag.message)
-    one = _One(purifier, seed, where)
+    one = _One(purifier, seed, where, precision)
     written, problems = [], []
     for done, (path, target) in enumerate(targets.items(), start=1):
         try:
@@ -139,15 +142,22 @@ def chain_flags(purifier: PurifiesImages, spec: PurifierSpec) -> list[Flag]:
 class _One:
     """Purifies one file; the purifier's channels are found out with the first that can be read."""
 
-    def __init__(self, purifier: PurifiesImages, seed: int, device: torch.device) -> None:
+    def __init__(
+        self, purifier: PurifiesImages, seed: int, device: torch.device, precision: Precision = EXACT
+    ) -> None:
         self.purifier = purifier
         self.seed = seed
         self.device = device
+        self.precision = checked_precision(precision)
         self.mode: Mode = "RGB"
         self.asked = False
 
     @torch.no_grad()
     def __call__(self, path: Path) -> bytes:
+        with precise(self.precision):
+            return self._png(path)
+
+    def _png(self, path: Path) -> bytes:
         x = read_picture(path, mode=self.mode)
         if not self.asked and self._takes_grey(x):
             self.mode = "L"

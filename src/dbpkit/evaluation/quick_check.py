@@ -20,12 +20,13 @@ from dbpkit.checks.fit import check_fit, check_logits
 from dbpkit.checks.preflight import PROBE_EXAMPLES, check_settings, probe_of
 from dbpkit.evaluation.run import Progress, evaluate
 from dbpkit.experiment.build import accepted_options, attack_options, build, of_attacks
-from dbpkit.experiment.execution import DEFAULT_EXECUTION, Execution
+from dbpkit.experiment.execution import DEFAULT_EXECUTION, Execution, kernels
 from dbpkit.experiment.spec import DrawsSpec, EvaluationSpec
 from dbpkit.experiment.state import state_changes, state_of
 from dbpkit.foundation.errors import UserError, shown
 from dbpkit.foundation.inputs import check_images, check_labels, check_length, check_outputs, whole
 from dbpkit.foundation.noise import NoisePlan, seeded_generator
+from dbpkit.foundation.precision import current_precision, precise
 from dbpkit.foundation.spec import PartSpec
 from dbpkit.foundation.types import RandomisedClassifier
 from dbpkit.purification.purifier import takes_noise
@@ -91,12 +92,13 @@ def check(
     if not callable(model) or isinstance(model, type):
         raise UserError(f"check needs a model that can be called, not {shown(model)}.")
     asked: RandomisedClassifier = model if takes_noise(model) else Plain(model)
-    with torch.no_grad(), _left_as_it_was(model):
-        check_logits(
-            asked(x[:PROBE_EXAMPLES], noise=noise.rows(slice(0, PROBE_EXAMPLES))), x[:PROBE_EXAMPLES], y
-        )
-        check_outputs(asked(x[:1], noise=noise.rows([0])), 1)  # a model may squeeze one image, not four
-    return _check(Probe(asked, x, y, noise, threat, Planned(eot=eot)), progress)
+    with precise(current_precision()):
+        with torch.no_grad(), _left_as_it_was(model):
+            check_logits(
+                asked(x[:PROBE_EXAMPLES], noise=noise.rows(slice(0, PROBE_EXAMPLES))), x[:PROBE_EXAMPLES], y
+            )
+            check_outputs(asked(x[:1], noise=noise.rows([0])), 1)  # a model may squeeze one image, not four
+        return _check(Probe(asked, x, y, noise, threat, Planned(eot=eot)), progress)
 
 
 def quick_check(
@@ -120,6 +122,12 @@ def quick_check(
     Raises:
         UserError: if the parts do not fit each other at all.
     """
+    with kernels(execution.deterministic, spec.precision):
+        return _checked(spec, examples, execution, progress)
+
+
+def _checked(spec: EvaluationSpec, examples: int, execution: Execution, progress: Progress) -> Checked:
+    """All checks of a planned evaluation, in its precision."""
     short = _shortened_spec(spec, min(examples, spec.examples.count or examples))
     parts = build(short, execution.device, execution.memory_bytes)
     probe = probe_of(parts, spec, len(parts.data))

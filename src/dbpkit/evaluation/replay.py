@@ -108,7 +108,7 @@ def _replayed(
         micro_batch=how.get("micro_batch", 32),
         deterministic=how.get("deterministic", False),
     )
-    with kernels(execution.deterministic), _threads(how.get("threads")):
+    with kernels(execution.deterministic, spec.precision), _threads(how.get("threads")):
         parts = parts or build(spec, execution.device, execution.memory_bytes)
         refuse_other_parts(directory, parts, "Restore it to replay the run.")
         rows = Rows(spec, parts, execution, directory)

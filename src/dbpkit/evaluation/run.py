@@ -77,7 +77,8 @@ def evaluate(
     check_execution(execution)
     run = out if isinstance(out, RunDirectory) else RunDirectory(out)
     run.refuse_other(spec.model_dump(mode="json"))  # at once, before seconds or minutes of work
-    with writing(run.path, f"dbpkit evaluate --out {run.path}"), kernels(execution.deterministic):
+    settings = kernels(execution.deterministic, spec.precision)
+    with writing(run.path, f"dbpkit evaluate --out {run.path}"), settings:
         parts = parts or build(spec, execution.device, execution.memory_bytes)
         refuse_other_parts(run, parts)
         state = parts_state(parts)

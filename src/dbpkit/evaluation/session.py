@@ -16,6 +16,7 @@ import torch
 from dbpkit.experiment.build import Parts
 from dbpkit.experiment.execution import Execution
 from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.precision import current_precision
 from dbpkit.results.analysis import AnalysisRecords, analysed
 from dbpkit.results.run_directory import RunDirectory
 
@@ -72,6 +73,7 @@ def enter_session(run: RunDirectory, parts: Parts, execution: Execution) -> None
         "versions": {"python": platform.python_version(), **{p: _version(p) for p in packages}},
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
+        "precision": current_precision(),
         **execution.noted(),
     }
     if session not in sessions:

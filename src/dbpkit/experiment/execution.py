@@ -14,6 +14,7 @@ import torch
 
 from dbpkit.foundation.errors import UserError, check_kind
 from dbpkit.foundation.inputs import whole
+from dbpkit.foundation.precision import EXACT, Precision, precise
 from dbpkit.foundation.rows import RowLimit
 from dbpkit.purification.replay import DEFAULT_MEMORY
 
@@ -139,16 +140,28 @@ DEFAULT_EXECUTION = Execution()
 
 
 @contextlib.contextmanager
-def kernels(deterministic: bool) -> Iterator[None]:
-    """Inside the block, kernels that give the same bits every time, if asked for; settings are restored."""
-    before, tf32 = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.allow_tf32
+def kernels(deterministic: bool, precision: Precision | None = EXACT) -> Iterator[None]:
+    """Inside the block, kernels of a precision, reproducible ones if asked for; settings are restored.
+
+    Args:
+        deterministic: whether kernels must give the same bits every time.
+        precision: what networks compute in; None leaves torch's own settings as they are.
+
+    Raises:
+        UserError: if there is no such precision.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    try:
-        if deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
-            torch.use_deterministic_algorithms(True)
-            torch.backends.cudnn.allow_tf32 = False
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warns)
-        torch.backends.cudnn.allow_tf32 = tf32
+    tf32 = torch.backends.cudnn.allow_tf32 if precision is None else None
+    with precise(precision) if precision else contextlib.nullcontext():
+        try:
+            if deterministic:
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
+                torch.use_deterministic_algorithms(True)
+                if tf32 is not None:
+                    torch.backends.cudnn.allow_tf32 = False
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before, warn_only=warns)
+            if tf32 is not None:
+                torch.backends.cudnn.allow_tf32 = tf32

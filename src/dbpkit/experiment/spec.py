@@ -11,6 +11,7 @@ from dbpkit.data.order import Order
 from dbpkit.experiment.knowledge import Knowledge, find_known, known
 from dbpkit.foundation.amounts import amount
 from dbpkit.foundation.errors import UserError, unknown_name
+from dbpkit.foundation.precision import EXACT, Precision
 from dbpkit.foundation.spec import Amount, PartSpec, Strict
 from dbpkit.purification.purifier import DIFFUSION
 from dbpkit.results.kinds import BASELINE_ROWS, NO_DENOISER
@@ -84,6 +85,7 @@ class PurifySpec(Strict):
 
     denoiser: PartSpec = PartSpec(name="embedded")
     purifier: PurifierSpec = PurifierSpec()
+    precision: Precision = EXACT
 
 
 class ThreatSpec(Strict):
@@ -187,6 +189,7 @@ class EvaluationSpec(Strict):
         examples: which examples.
         draws: how many purifications per image.
         protocol: registered name or import path of the protocol whose estimate is the headline.
+        precision: what networks compute in: ``float32``, exact; ``tf32`` or ``bfloat16``, faster on a GPU.
         seed: decides every random number.
         analyses: options by name of analysis, for ``dbpkit analyse``; no part of the evaluation or its hash.
     """
@@ -210,6 +213,7 @@ class EvaluationSpec(Strict):
     examples: ExamplesSpec = ExamplesSpec()
     draws: DrawsSpec = DrawsSpec()
     protocol: str = DEFAULT
+    precision: Precision = EXACT
     seed: int = Field(default=0, ge=0, lt=2**32)
     analyses: dict[str, dict[str, Any]] = Field(default_factory=dict, exclude=True)
 

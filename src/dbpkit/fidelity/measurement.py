@@ -21,6 +21,7 @@ from dbpkit.fidelity.features import Features
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.inputs import whole
 from dbpkit.foundation.noise import NoisePlan, permutation
+from dbpkit.foundation.precision import EXACT, Precision, precise
 from dbpkit.foundation.types import Denoiser
 from dbpkit.models.sources import state_sha256
 
@@ -43,6 +44,7 @@ class Quality(NamedTuple):
         reference: name and sha256 of the reference images; None if they are the other half of the data.
         denoiser_sha256: hash of the denoiser's tensors.
         warning: what a reader must know of the value, or None.
+        precision: what networks computed in.
     """
 
     metric: str
@@ -58,6 +60,7 @@ class Quality(NamedTuple):
     reference: dict[str, str] | None
     denoiser_sha256: str
     warning: str | None
+    precision: Precision = EXACT
 
 
 @torch.no_grad()
@@ -72,6 +75,7 @@ def quality(
     seed: int = 0,
     batch_size: int = 100,
     device: str | torch.device = "cpu",
+    precision: Precision = EXACT,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Quality:
     """Measures how far a denoiser's images are from real ones.
@@ -92,6 +96,7 @@ def quality(
         seed: of the noise (stream ``report``) and of the order of the data, in [0, 2**32).
         batch_size: images per call; changes results by rounding at most.
         device: where images are generated and features taken.
+        precision: what the denoiser computes in: ``"float32"``, ``"tf32"`` or ``"bfloat16"``.
         progress: called after every batch with images generated and images in all.
 
     Returns:
@@ -106,7 +111,7 @@ def quality(
     """
     same = _are_same(data, reference, chain)
     start, real = _dealt(data, reference, images, seed)
-    gaussians = _Gaussians(features, whole(batch_size, "batch_size", 1), checked_device(device))
+    gaussians = _Gaussians(features, whole(batch_size, "batch_size", 1), checked_device(device), precision)
     target = gaussians.of(real)
     made = gaussians.of_generated(denoiser, start, chain, seed, progress)
     count, fewest = len(target.mean), min(len(start), len(real))
@@ -119,6 +124,7 @@ def quality(
         features={**features.about, "count": count},
         **_settings(denoiser, data, chain, seed, reference),
         warning=None if fewest > count else _TOO_FEW.format(fewest, count),
+        precision=precision,
     )
 
 
@@ -128,11 +134,13 @@ class _Gaussians(NamedTuple):
     features: Features
     batch_size: int
     device: torch.device
+    precision: Precision
 
     def of(self, data: Dataset) -> Statistics:
         """Those of the images of a data set."""
         batches = torch.arange(len(data)).split(self.batch_size)
-        return feature_statistics(self.features.extract(data.x(i).to(self.device)) for i in batches)
+        with precise(EXACT):  # whatever images were made in
+            return feature_statistics(self.features.extract(data.x(i).to(self.device)) for i in batches)
 
     def of_generated(
         self,
@@ -150,10 +158,13 @@ class _Gaussians(NamedTuple):
         def batches() -> Iterator[Tensor]:
             for index in torch.arange(len(start)).split(self.batch_size):
                 x = start.x(index).to(self.device)
-                yield generate(denoiser, x, chain, noise=noise.rows(index))
+                with precise(self.precision):
+                    made = generate(denoiser, x, chain, noise=noise.rows(index))
+                yield made
                 progress(int(index[-1]) + 1, len(start))
 
-        return feature_statistics(map(self.features.extract, batches()))
+        with precise(EXACT):
+            return feature_statistics(map(self.features.extract, batches()))
 
 
 def _are_same(data: Dataset, reference: Dataset | None, chain: Chain) -> bool:

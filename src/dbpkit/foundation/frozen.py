@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.precision import current_precision, lowered
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -124,10 +125,12 @@ def call_apart(module: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any)
     """Calls a network on a copy of ``x`` in the network's own precision; results in that of ``x``.
 
     A network that works in place (``x.sub_(mean)``) then changes nothing of the caller's, and neither a
-    double image nor a half network is an error.
+    double image nor a half network is an error. Where `dbpkit.foundation.precision.precise` asks for
+    bfloat16, the network runs under autocast, and nothing else does.
     """
-    dtype = own_dtype(module) or x.dtype
-    if dtype == x.dtype:
-        return module(x.clone(), *args, **kwargs)
-    result = module(x.to(dtype), *args, **kwargs)
+    dtype, asked = own_dtype(module) or x.dtype, current_precision()
+    with lowered(x.device.type):
+        result = module(x.clone() if dtype == x.dtype else x.to(dtype), *args, **kwargs)
+    if dtype == x.dtype and asked != "bfloat16":
+        return result
     return result.to(x.dtype) if isinstance(result, Tensor) and result.is_floating_point() else result

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dbpkit.foundation.errors import UserError, shown
 from dbpkit.foundation.frozen import own_dtype
 from dbpkit.foundation.inputs import real
+from dbpkit.foundation.precision import lowered
 from dbpkit.foundation.registry import Registry
 from dbpkit.models.schedule import discrete_sigmas, vp_time
 
@@ -228,7 +229,8 @@ def _predict(network: Callable[..., Any], state: Tensor, times: Tensor) -> Tenso
     """What a network says of a state, in the state's precision; the network gets a copy in its own."""
     dtype = own_dtype(network) or state.dtype
     times = times.to(dtype) if times.is_floating_point() else times
-    out = network(state.clone() if state.dtype == dtype else state.to(dtype), times)
+    with lowered(state.device.type):
+        out = network(state.clone() if state.dtype == dtype else state.to(dtype), times)
     out = getattr(out, "sample", out)
     return out.to(state.dtype) if isinstance(out, Tensor) else out
 

@@ -21,6 +21,7 @@ from dbpkit.foundation.inputs import (
     whole,
 )
 from dbpkit.foundation.noise import NoisePlan
+from dbpkit.foundation.precision import current_precision, lowered
 from dbpkit.foundation.rows import RowLimit
 from dbpkit.foundation.types import Traced
 from dbpkit.purification.purifier import PurifiesImages, as_purifier, check_call
@@ -92,9 +93,16 @@ class PurifiedClassifier(Frozen):
         noise = self._fresh(len(x)) if noise is None else noise
         check_call(x, noise, "PurifiedClassifier")
         self.settle()
-        own = isinstance(self.purifier, Frozen)
-        x_pure = self.purifier(x if own else x.clone(), noise=noise)
+        x_pure = self._purified(x, noise)
         return check_outputs(call_apart(self.classifier, x_pure), len(x))
+
+    def _purified(self, x: Tensor, noise: NoisePlan) -> Tensor:
+        """The purified images; what is no purifier of this package is called as networks are."""
+        if isinstance(self.purifier, Frozen):
+            return self.purifier(x, noise=noise)
+        with lowered(x.device.type):
+            x_pure = self.purifier(x.clone(), noise=noise)
+        return x_pure.to(x.dtype) if current_precision() == "bfloat16" else x_pure
 
     def traced(self, x: Tensor, *, noise: NoisePlan) -> tuple[Tensor, Tensor]:
         """Returns logits (B, K) and the purifier's deviation (B,), see `Purifier.traced`.

@@ -4,6 +4,7 @@ Only this file knows that diffusion models want [-1, 1].
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from dbpkit.foundation.inputs import (
     whole,
 )
 from dbpkit.foundation.noise import NoisePlan
+from dbpkit.foundation.precision import Precision, current_precision, kept
 from dbpkit.foundation.types import Denoiser, StepHook
 from dbpkit.models.denoisers import EDMDenoiser, VPDenoiser
 from dbpkit.purification.driver import Trace, drive
@@ -149,9 +151,13 @@ class Purifier(Frozen):
     def _hook(self) -> Replay:
         return Replay(self.calls, self.memory_bytes, verify=self.verify_replay, settle=self.settle)
 
-    def _denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def _denoise(self, x: Tensor, sigma: Tensor, precision: Precision) -> Tensor:
         """One call of the denoiser, on a copy of the sampler's state in the denoiser's own precision."""
         self._network_calls.take()
+        with kept(precision):  # a step may run again when the block of its first run is left
+            return self._estimate(x, sigma)
+
+    def _estimate(self, x: Tensor, sigma: Tensor) -> Tensor:
         if isinstance(self.denoiser, VPDenoiser | EDMDenoiser):  # they see to their network themselves
             estimate: Tensor = self.denoiser(x, sigma)
             return estimate
@@ -163,7 +169,8 @@ class Purifier(Frozen):
 
     def _purify(self, x: Tensor, noise: NoisePlan, hook: StepHook) -> Tensor:
         self.settle()
-        x0 = drive(self.sampler, self._denoise, 2 * x - 1, noise, hook)
+        denoise = partial(self._denoise, precision=current_precision())
+        x0 = drive(self.sampler, denoise, 2 * x - 1, noise, hook)
         x_pure = (x0 + 1) / 2
         return x_pure.clamp(0, 1) if self.clamp else x_pure
 

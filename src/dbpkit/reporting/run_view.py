@@ -15,6 +15,7 @@ from dbpkit.reporting.tables import (
     difference_rows,
     headline_title,
     interval_methods,
+    precision_note,
     row_title,
     table_rows,
 )
@@ -55,6 +56,7 @@ class RunView(NamedTuple):
         rows: lines of the headline table.
         protocol: what the headline is called, or empty if it is the accuracy per draw.
         methods: how the intervals were made.
+        precision: what the networks computed in, in a sentence; empty for float32.
         differences: lines of the table of paired differences.
         incomplete: rows that have not all their examples, by how many they have.
         row_count: rows that were asked for.
@@ -79,6 +81,7 @@ class RunView(NamedTuple):
     rows: list[TableRow]
     protocol: str
     methods: str
+    precision: str
     differences: list[DifferenceRow]
     incomplete: list[Incomplete]
     row_count: int
@@ -117,6 +120,7 @@ def run_view(run: RunDirectory, letter: str) -> RunView:
         rows=table_rows(summary),
         protocol=headline_title(summary),
         methods=interval_methods(summary),
+        precision=precision_note(summary),
         differences=difference_rows(summary),
         incomplete=[] if only_analysed else _incomplete(asked, _examples_asked(run), columns),
         row_count=len(asked),
@@ -172,6 +176,7 @@ def _facts(summary: Summary) -> list[str]:
         f"budget {norm} {spec.threat.eps}",
         f"attack {' + '.join(attacks)}",
         *([] if summary.protocol == DEFAULT else [f"protocol {summary.protocol}"]),
+        *([] if spec.precision == "float32" else [f"networks in {spec.precision}"]),
     ]
 
 

@@ -137,6 +137,12 @@ def interval_methods(summary: Summary) -> str:
     return ", ".join("Wilson score, Student's t" if m == "wilson" else m for m in methods)
 
 
+def precision_note(summary: Summary) -> str:
+    """Returns ``"Networks in bfloat16."``, or nothing where they computed in float32."""
+    precision = summary.spec.precision
+    return "" if precision == "float32" else f"Networks in {precision}."
+
+
 def percent(value: float) -> str:
     """Returns ``"71.9%"``."""
     return NOTHING if math.isnan(value) else f"{100 * value:.1f}%"

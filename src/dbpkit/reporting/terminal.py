@@ -20,6 +20,7 @@ from dbpkit.reporting.tables import (
     TableRow,
     headline_title,
     interval_methods,
+    precision_note,
     short_title,
     table_rows,
 )
@@ -51,6 +52,7 @@ def console_table(summary: Summary) -> Fitting:
     methods = interval_methods(summary)
     counts = "N queries, unattacked images asked as often" if headline_title(summary) else "R draws, T tapes"
     caption = f"Intervals: {methods}, over n images. {counts}." if methods else "Nothing recorded yet."
+    caption = f"{caption} {precision_note(summary)}".rstrip()
     table = Table(
         title=Text(summary.name), caption=Text(caption), box=SIMPLE_HEAD, padding=0, show_edge=False
     )

@@ -106,6 +106,7 @@ class RecordedSpec(Recorded):
     examples: RecordedExamples
     draws: RecordedDraws
     protocol: Name = "one_shot"
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     seed: int = Field(ge=0, lt=2**32)
 
 
@@ -131,6 +132,7 @@ class Session(Recorded):
     machine: Annotated[str, Field(max_length=200)] = ""
     threads: Annotated[int, Field(gt=0, le=1024)] = 1
     device: Annotated[str, Field(max_length=100)] = "cpu"
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     batch_size: Count = 1
     micro_batch: Count = 32
     deterministic: bool = False

@@ -77,7 +77,8 @@ def train(
     check_kind(execution, Execution, "train: execution", 'Make one with Execution("cuda").')
     directory = TrainingDirectory(out)
     directory.refuse_other(spec, version())
-    with kernels(execution.deterministic), current_gpu(execution.device):
+    precision = "tf32" if spec.optimiser.precision == "tf32" else None
+    with kernels(execution.deterministic, precision), current_gpu(execution.device):
         accelerator = accelerator_for(spec, directory.path, execution, tensorboard)
         with writing(out, "dbpkit train") if accelerator.is_main_process else contextlib.nullcontext():
             run = prepared(spec, directory, accelerator, placed(execution, accelerator))

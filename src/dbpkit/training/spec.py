@@ -4,6 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from dbpkit.foundation.precision import Precision
 from dbpkit.foundation.spec import PartSpec, Strict
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -24,7 +25,8 @@ class OptimiserSpec(Strict):
         weight_decay: decoupled for adamw, L2 for sgd.
         ema_decay: decay of the averaged weights, which are the ones saved and evaluated.
         grad_clip: largest gradient norm, or 0 for none.
-        precision: ``"float32"``, or ``"bfloat16"`` for autocast of the network's forward pass.
+        precision: ``"float32"``, which leaves torch's own settings as they are; ``"tf32"``, which switches
+            TF32 on; or ``"bfloat16"`` for autocast of the network's forward pass.
     """
 
     always: ClassVar[frozenset[str] | None] = frozenset(
@@ -42,7 +44,7 @@ class OptimiserSpec(Strict):
     weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     grad_clip: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
 
 
 class TrainingSpec(Strict):
