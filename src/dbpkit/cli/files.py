@@ -44,10 +44,8 @@ def purify(
     from dbpkit import purify_files
 
     begin(plugin, computes=True)
-    chain = {"sampler": sampler, "t_star": t_star, "steps": steps}
-    spec = _spec(
-        {"denoiser": denoiser, "purifier": _purifier(purifier, chain), "precision": precision}, overrides
-    )
+    chain = _purifier(purifier, {"sampler": sampler, "t_star": t_star, "steps": steps})
+    spec = _spec({"denoiser": denoiser, "purifier": chain, "precision": precision}, overrides)
     with working(as_json, talk, continues=False) as progress:
         written = purify_files(
             images,

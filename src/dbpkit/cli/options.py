@@ -1,7 +1,7 @@
 """Options and arguments that several commands have: their types, ranges and words of help."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -92,7 +92,10 @@ Reverse = Annotated[
     bool, typer.Option("--reverse", help="Take the last example first; results do not change.")
 ]
 
-Precision = Annotated[str, typer.Option(help="What networks compute in: float32, tf32 or bfloat16.")]
+Precision = Annotated[
+    Literal["float32", "tf32", "bfloat16"],
+    typer.Option(help="What networks compute in."),
+]
 
 # ------------------------------------------------------------------ a purifier, without a spec
 

@@ -90,23 +90,21 @@ def quality_command(
     """Measure a denoiser as a generative model: FID, or the distance of a classifier's features."""
     from dbpkit import Chain, load_dataset, load_denoiser, quality
     from dbpkit.experiment.execution import checked_device
-    from dbpkit.foundation.precision import checked_precision
     from dbpkit.models.sources import source
 
     begin(plugin, computes=True)
-    checked_device(device), checked_precision(precision)
+    checked_device(device)
     features = _features(inception, trust_file, classifier)
-    made = load_denoiser(*source(denoiser))
     with working(as_json, talk, continues=False) as progress:
         found = quality(
-            made,
+            load_denoiser(*source(denoiser)),
             load_dataset(data),
             features,
             Chain(t_star, sampler, steps),
             images=images,
             seed=seed,
             device=device,
-            precision=checked_precision(precision),
+            precision=precision,
             progress=lambda done, of: progress(done / of, f"{done} images"),
         )
     printing.quality(found, as_json)

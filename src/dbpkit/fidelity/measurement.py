@@ -80,22 +80,22 @@ def quality(
 ) -> Quality:
     """Measures how far a denoiser's images are from real ones.
 
-    The data are shuffled by the seed. The first ``images`` of them start the chains, or lend them their ids
-    where the chains start from noise alone. The next ``images``, or all of ``reference``, are the images that
-    the generated ones are compared with. The floor compares the first with these in the same way.
+    The data are shuffled by the seed. The first ``images`` start the chains, or lend them their ids where
+    these start from noise alone. The next ``images``, or all of ``reference``, are what generated ones are
+    compared with. The floor compares the first with these in the same way.
 
     Args:
         denoiser: any `Denoiser`; a module is moved, frozen and put in eval mode.
         data: real images.
         features: what the distance is of; see `make_features`.
         chain: how images are generated.
-        reference: other images of the same shape. The published protocol has the training images as ``data``
-            and as ``reference``, 50,000 images and t* = 1.
+        reference: other images of the same shape. Published values have the training images as this and as
+            ``data``, 50,000 images and t* = 1.
         images: number of images to generate, at least 2; None takes half of the data, or all of them if there
             is a reference.
         seed: of the noise (stream ``report``) and of the order of the data, in [0, 2**32).
         batch_size: images per call; changes results by rounding at most.
-        device: where images are generated and features taken.
+        device: where it is done.
         precision: what the denoiser computes in: ``"float32"``, ``"tf32"`` or ``"bfloat16"``.
         progress: called after every batch with images generated and images in all.
 
@@ -103,8 +103,7 @@ def quality(
         The distance, its floor, and all that they depend on.
 
     Raises:
-        UserError: if there are too few images, the shapes differ, a result is not finite, or real images
-            would be compared with their own reconstructions.
+        UserError: if images are too few or their own reconstructions, shapes differ, or a result is infinite.
 
     Source:
         Heusel et al. 2017; Chong & Forsyth 2020 (arXiv:1911.07023) for the bias of few images.
@@ -114,16 +113,15 @@ def quality(
     gaussians = _Gaussians(features, whole(batch_size, "batch_size", 1), checked_device(device), precision)
     target = gaussians.of(real)
     made = gaussians.of_generated(denoiser, start, chain, seed, progress)
-    count, fewest = len(target.mean), min(len(start), len(real))
     return Quality(
         features.metric,
         value=_distance(made, target),
         floor=None if same else _distance(gaussians.of(start), target),
         images=len(start),
         reference_images=len(real),
-        features={**features.about, "count": count},
+        features={**features.about, "count": len(target.mean)},
         **_settings(denoiser, data, chain, seed, reference),
-        warning=None if fewest > count else _TOO_FEW.format(fewest, count),
+        warning=_warning(min(len(start), len(real)), len(target.mean)),
         precision=precision,
     )
 
@@ -190,6 +188,11 @@ def _settings(
         "reference": None if reference is None else _named(reference),
         "denoiser_sha256": state_sha256(denoiser),
     }
+
+
+def _warning(images: int, features: int) -> str | None:
+    """What a reader must know of so many images and features."""
+    return None if images > features else _TOO_FEW.format(images, features)
 
 
 _TOO_FEW = (
