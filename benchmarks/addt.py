@@ -19,7 +19,7 @@ from torch.nn import functional
 from dbpkit import NoisePlan, load_classifier, load_dataset, load_embedded
 from dbpkit.foundation.machine import settle
 from dbpkit.training import perturb
-from dbpkit.training.loop import _average
+from dbpkit.training.average import Average
 from dbpkit.training.objectives import Batch, make_objective
 
 ROWS = 64
@@ -32,7 +32,7 @@ class Setting:
 
     def __init__(self, precision: str) -> None:
         self.denoiser = load_embedded()[0].requires_grad_(True).train()
-        self.average = load_embedded()[0]
+        self.averaging = Average(load_embedded()[0], self.denoiser)
         self.guide = load_classifier(**GUIDE)
         self.objective = make_objective("denoising", {"perturbation": "addt", "guide": GUIDE})
         data = load_dataset("embedded").select(slice(0, ROWS))
@@ -62,13 +62,13 @@ class Setting:
         loss.backward()
         nn.utils.clip_grad_norm_(self.denoiser.parameters(), 1.0)
         self.optimiser.step()
-        _average(self.average, self.denoiser, 0.002)
+        self.averaging.update(0.002)
 
     def wasteful_update(self) -> None:
         """The same with weight gradients on the inner steps, as code does that calls backward there."""
         frozen, gradient = perturb.frozen, perturb._gradient
 
-        def with_weights(loss: Tensor, perturbation: Tensor) -> Tensor:
+        def with_weights(loss: Tensor, perturbation: Tensor, _expect: object) -> Tensor:
             return torch.autograd.grad(loss, [perturbation, *self.denoiser.parameters()])[0]
 
         perturb.frozen, perturb._gradient = lambda *_: contextlib.nullcontext(), with_weights

@@ -53,7 +53,7 @@ def train_command(
         trained = train(
             read,
             out,
-            lambda done, of, loss: progress(done / of, f"loss {loss:.4f}"),
+            lambda done, of, loss: progress(done / of, f"loss {loss:.4f}" if loss == loss else ""),
             execution,
             tensorboard=tensorboard,
         )

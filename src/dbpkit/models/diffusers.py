@@ -125,6 +125,27 @@ def build_unet(config: Mapping[str, Any]) -> nn.Module:
     return network
 
 
+def read_config(path: str) -> dict[str, Any]:
+    """Returns the configuration of a network in a ``config.json``, or in a directory that has one.
+
+    Raises:
+        UserError: if there is none, or it is not of a ``UNet2DModel``.
+    """
+    place = Path(path).expanduser()
+    tried = [place / "config.json", place / "unet" / "config.json"] if place.is_dir() else [place]
+    file = next((candidate for candidate in tried if candidate.is_file()), None)
+    if file is None:
+        raise UserError(
+            f"no diffusers configuration: '{tried[0]}' is missing. Correct network.options.config."
+        )
+    config = _read_json(file)
+    if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
+        raise UserError(
+            f"'{file}' is of a {shown(config['_class_name'])}. Only a UNet2DModel can be trained."
+        )
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
 def _unet_class() -> Any:
     """The network class of diffusers; the library is imported when it is first needed."""
     try:

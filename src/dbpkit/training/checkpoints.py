@@ -65,10 +65,17 @@ def optimiser_state(
         shape = () if name == "step" else parameters[place].shape if place < len(parameters) else None
         if name not in STATES[method] or tensor.shape != shape or not tensor.is_floating_point():
             raise UserError(f"'optimiser.{key}' in the {where} does not fit the network. {AFRESH}")
-        state.setdefault(place, {})[name] = tensor
+        state.setdefault(place, {})[name] = _laid_out(tensor, parameters[place])
     for place, own in state.items():
         if missing := STATES[method] - own.keys():
             raise UserError(
                 f"'optimiser.{place}.{min(missing)}' is missing, so the {where} does not fit. {AFRESH}"
             )
     return state
+
+
+def _laid_out(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """The tensor in the memory layout of its parameter, which a fused optimiser asks for."""
+    if tensor.shape != parameter.shape or tensor.stride() == parameter.stride():
+        return tensor
+    return torch.empty_like(parameter, dtype=tensor.dtype, device=tensor.device).copy_(tensor)

@@ -92,6 +92,14 @@ def check_denoiser(denoiser: nn.Module, data: Dataset, trained: bool) -> None:
         )
 
 
+def laid_out(model: nn.Module, device: torch.device) -> nn.Module:
+    """Returns a network on its device: on a GPU with the channels last, as its convolutions want them."""
+    solid = any(t.ndim == 5 for t in (*model.parameters(), *model.buffers()))  # of volumes, in another order
+    if device.type != "cuda" or solid:
+        return model.to(device)
+    return model.to(device, memory_format=torch.channels_last)
+
+
 def _probe(model: nn.Module, data: Dataset) -> tuple[slice, Tensor]:
     """The first images on the model's device."""
     index = slice(0, PROBED)

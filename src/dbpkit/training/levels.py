@@ -6,6 +6,7 @@ get wrong: gamma_t = sqrt(alpha_bar_t / (1 - alpha_bar_t)) of the papers is 1 / 
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Any, Protocol
 
 import torch
@@ -49,7 +50,7 @@ class DDPMTimes:
     def sigma(self, u: Tensor) -> Tensor:
         """Noise levels of the times floor(u * (t_last + 1))."""
         t = (u.double() * (self.t_last + 1)).long()
-        return discrete_sigmas().to(u.device)[t].to(u.dtype)
+        return _table(u.device)[t].to(u.dtype)
 
     def weight(self, sigma: Tensor) -> Tensor:
         """1 / sigma**2: the mean squared error of the predicted noise."""
@@ -139,9 +140,21 @@ class PurificationTimes:
 
 def sigma_at(t: Tensor) -> Tensor:
     """Noise levels of fractional DDPM times in [0, 999], interpolated in log sigma; same shape."""
-    table = discrete_sigmas().log().to(t)
+    table = _log_table(t.device, t.dtype)
     low = t.floor().long().clamp(0, len(table) - 2)
     return torch.lerp(table[low], table[low + 1], t - low).exp()
+
+
+@lru_cache(maxsize=8)
+def _table(device: torch.device) -> Tensor:
+    """The 1,000 levels of the linear DDPM schedule, float64, copied to a device once."""
+    return discrete_sigmas().to(device)
+
+
+@lru_cache(maxsize=8)
+def _log_table(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Their logarithms, in a type of real numbers."""
+    return discrete_sigmas().log().to(device, dtype)
 
 
 def _edm_weight(sigma: Tensor, sigma_data: float) -> Tensor:

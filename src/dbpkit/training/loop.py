@@ -2,37 +2,41 @@
 
 It runs on `accelerate`: one process or several, on CPU or GPU. Order, augmentation and noise are functions of
 the update and the example alone, so the number of processes changes nothing but rounding. The thing people
-get wrong: averaged weights need averaged batch-norm statistics too, so the average covers buffers.
+get wrong: between two checkpoints the host must not read a number from a GPU, nor copy one to it, because the
+GPU stands still meanwhile.
 """
 
 import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from dbpkit.experiment.execution import Execution, kernels
-from dbpkit.foundation.errors import UserError, check_kind, check_progress
+from dbpkit.foundation.errors import check_kind, check_progress
 from dbpkit.foundation.files import write_atomically
 from dbpkit.foundation.locking import writing
-from dbpkit.foundation.noise import NoisePlan, permutation, seeded_generator
 from dbpkit.foundation.png import eight_bits, png_bytes
 from dbpkit.models.weights import fill, rounded, save_weights
+from dbpkit.training.average import Average
+from dbpkit.training.average import ema_weight as ema_weight
 from dbpkit.training.card import model_card
 from dbpkit.training.checkpoints import checkpoint, restore
 from dbpkit.training.directory import TrainingDirectory
-from dbpkit.training.objectives import Batch
+from dbpkit.training.feed import Feed
+from dbpkit.training.losses import Losses
+from dbpkit.training.masks import Masks
 from dbpkit.training.run import Run, accelerator_for, current_gpu, placed, prepared, version
 from dbpkit.training.spec import OptimiserSpec, TrainingSpec
 from dbpkit.training.stored import Line, require_finite_figures
 
 Progress = Callable[[int, int, float], None]
-"""Called with updates done, updates in all, and the latest loss."""
+"""Called with updates done, updates in all, and the latest loss that is known: on a GPU that of a few updates
+before, and nan at first."""
 
 _SAMPLED = 10
 """How many times in a run sample images are written."""
@@ -103,43 +107,31 @@ def learning_rate(update: int, spec: OptimiserSpec) -> float:
     return spec.lr * 0.5 * (1 + math.cos(math.pi * (update - rise) / max(spec.updates - rise, 1)))
 
 
-def ema_weight(update: int, decay: float) -> float:
-    """Weight of the newest state in the average after update 0, 1, ...
-
-    Source:
-        Inverse-gamma warm-up with power 3/4, capped at ``decay``, as in diffusers' EMAModel.
-    """
-    return 1 - min(decay, 1 - (1 + update) ** -0.75)
-
-
 def _updates(run: Run, done: int, progress: Progress) -> None:
     """Makes the remaining updates."""
-    spec, accelerator = run.spec, run.accelerator
+    spec, accelerator, rank = run.spec, run.accelerator, run.execution.rank
+    size, world, device = spec.optimiser.batch_size, run.execution.world, accelerator.device
     run.model.train()
     started = time.monotonic()
-    losses: list[float] = []
-    for update, batch in _batches(run, done):
+    losses = Losses(device, run.directory.path)
+    feed = Feed(run.data, device, spec.seed, size, rank, world)
+    average, masks = Average(run.average, run.bare), Masks(run.bare, spec.seed, rank, device)
+    for update, batch in feed.batches(done, spec.optimiser.updates, losses.expect):
         for group in run.optimiser.param_groups:
             group["lr"] = learning_rate(update, spec.optimiser)
-        share = update << 8 | run.execution.rank  # dropout masks, if any, are new for each
-        with accelerator.autocast(), seeded_generator(spec.seed << 32 | share, accelerator.device):
+        with accelerator.autocast(), masks.of(update):
             loss = run.objective.loss(run.model, batch)
-        losses.append(float(accelerator.reduce(loss.detach(), "mean")))
-        if not math.isfinite(losses[-1]):
-            raise UserError(
-                f"the training loss is {losses[-1]} at update {update}. Lower optimiser.lr or set"
-                f" grad_clip; what was saved in '{run.directory.path}' is intact."
-            )
+        losses.add(update, accelerator.reduce(loss.detach(), "mean"))
         run.optimiser.zero_grad()
         accelerator.backward(loss)
         if spec.optimiser.grad_clip:
             accelerator.clip_grad_norm_(run.model.parameters(), spec.optimiser.grad_clip)
         run.optimiser.step()
-        _average(run.average, run.bare, ema_weight(update, spec.optimiser.ema_decay))
-        progress(update + 1, spec.optimiser.updates, losses[-1])
+        average.update(ema_weight(update, spec.optimiser.ema_decay))
+        progress(update + 1, spec.optimiser.updates, losses.latest)
         if (update + 1) % spec.checkpoint_updates == 0 or update + 1 == spec.optimiser.updates:
-            _record(run, update + 1, losses, time.monotonic() - started)
-            losses, started = [], time.monotonic()
+            _record(run, update + 1, losses.settle(), time.monotonic() - started)
+            started = time.monotonic()
 
 
 def _record(run: Run, done: int, losses: list[float], seconds: float) -> None:
@@ -173,30 +165,6 @@ def _sample(run: Run, done: int) -> None:
         return
     png = png_bytes(eight_bits(picture.cpu()), smallest=False)
     write_atomically(run.directory.path / "samples" / f"{done:07d}.png", png)
-
-
-def _batches(run: Run, done: int) -> Iterator[tuple[int, Batch]]:
-    """Numbered batches from update ``done`` on, this process's share of each."""
-    spec, data, accelerator = run.spec, run.data, run.accelerator
-    size = spec.optimiser.batch_size
-    per_epoch = len(data) // size
-    epoch, order = -1, torch.empty(0, dtype=torch.int64)
-    for update in range(done, spec.optimiser.updates):
-        if update // per_epoch != epoch:
-            epoch = update // per_epoch
-            order = permutation(spec.seed, len(data), epoch)
-        whole = order[(update % per_epoch) * size :][:size]
-        index = whole[run.execution.rank :: run.execution.world]
-        noise = NoisePlan.of(spec.seed, data.ids[index], "train", draw=epoch)
-        x, y = data.x(index), data.labels[index]
-        yield update, Batch(x.to(accelerator.device), y.to(accelerator.device), noise)
-
-
-@torch.no_grad()
-def _average(average: nn.Module, model: nn.Module, weight: float) -> None:
-    """Moves the averaged state towards the newest one."""
-    for old, new in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
-        old.lerp_(new, weight) if old.is_floating_point() else old.copy_(new)
 
 
 @torch.no_grad()

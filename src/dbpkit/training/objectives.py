@@ -23,8 +23,9 @@ from dbpkit.foundation.registry import Registry, call_with_options
 from dbpkit.foundation.spec import PartSpec, Strict, validate
 from dbpkit.models.schedule import TRAIN_STEPS, discrete_sigmas
 from dbpkit.models.sources import load_classifier, state_sha256
-from dbpkit.training.fit import check_classifier, check_denoiser
+from dbpkit.training.fit import check_classifier, check_denoiser, laid_out
 from dbpkit.training.levels import NoiseLevels, noise_levels
+from dbpkit.training.losses import Expect, at_once
 from dbpkit.training.perturb import Problem, frozen, perturbations
 
 objectives: Registry = Registry("objective")
@@ -37,11 +38,16 @@ Part = str | dict[str, Any]
 
 
 class Batch(NamedTuple):
-    """Training examples: ``x`` (B, C, H, W) in [0, 1], labels ``y`` (B,), and their noise."""
+    """Training examples: ``x`` (B, C, H, W) in [0, 1], labels ``y`` (B,), their noise, and who judges them.
+
+    ``expect(fine, message)`` is told of a condition that must hold; the loop looks at it when that costs
+    nothing.
+    """
 
     x: Tensor
     y: Tensor
     noise: NoisePlan
+    expect: Expect = at_once
 
 
 class Objective(Protocol):
@@ -176,7 +182,9 @@ class Denoising:
         sigma = self._levels.sigma(choices[:, 0])
         column = sigma[:, None, None, None]
         bare = extract_model_from_parallel(model)  # a search must not wait for the other processes
-        noise = self._perturb.noise(Problem(bare, self._guide, x0, batch.y, column, batch.noise))
+        noise = self._perturb.noise(
+            Problem(bare, self._guide, x0, batch.y, column, batch.noise, batch.expect)
+        )
         error = (model(x0 + column * noise, sigma).to(x0.dtype) - x0).square().flatten(1).mean(dim=1)
         return (self._levels.weight(sigma) * error).mean()
 
@@ -187,7 +195,7 @@ class Denoising:
     def check(self, model: nn.Module, data: Dataset, trained: bool) -> None:
         """Raises UserError unless denoiser, guide and data fit in channels, size, range and classes."""
         if self._guide is not None:
-            self._guide.to(own_device(model))
+            laid_out(self._guide, own_device(model))
             check_classifier(self._guide, data, "the guide", trained=True)
         with frozen(model):
             check_denoiser(model, data, trained)

@@ -21,6 +21,7 @@ from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.options import CountOrNone, Length, NonNegative, Share
 from dbpkit.foundation.registry import Registry
+from dbpkit.training.losses import Expect, at_once
 
 perturbations: Registry[Any] = Registry("perturbation")
 
@@ -36,6 +37,7 @@ class Problem(NamedTuple):
         sigma: noise levels (B, 1, 1, 1).
         noise: the images' noise. Site ``forward`` step 0 is the training noise, later steps are the search's;
             site ``start`` holds the values that perturbations are mapped to.
+        expect: told of what must hold of the search.
     """
 
     denoiser: nn.Module
@@ -44,6 +46,7 @@ class Problem(NamedTuple):
     y: Tensor
     sigma: Tensor
     noise: NoisePlan
+    expect: Expect = at_once
 
     def z(self, step: int) -> Tensor:
         """Plain noise of search step 1, 2, ..., or of the training step, 0; (B, C, H, W)."""
@@ -191,7 +194,7 @@ class ADDT:
             z = problem.z(step)
             with torch.enable_grad():
                 loss = self._loss(problem, mixed(z, perturbation, share), z)
-            accumulated += _gradient(loss, perturbation)
+            accumulated += _gradient(loss, perturbation, problem.expect)
             perturbation = self._map(accumulated, problem.values(step))
         return perturbation
 
@@ -285,18 +288,18 @@ class ADDTLinf:
                 delta.requires_grad_()
                 with torch.enable_grad():
                     loss = problem.classification_loss(problem.z(step) + gamma * delta)
-                ascent = _gradient(loss, delta).sign()
+                ascent = _gradient(loss, delta, problem.expect).sign()
                 delta = (delta.detach() + 2 * self.step_size * ascent).clamp(-2 * self.eps, 2 * self.eps)
                 delta = (problem.x0 + delta).clamp(-1, 1) - problem.x0
         return problem.z(0) + gamma * delta
 
 
-def _gradient(loss: Tensor, perturbation: Tensor) -> Tensor:
-    """The gradient of a search's loss; UserError if it is not finite, because ranks would hide it."""
+def _gradient(loss: Tensor, perturbation: Tensor, expect: Expect) -> Tensor:
+    """The gradient of a search's loss, which must be finite, because ranks would hide that it is not."""
     (gradient,) = torch.autograd.grad(loss, perturbation)
-    if not bool(torch.isfinite(gradient).all()):
-        raise UserError(
-            "the gradient that guides the perturbation is not finite. Check the classifier on"
-            " the denoiser's estimates, or lower optimiser.lr."
-        )
+    expect(
+        torch.isfinite(gradient).all(),
+        "the gradient that guides the perturbation is not finite. Check the classifier on"
+        " the denoiser's estimates, or lower optimiser.lr.",
+    )
     return gradient

@@ -39,8 +39,7 @@ def initial(spec: TrainingSpec, objective: Objective) -> Start | None:
         start = _loaded(spec, objective)
         set_dropout(start.model, spec.dropout)
         return start
-    assert spec.network is not None
-    options = {"image_channels": 3, **spec.network.options}
+    options = {"image_channels": 3, **_options(spec)}
     if objective.kind == "classifier":
         options.setdefault("classes", 10)
     tried = _described(spec, objective, options, (3, 32, 32), ())
@@ -90,8 +89,7 @@ def _loaded(spec: TrainingSpec, objective: Objective) -> Start:
 
 def _architecture(spec: TrainingSpec, objective: Objective, data: Dataset) -> Architecture:
     """The weights file's description of the network, fitted to the data."""
-    assert spec.network is not None
-    options = dict(spec.network.options)
+    options = _options(spec)
     options.setdefault("image_channels", data.shape[0])
     class_names: tuple[str, ...] = ()
     if objective.kind == "classifier":
@@ -110,6 +108,13 @@ def _architecture(spec: TrainingSpec, objective: Objective, data: Dataset) -> Ar
     return _described(spec, objective, options, data.shape, class_names)
 
 
+def _options(spec: TrainingSpec) -> dict[str, Any]:
+    """The network's options as a weights file holds them: what stands for a value is replaced by it."""
+    assert spec.network is not None
+    made_by = networks.resolve(spec.network.name)  # typed by the user: `Architecture` follows no import path
+    return dict(getattr(made_by, "spelled_out", dict)(spec.network.options))
+
+
 def _described(
     spec: TrainingSpec,
     objective: Objective,
@@ -118,7 +123,6 @@ def _described(
     class_names: tuple[str, ...],
 ) -> Architecture:
     assert spec.network is not None
-    networks.resolve(spec.network.name)  # typed by the user: `Architecture` itself follows no import path
     denoiser_adapters.resolve(spec.denoiser)
     return Architecture(
         objective.kind,
