@@ -15,9 +15,9 @@ from dbpkit.foundation.noise import (
     STREAMS,
     NoisePlan,
     permutation,
-    philox4x32,
     seeded_generator,
 )
+from dbpkit.foundation.philox import philox4x32
 from tests.oracles import golden
 
 MANY = 1_000_000

@@ -8,18 +8,18 @@ The thing people get wrong: a plan is bound to its examples. Slice it (`rows`) t
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from dbpkit.foundation.drawing import Rows, values
 from dbpkit.foundation.errors import UserError, unknown_name
 from dbpkit.foundation.frozen import uncompiled
 from dbpkit.foundation.inputs import LIMIT, check_seed, whole
-from dbpkit.foundation.philox import BLOCK_BITS, LOW, SITES, STREAMS, UNIFORM, philox4x32, place, stream_key
+from dbpkit.foundation.philox import BLOCK_BITS, LOW, SITES, STREAMS, UNIFORM, place, stream_key
 
 MAX_ID = 1 << 44
 """Example ids lie below this."""
@@ -41,6 +41,7 @@ class NoisePlan:
         draw: (B,) int64, index of the independent repetition of each row, each in [0, 2**32).
         lane: which of 2**24 independent copies of the stream; one per attack and tape.
         shared: sites whose values come from another plan, see `sharing`.
+        twins: ids and draws on the devices where it has drawn, see `placed`.
 
     Example:
         >>> plan = NoisePlan.of(seed=0, example_ids=[3, 7])
@@ -55,6 +56,7 @@ class NoisePlan:
     draw: Tensor
     shared: Mapping[str, "NoisePlan"] = field(default_factory=dict)
     lane: int = 0
+    twins: dict[torch.device, Rows] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(
@@ -91,23 +93,12 @@ class NoisePlan:
         Source:
             Salmon et al. 2011, Philox4x32-10; Box & Muller 1958.
         """
-        _check_site(site)
-        words = self._words(site, step, like, kind=0)
-        if words is None:
-            return self.shared[site].normal(site, step, like)
-        radius = words[0::2].add(0.5).mul_(2.0**-32).log_().mul_(-2).sqrt_()
-        angle = words[1::2].mul(2 * math.pi * 2.0**-32)
-        pairs = torch.stack([angle.cos().mul_(radius), angle.sin_().mul_(radius)], dim=1)
-        return _shaped(pairs.flatten(0, 1), like)
+        return self._drawn(site, step, like, kind=0)
 
     @uncompiled
     def uniform(self, site: str, step: int, like: Tensor) -> Tensor:
         """Draws uniforms on [0, 1), multiples of 2**-24; arguments and errors as `normal`."""
-        _check_site(site)
-        words = self._words(site, step, like, kind=UNIFORM)
-        if words is None:
-            return self.shared[site].uniform(site, step, like)
-        return _shaped(words.mul_(2.0**-8).floor_().mul_(2.0**-24), like)
+        return self._drawn(site, step, like, kind=UNIFORM)
 
     def repeat(self, draws: int) -> "NoisePlan":
         """Returns a plan of B * draws rows: row ``b * draws + r`` is repetition r of example b.
@@ -125,38 +116,45 @@ class NoisePlan:
             raise UserError(
                 f"{draws} repetitions of draw {int(self.draw.max())} go beyond the last draw, 2**32 - 1."
             )
-        ids = self.example_ids.repeat_interleave(draws)
-        offsets = torch.arange(draws).repeat(len(self))
-        rows = torch.arange(len(self)).repeat_interleave(draws)
-        shared = {site: source.rows(rows) for site, source in self.shared.items()}
-        return replace(
-            self,
-            example_ids=ids,
-            draw=self.draw.repeat_interleave(draws) * draws + offsets,
-            shared=shared,
-        )
+
+        def numbered(first: Tensor) -> Tensor:
+            return (first[:, None] * draws + torch.arange(draws, device=first.device)).flatten()
+
+        return self._changed(lambda rows: rows.repeat_interleave(draws), numbered)
 
     def rows(self, index: Tensor | list[int] | slice) -> "NoisePlan":
-        """Returns the plan of the chosen rows, in the order of ``index``."""
-        if not isinstance(index, slice):
-            index = _checked_rows(index, len(self))
-        shared = {site: source.rows(index) for site, source in self.shared.items()}
-        return replace(self, example_ids=self.example_ids[index], draw=self.draw[index], shared=shared)
+        """Returns the plan of the chosen rows, in the order of ``index``; slices copy nothing to a device."""
+        if isinstance(index, slice):
+            return self._changed(lambda rows: rows[index])
+        here = _checked_rows(index, len(self))
+        there = {device: here.to(device) for device in self.twins}
+        return self._changed(lambda rows: rows[there.get(rows.device, here)])
+
+    def padded(self, count: int) -> "NoisePlan":
+        """Returns the plan of ``count`` rows, at least those there are: the last one as often as needed."""
+        more = count - len(self)
+        return self._changed(lambda rows: torch.cat([rows, rows[-1:].expand(more)])) if more > 0 else self
 
     def on(self, stream: str) -> "NoisePlan":
         """Returns the same rows on another stream."""
         _check_stream(stream)
-        return replace(self, stream=stream)
+        return self._made(self.twins, stream=stream)
 
     def at(self, draw: int) -> "NoisePlan":
         """Returns the same rows at another draw; shared sites keep theirs."""
-        return replace(self, draw=torch.full_like(self.draw, _checked_draw(draw)))
+        draw = _checked_draw(draw)
+        twins = {there: Rows(t.ids, torch.full_like(t.draws, draw)) for there, t in self.twins.items()}
+        return self._made(twins, draw=torch.full_like(self.draw, draw))
+
+    def tape(self, draw: int) -> "NoisePlan":
+        """Returns draw ``draw`` of the same examples in lane 0 of the attack stream, with nothing shared."""
+        return self._made(self.twins, stream="attack", lane=0, shared={}).at(draw)
 
     def in_lane(self, lane: int) -> "NoisePlan":
         """Returns the same rows in another lane of the stream, whose draws are all new; 0 <= lane < 2**24."""
         if not 0 <= whole(lane, "noise lane", low=-(1 << 62)) < 1 << 24:
             raise UserError(f"noise lane {lane} is outside [0, 2**24).")
-        return replace(self, lane=lane)
+        return self._made(self.twins, lane=lane)
 
     def branch(self, part: int) -> "NoisePlan":
         """Returns the same rows in lanes of their own for part 1 to 15 of an attack made of several.
@@ -188,10 +186,39 @@ class NoisePlan:
         sites = list(sites)
         for site in sites:
             _check_site(site)
-        return replace(self, shared={**self.shared, **dict.fromkeys(sites, source)})
+        return self._made(self.twins, shared={**self.shared, **dict.fromkeys(sites, source)})
 
-    def _words(self, site: str, step: int, like: Tensor, kind: int) -> Tensor | None:
-        """The 32-bit words of the key's blocks, (4, B, n) float64, or None where the site is shared."""
+    def placed(self, device: torch.device) -> "NoisePlan":
+        """Returns the same plan with a twin of ids and draws on ``device``, which plans made of it inherit.
+
+        Drawing there then copies nothing from the host. A plan that is placed already is returned as it is; a
+        draw places the plan that it is asked of, but not the one that it was made of.
+        """
+        if device.type != "cpu":
+            if device not in self.twins:
+                self.twins[device] = Rows(*torch.stack([self.example_ids, self.draw]).to(device).unbind())
+            for source in self.shared.values():
+                source.placed(device)
+        return self
+
+    def _changed(
+        self, rows: Callable[[Tensor], Tensor], draws: Callable[[Tensor], Tensor] | None = None
+    ) -> "NoisePlan":
+        """Other rows, of this plan and of those it shares with; ``draws`` is for its own draws."""
+        twins = {there: Rows(rows(t.ids), (draws or rows)(t.draws)) for there, t in self.twins.items()}
+        shared = {site: source._changed(rows) for site, source in self.shared.items()}
+        own = (draws or rows)(self.draw)
+        return self._made(twins, example_ids=rows(self.example_ids), draw=own, shared=shared)
+
+    def _made(self, twins: Mapping[torch.device, Rows], **changes: Any) -> "NoisePlan":
+        """A plan with changes and twins that fit them; `dataclasses.replace` alone leaves it without any."""
+        made = replace(self, **changes)
+        made.twins.update(twins)
+        return made
+
+    def _drawn(self, site: str, step: int, like: Tensor, kind: int) -> Tensor:
+        """The values of the key, or of the plan that the site is shared with."""
+        _check_site(site)
         if not isinstance(like, Tensor) or not like.ndim or not like.is_floating_point():
             raise UserError("noise is drawn like a tensor of floating point, (B, ...).")
         if like.shape[0] != len(self):
@@ -200,25 +227,16 @@ class NoisePlan:
                 "Slice the plan with rows() together with the batch."
             )
         if site in self.shared:
-            return None
+            return self.shared[site]._drawn(site, step, like, kind)
         if not 0 <= whole(step, "noise step", low=-(1 << 62)) < 1 << 24:
             raise UserError(f"noise step {step} is outside [0, 2**24).")
-        blocks = -(-math.prod(like.shape[1:]) // 4)
-        if blocks > 1 << BLOCK_BITS:
+        if math.prod(like.shape[1:]) > 4 << BLOCK_BITS:
             raise UserError(
                 f"an example of {tuple(like.shape[1:])} values exceeds 2**22, the most a noise plan draws."
             )
-        ids, draws = self.example_ids[:, None], self.draw[:, None]
-        block = torch.arange(blocks)[None]
-        high = ids >> 32 << BLOCK_BITS
-        last = torch.tensor([[place(kind, site, step)]])
-        counter = (block | high if bool(high.any()) else block, ids & LOW, draws, last)
+        rows = self.placed(like.device).twins.get(like.device) or Rows(self.example_ids, self.draw)
         key = stream_key(self.seed, self.stream, self.lane)
-        inside = torch._C._functorch.is_functorch_wrapped_tensor(block)  # of a transform of torch.func
-        if like.device.type == "cpu" and not inside:  # NumPy's integers are three times as fast as torch's
-            words = philox4x32([c.numpy().view(np.uint64) for c in counter], key)
-            return torch.from_numpy(np.stack(words).astype(np.float64))
-        return torch.stack(philox4x32([c.to(like.device) for c in counter], key)).double()
+        return values(like, rows, key, place(kind, site, step), kind)
 
 
 def permutation(seed: int, count: int, epoch: int) -> Tensor:
@@ -278,7 +296,7 @@ def _checked_ids(example_ids: Iterable[int] | Tensor) -> Tensor:
 
 
 def _checked_rows(index: Any, count: int) -> Tensor:
-    """Positions in a plan, or a mask of its rows, as a tensor on the CPU; UserError for anything else."""
+    """Positions in a plan, on the CPU, from positions or a mask of its rows; UserError for anything else."""
     try:
         rows = torch.as_tensor(index).cpu()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
@@ -294,10 +312,4 @@ def _checked_rows(index: Any, count: int) -> Tensor:
         raise UserError(
             f"rows of a noise plan of {count} examples are chosen by a flat list of positions in it."
         )
-    return rows
-
-
-def _shaped(parts: Tensor, like: Tensor) -> Tensor:
-    """Four (B, n) parts side by side, (4, B, n), cut to the shape of ``like``."""
-    flat = parts.transpose(0, 1).flatten(1)[:, : math.prod(like.shape[1:])]
-    return flat.to(like.dtype).reshape(like.shape)
+    return rows.nonzero()[:, 0] if mask else rows

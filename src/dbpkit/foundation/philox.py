@@ -38,8 +38,8 @@ BLOCK_BITS = 20
 UNIFORM = 1
 """Kind of draw, beside normal values: 0."""
 
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+WEYL = (0x9E3779B9, 0xBB67AE85)
 
 Words = TypeVar("Words", "Tensor", np.ndarray[Any, Any])
 
@@ -60,14 +60,15 @@ def philox4x32(counter: Sequence[Words], key: tuple[int, int]) -> tuple[Words, .
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        product0 = c0 * _MULTIPLIERS[0]  # wraps modulo 2**64; the mask makes a signed shift a logical one
-        product1 = c2 * _MULTIPLIERS[1]
-        c0 = ((product1 >> 32) & LOW) ^ c1 ^ k0
-        c2 = ((product0 >> 32) & LOW) ^ c3 ^ k1
-        c1 = product1 & LOW
-        c3 = product0 & LOW
-        k0 = (k0 + _WEYL[0]) & LOW
-        k1 = (k1 + _WEYL[1]) & LOW
+        product0 = c0 * MULTIPLIERS[0]  # wraps modulo 2**64
+        product1 = c2 * MULTIPLIERS[1]
+        high0, high1 = product0 >> 32, product1 >> 32
+        if not isinstance(high0, np.ndarray):  # a signed shift, which the mask makes a logical one
+            high0, high1 = high0 & LOW, high1 & LOW
+        c0, c2 = high1 ^ c1 ^ k0, high0 ^ c3 ^ k1
+        c1, c3 = product1 & LOW, product0 & LOW
+        k0 = (k0 + WEYL[0]) & LOW
+        k1 = (k1 + WEYL[1]) & LOW
     return c0, c1, c2, c3  # after four rounds every word depends on every other, so all have the full shape
 
 
