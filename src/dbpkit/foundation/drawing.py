@@ -102,11 +102,11 @@ def _shaped(parts: Tensor, n: int) -> Tensor:
 def _kernel() -> list[Kernel]:
     """The kernel, if Triton is there; the list is emptied when it turns out not to run here."""
     try:
-        from dbpkit.foundation.noise_kernel import fill
-    except Exception as error:  # not installed, or for another PyTorch
+        from dbpkit.foundation import noise_kernel
+    except Exception as error:  # a Triton for another PyTorch
         log.info("noise is drawn without Triton: %s", error)
         return []
-    return [fill]
+    return [noise_kernel.fill] if noise_kernel.installed() else []
 
 
 def _fused(out: Tensor, rows: Rows, key: tuple[int, int], last: int, kind: int) -> bool:

@@ -7,13 +7,29 @@ CUDA's logarithm and sine.
 """
 
 import math
+from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from dbpkit.foundation.philox import BLOCK_BITS, MULTIPLIERS, UNIFORM, WEYL
+
+
+class _Absent:
+    """Stands for Triton where it is not installed: this module can be read, and draws nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self
+
+    def __call__(self, *args: Any, **_: Any) -> Any:
+        return args[0] if args else self
+
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = tl = _Absent()
 
 LANES = 256
 """Blocks of four values that one program draws, of one row."""
@@ -73,6 +89,11 @@ def _draw(out, ids, draws, seed, lane, last, blocks, n, UNIFORM: tl.constexpr, L
         angle = c3.to(tl.float64) * turn
         _store(row, 2, block, tl.cos(angle) * radius, blocks, n, mask)
         _store(row, 3, block, tl.sin(angle) * radius, blocks, n, mask)
+
+
+def installed() -> bool:
+    """Whether Triton is."""
+    return not isinstance(triton, _Absent)
 
 
 def fill(out: Tensor, ids: Tensor, draws: Tensor, key: tuple[int, int], last: int, kind: int) -> None:
