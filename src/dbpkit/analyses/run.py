@@ -12,7 +12,8 @@ from dbpkit.analyses.analysis import Analysis, ImagesError, PurifierError, Subje
 from dbpkit.evaluation.session import hashes_of, refuse_other_parts
 from dbpkit.evaluation.trial import one_line, report_failure
 from dbpkit.experiment.build import build
-from dbpkit.experiment.execution import DEFAULT_EXECUTION, Execution, check_execution, kernels
+from dbpkit.experiment.execution import Execution, check_execution, kernels
+from dbpkit.experiment.sizing import settled
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.experiment.state import parts_state, state_changes
 from dbpkit.foundation.errors import UserError
@@ -30,7 +31,7 @@ def analyse(
     spec: EvaluationSpec,
     out: str | Path,
     chosen: Mapping[str, Mapping[str, Any]] | None = None,
-    execution: Execution = DEFAULT_EXECUTION,
+    execution: Execution | None = None,
     progress: Progress = lambda *_: None,
 ) -> list[AnalysisResult]:
     """Runs analyses, or goes on with those in ``out``.
@@ -40,7 +41,7 @@ def analyse(
         out: run directory.
         chosen: options by name of analysis; None takes those the spec names, or, if it names none, all that
             its purifier admits.
-        execution: device and batch sizes.
+        execution: device and batch sizes; None takes a GPU if there is one, and what is fastest there.
         progress: called with the share done and what is being done.
 
     Returns:
@@ -49,17 +50,17 @@ def analyse(
     Raises:
         UserError: if ``out`` holds a run of another spec, a name or an option is wrong, or the disk is full.
     """
-    check_execution(execution)
+    execution = check_execution(execution)
     wanted = chosen or spec.analyses or {name: {} for name in analyses}
     made = {name: make_analysis(name, options) for name, options in wanted.items()}
     run = RunDirectory(out)
     run.refuse_other(spec.model_dump(mode="json"))  # at once, before seconds or minutes of work
     settings = kernels(execution.deterministic, spec.precision)
     with writing(out, f"dbpkit analyse --out {out}"), settings:
-        parts = build(spec, execution.device, execution.memory_bytes)
+        parts = build(spec, execution.device, execution.budget)
         refuse_other_parts(run, parts)
         state = parts_state(parts)
-        subject = Subject(spec, parts, execution.limit)
+        subject = Subject(spec, parts, settled(execution, parts).limit)
         units = _admitted(made, subject, choose=not (chosen or spec.analyses))
         run.claim(spec.model_dump(mode="json"))  # only now: a spec that cannot be used leaves no directory
         results = []

@@ -7,6 +7,7 @@ import typer
 
 from dbpkit.cli import printing
 from dbpkit.cli.options import (
+    AUTO,
     AsJson,
     BatchSize,
     Deterministic,
@@ -19,7 +20,6 @@ from dbpkit.cli.options import (
     Set,
     SpecFile,
     Talk,
-    bytes_of,
 )
 from dbpkit.cli.progress import working
 from dbpkit.cli.root import app, begin
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @app.command()
 def demo(
     out: Out = Path("runs/demo"),
-    device: Device = "cpu",
+    device: Device = AUTO,
     full: Annotated[
         bool, typer.Option("--full", help="Also run all analyses, on 64 images; the same command continues.")
     ] = False,
@@ -62,10 +62,10 @@ def evaluate_command(
     out: Out,
     overrides: Set = [],
     plugin: Plugin = [],
-    device: Device = "cpu",
+    device: Device = AUTO,
     batch_size: BatchSize = 16,
-    micro_batch: MicroBatch = 32,
-    memory: Memory = 2.0,
+    micro_batch: MicroBatch = AUTO,
+    memory: Memory = AUTO,
     deterministic: Deterministic = False,
     reverse: Reverse = False,
     talk: Talk = None,
@@ -75,7 +75,7 @@ def evaluate_command(
     from dbpkit import EvaluationSpec, Execution, RunDirectory, evaluate, read_spec, report
 
     begin(plugin, computes=True)
-    execution = Execution(device, batch_size, micro_batch, deterministic, bytes_of(memory), reverse)
+    execution = Execution(device, batch_size, micro_batch, deterministic, memory, reverse)
     read = read_spec(spec, EvaluationSpec, overrides)
     run = RunDirectory(out)  # read once for the summary and the page
     with working(as_json, talk) as progress:
@@ -89,8 +89,8 @@ def check_command(
     examples: Annotated[int, typer.Option(min=1, max=MOST, help="Examples to look at.")] = 8,
     overrides: Set = [],
     plugin: Plugin = [],
-    device: Device = "cpu",
-    micro_batch: MicroBatch = 32,
+    device: Device = AUTO,
+    micro_batch: MicroBatch = AUTO,
     talk: Talk = None,
     as_json: AsJson = False,
 ) -> None:

@@ -7,6 +7,7 @@ import typer
 
 from dbpkit.cli import printing
 from dbpkit.cli.options import (
+    AUTO,
     AsJson,
     Device,
     Memory,
@@ -17,7 +18,6 @@ from dbpkit.cli.options import (
     Set,
     SpecFile,
     Talk,
-    bytes_of,
 )
 from dbpkit.cli.progress import working
 from dbpkit.cli.root import app, begin
@@ -30,9 +30,9 @@ def analyse_command(
     names: Annotated[list[str], typer.Argument(help="Analyses; those of the spec, or all, if none.")] = [],
     overrides: Set = [],
     plugin: Plugin = [],
-    device: Device = "cpu",
-    micro_batch: MicroBatch = 32,
-    memory: Memory = 2.0,
+    device: Device = AUTO,
+    micro_batch: MicroBatch = AUTO,
+    memory: Memory = AUTO,
     talk: Talk = None,
     as_json: AsJson = False,
 ) -> None:
@@ -42,7 +42,7 @@ def analyse_command(
     begin(plugin, computes=True)
     read = read_spec(spec, EvaluationSpec, overrides)
     chosen = {name: read.analyses.get(name, {}) for name in names} or None
-    execution = Execution(device, micro_batch=micro_batch, memory_bytes=bytes_of(memory))
+    execution = Execution(device, micro_batch=micro_batch, memory_bytes=memory)
     with working(as_json, talk) as progress:
         results = analyse(read, out, chosen, execution, progress)
     printing.analyses(results, report([out]), as_json)

@@ -6,7 +6,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dbpkit.cli import printing
-from dbpkit.cli.options import AsJson, Denoiser, Device, Plugin, Precision, Sampler, Seed, Steps, Talk, Time
+from dbpkit.cli.options import (
+    AUTO,
+    AsJson,
+    Denoiser,
+    Device,
+    Plugin,
+    Precision,
+    Sampler,
+    Seed,
+    Steps,
+    Talk,
+    Time,
+)
 from dbpkit.cli.progress import working
 from dbpkit.cli.root import app, begin
 
@@ -31,7 +43,7 @@ def purify(
             help="Set an option of a part, such as purifier.options.eta=1 or denoiser.options.variant=addt.",
         ),
     ] = [],
-    device: Device = "cpu",
+    device: Device = AUTO,
     precision: Precision = "float32",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace files that this command did not write, too.")

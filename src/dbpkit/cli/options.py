@@ -1,7 +1,7 @@
 """Options and arguments that several commands have: their types, ranges and words of help."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -24,11 +24,26 @@ def complete_part(incomplete: str) -> list[str]:
     return sorted(name for name in names if name.startswith(incomplete))
 
 
-def _gibibytes(value: float) -> float:
-    """Refuses what is not a size of a memory."""
-    if not 0 <= value <= 2**20:
-        raise typer.BadParameter(f"{value:g} is not a number of GiB from 0 to {2**20}")
-    return value
+def _bytes(value: str | float) -> str | int:
+    """The bytes that a number of GiB stands for, or "auto"; refuses everything else."""
+    if value == AUTO:
+        return AUTO
+    try:
+        gibibytes = float(value)
+    except ValueError:
+        gibibytes = -1
+    if not 0 <= gibibytes <= 2**20:
+        raise typer.BadParameter(f"{value} is neither auto nor a number of GiB from 0 to {2**20}")
+    return int(gibibytes * 2**30)
+
+
+def _rows(value: str | int) -> str | int:
+    """A number of rows, or "auto"; refuses everything else."""
+    if value == AUTO:
+        return AUTO
+    if not str(value).isdecimal() or not 1 <= int(value) <= MOST:
+        raise typer.BadParameter(f"{value} is neither auto nor a whole number from 1 to {MOST}")
+    return int(value)
 
 
 def _time(value: float) -> float:
@@ -68,17 +83,25 @@ Talk = Annotated[
 
 # ------------------------------------------------------------------ how the work is carried out
 
-Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
+AUTO = "auto"
+
+Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:N.")]
 BatchSize = Annotated[int, typer.Option(min=1, max=MOST, help="Examples attacked together.")]
 MicroBatch = Annotated[
-    int, typer.Option(min=1, max=MOST, help="Rows in one call of the model; lower it if memory runs out.")
+    Any,
+    typer.Option(
+        parser=_rows,
+        metavar="ROWS",
+        help="Rows in one call of the model; auto takes what is fastest.",
+    ),
 ]
 Memory = Annotated[
-    float,
+    Any,
     typer.Option(
         "--memory",
-        callback=_gibibytes,
-        help="GiB for kept graphs in one backward pass; 0 replays every step.",
+        parser=_bytes,
+        metavar="GIB",
+        help="GiB for kept graphs in one backward pass; 0 replays every step, auto takes what is free.",
     ),
 ]
 Deterministic = Annotated[
@@ -106,8 +129,3 @@ Time = Annotated[
 ]
 Steps = Annotated[int, typer.Option(min=1, max=MOST, help="Steps of the whole chain.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of every random number.")]
-
-
-def bytes_of(gibibytes: float) -> int:
-    """Returns how many bytes ``--memory`` stands for."""
-    return int(gibibytes * 2**30)

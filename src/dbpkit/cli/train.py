@@ -6,6 +6,7 @@ import typer
 
 from dbpkit.cli import printing
 from dbpkit.cli.options import (
+    AUTO,
     AsJson,
     Device,
     Out,
@@ -32,7 +33,7 @@ def train_command(
     out: Out,
     overrides: Set = [],
     plugin: Plugin = [],
-    device: Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:N.")] = "auto",
+    device: Device = AUTO,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write the learning curve for TensorBoard too.")
     ] = False,
@@ -81,7 +82,7 @@ def quality_command(
     ] = False,
     classifier: Annotated[str, typer.Option(help="Whose features are used without Inception.")] = "embedded",
     seed: Seed = 0,
-    device: Device = "cpu",
+    device: Device = AUTO,
     precision: Precision = "float32",
     plugin: Plugin = [],
     talk: Talk = None,

@@ -12,6 +12,7 @@ Example:
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,7 +100,7 @@ def benchmark(
         seed: decides every random number.
         precision: what networks compute in: ``"float32"``, ``"tf32"`` or ``"bfloat16"``.
         out: run directory; the same call continues it. None: in ``runs``, named by a hash of the inputs.
-        execution: batch sizes; None takes the model's own device.
+        execution: device and batch sizes; the model's own device if it names none.
         progress: called whenever work is done.
 
     Raises:
@@ -157,6 +158,7 @@ def _evaluated(
     """Evaluates the model where it is to run, and brings it back."""
     own = given.device
     execution = execution or Execution(own)
+    execution = replace(execution, device=own) if execution.device_is_auto else execution
     with given.untouched():
         given.model.to(execution.device)
         parts = given.parts(spec, data)

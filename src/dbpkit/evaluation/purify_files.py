@@ -16,7 +16,7 @@ from dbpkit.checks.levels import outside_trained_levels, suspicious_grid
 from dbpkit.data.dataset import path_id
 from dbpkit.data.pictures import Mode, as_unit, read_picture
 from dbpkit.experiment.build import make_purifier
-from dbpkit.experiment.execution import checked_device
+from dbpkit.experiment.execution import AUTO, checked_device
 from dbpkit.experiment.spec import PurifierSpec
 from dbpkit.foundation.errors import UserError, excerpt
 from dbpkit.foundation.image_folder import ImageFolder
@@ -61,7 +61,7 @@ def purify_files(
     progress: Progress = lambda *_: None,
     *,
     options: Mapping[str, Any] | None = None,
-    device: str = "cpu",
+    device: str | torch.device | None = None,
     overwrite: bool = False,
     precision: Precision = EXACT,
 ) -> list[Path]:
@@ -78,7 +78,7 @@ def purify_files(
         seed: seed of the noise.
         progress: called after every image.
         options: of the denoiser's source.
-        device: where the network runs.
+        device: where the network runs; None or ``"auto"`` is a GPU if there is one.
         overwrite: whether other files of the results' names are replaced too; the images given never are.
         precision: what the network computes in: ``"float32"``, ``"tf32"`` or ``"bfloat16"``.
 
@@ -91,7 +91,7 @@ def purify_files(
     """
     folder = ImageFolder(Path(out))
     targets = folder.targets(paths, overwrite)
-    where = checked_device(device)
+    where = checked_device(device or AUTO)
     purifier = _purifier(spec, denoiser, options or {}, where)
     for flag in chain_flags(purifier, spec):
         log.warning("%s", flag.message)

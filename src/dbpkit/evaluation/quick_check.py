@@ -20,7 +20,7 @@ from dbpkit.checks.fit import check_fit, check_logits
 from dbpkit.checks.preflight import PROBE_EXAMPLES, check_settings, probe_of
 from dbpkit.evaluation.run import Progress, evaluate
 from dbpkit.experiment.build import accepted_options, attack_options, build, of_attacks
-from dbpkit.experiment.execution import DEFAULT_EXECUTION, Execution, kernels
+from dbpkit.experiment.execution import Execution, check_execution, kernels
 from dbpkit.experiment.spec import DrawsSpec, EvaluationSpec
 from dbpkit.experiment.state import state_changes, state_of
 from dbpkit.foundation.errors import UserError, shown
@@ -104,7 +104,7 @@ def check(
 def quick_check(
     spec: EvaluationSpec,
     examples: int = 8,
-    execution: Execution = DEFAULT_EXECUTION,
+    execution: Execution | None = None,
     progress: Progress = lambda *_: None,
 ) -> Checked:
     """Checks a planned evaluation: the model, attacks that ought to agree, and its own attackers, all short.
@@ -112,7 +112,7 @@ def quick_check(
     Args:
         spec: the evaluation that is planned; its knowledge settings run with one tape each.
         examples: how many of its examples are looked at.
-        execution: device and batch sizes.
+        execution: device and batch sizes; None takes a GPU if there is one, and what is fastest there.
         progress: called whenever work is done.
 
     Returns:
@@ -122,6 +122,7 @@ def quick_check(
     Raises:
         UserError: if the parts do not fit each other at all.
     """
+    execution = check_execution(execution)
     with kernels(execution.deterministic, spec.precision):
         return _checked(spec, examples, execution, progress)
 
@@ -129,7 +130,7 @@ def quick_check(
 def _checked(spec: EvaluationSpec, examples: int, execution: Execution, progress: Progress) -> Checked:
     """All checks of a planned evaluation, in its precision."""
     short = _shortened_spec(spec, min(examples, spec.examples.count or examples))
-    parts = build(short, execution.device, execution.memory_bytes)
+    parts = build(short, execution.device, execution.budget)
     probe = probe_of(parts, spec, len(parts.data))
     check_fit(parts, probe.x[:PROBE_EXAMPLES], probe.y[:PROBE_EXAMPLES])
     found = check_settings(probe, _check(probe, lambda done, what: progress(done / 2, what)))

@@ -16,7 +16,7 @@ from dbpkit.evaluation.reproduction import AttackAgain, Reproduction
 from dbpkit.evaluation.rows import Batch, Rows
 from dbpkit.evaluation.session import refuse_other_parts
 from dbpkit.experiment.build import Parts, build
-from dbpkit.experiment.execution import Execution, kernels
+from dbpkit.experiment.execution import DEFAULT_ROWS, Execution, kernels
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.foundation.errors import UserError, unknown_name
 from dbpkit.foundation.registry import names_of
@@ -105,11 +105,11 @@ def _replayed(
     how = stored.how if stored else session
     execution = Execution(
         device or session.get("device", "cpu"),
-        micro_batch=how.get("micro_batch", 32),
+        micro_batch=how.get("micro_batch", DEFAULT_ROWS),
         deterministic=how.get("deterministic", False),
     )
     with kernels(execution.deterministic, spec.precision), _threads(how.get("threads")):
-        parts = parts or build(spec, execution.device, execution.memory_bytes)
+        parts = parts or build(spec, execution.device, execution.budget)
         refuse_other_parts(directory, parts, "Restore it to replay the run.")
         rows = Rows(spec, parts, execution, directory)
         ids = stored.ids if stored else torch.tensor([example])
@@ -204,7 +204,7 @@ def _judged(rows: Rows, row: str, tape: int, batch: Batch, x: Tensor, b: int) ->
     """Logits (R, K) and purified images of row ``b`` of a batch, in the micro-batches of the run."""
     judge = rows.judge(row, tape, batch.noise)
     plan, image = judge.noise.repeat(judge.draws), x.repeat_interleave(judge.draws, dim=0)
-    first, last, size = b * judge.draws, (b + 1) * judge.draws, rows.execution.micro_batch
+    first, last, size = b * judge.draws, (b + 1) * judge.draws, rows.execution.limit.rows
     start, end = first - first % size, min(len(plan), -(-last // size) * size)
     logits = rows.target(judge.model)(image[start:end], noise=plan.rows(slice(start, end)))
     own = slice(first, last)

@@ -21,7 +21,8 @@ from dbpkit.evaluation.trial import one_line, report_failure, try_attacks
 from dbpkit.evaluation.work import Made, Unit, joined
 from dbpkit.experiment.build import Parts, build
 from dbpkit.experiment.coverage import MISSING_CLASSES, missing_classes
-from dbpkit.experiment.execution import DEFAULT_EXECUTION, Execution, check_execution, kernels
+from dbpkit.experiment.execution import Execution, check_execution, kernels
+from dbpkit.experiment.sizing import settled
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.experiment.state import parts_state, state_changes
 from dbpkit.foundation.errors import OutputError, UserError, check_kind, check_progress
@@ -50,7 +51,7 @@ Checks = Callable[[Parts, EvaluationSpec, Progress], Checked]
 def evaluate(
     spec: EvaluationSpec,
     out: str | Path | RunDirectory,
-    execution: Execution = DEFAULT_EXECUTION,
+    execution: Execution | None = None,
     progress: Progress = lambda *_: None,
     *,
     parts: Parts | None = None,
@@ -61,9 +62,10 @@ def evaluate(
     Args:
         spec: what to evaluate.
         out: run directory; one given as such still knows its records afterwards.
-        execution: device and batch sizes.
+        execution: device and batch sizes; None takes a GPU if there is one, and what is fastest there.
         progress: called whenever work is done.
-        parts: models and data that are made already, on their device; None builds those of the spec.
+        parts: models and data that are made already, on their device, which is used if ``execution``
+            names none; None builds those of the spec.
         checks: what looks at the parts before the run; None takes `preflight`.
 
     Returns:
@@ -74,13 +76,14 @@ def evaluate(
     """
     check_kind(spec, EvaluationSpec, "evaluate: spec", "Make one with read_spec(path, EvaluationSpec).")
     check_progress(progress, "evaluate")
-    check_execution(execution)
+    execution = check_execution(execution)
     run = out if isinstance(out, RunDirectory) else RunDirectory(out)
     run.refuse_other(spec.model_dump(mode="json"))  # at once, before seconds or minutes of work
     settings = kernels(execution.deterministic, spec.precision)
     with writing(run.path, f"dbpkit evaluate --out {run.path}"), settings:
-        parts = parts or build(spec, execution.device, execution.memory_bytes)
+        given, parts = parts is not None, parts or build(spec, execution.device, execution.budget)
         refuse_other_parts(run, parts)
+        execution = settled(execution, parts, given=given)
         state = parts_state(parts)
         runner, found = _Runner(spec, parts, execution, run, progress), None
         if run.checks() is None:

@@ -11,7 +11,7 @@ import dbpkit.attacks.libraries  # noqa: F401 - registers other libraries' attac
 from dbpkit.attacks import Attack, accepted_options, attacks, checked_attack_options, make_attack
 from dbpkit.data import Dataset, in_order, load_dataset
 from dbpkit.experiment.coverage import tell_first
-from dbpkit.experiment.execution import checked_device
+from dbpkit.experiment.execution import AUTO, checked_device
 from dbpkit.experiment.spec import EvaluationSpec, PurifierSpec
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.options import call_with_options
@@ -54,7 +54,7 @@ class Parts(NamedTuple):
 
 
 def build(
-    spec: EvaluationSpec, device: str | torch.device = "cpu", memory_bytes: int = DEFAULT_MEMORY
+    spec: EvaluationSpec, device: str | torch.device = AUTO, memory_bytes: int = DEFAULT_MEMORY
 ) -> Parts:
     """Makes the parts of a spec and checks that they fit each other.
 

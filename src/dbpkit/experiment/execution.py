@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -17,6 +17,12 @@ from dbpkit.foundation.inputs import whole
 from dbpkit.foundation.precision import EXACT, Precision, precise
 from dbpkit.foundation.rows import RowLimit
 from dbpkit.purification.replay import DEFAULT_MEMORY
+
+DEFAULT_ROWS = 32
+"""Rows in one call on a CPU, and wherever the number is fixed."""
+
+AUTO: Literal["auto"] = "auto"
+"""Leaves a number to `dbpkit.experiment.sizing.settled`."""
 
 NOTED = ("device", "batch_size", "micro_batch", "deterministic", "memory_bytes", "reverse")
 """What a session of a run notes of its execution."""
@@ -30,40 +36,46 @@ class Execution:
         device: given as a `torch.device`, ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"`` for a GPU if
             there is one.
         batch_size: examples attacked together and recorded together; training has it in its spec.
-        micro_batch: rows (examples times draws) in one call of the model.
+        micro_batch: rows (examples times draws) in one call of the model, or ``"auto"``: what is fastest in
+            the memory that is free when the work begins.
         deterministic: only kernels that give the same bits every time; and every call of an evaluated model
             has exactly ``micro_batch`` rows, so that records are bit-equal whatever the batch size and order.
-        memory_bytes: budget for kept graphs, see `dbpkit.purification.replay.Replay`.
+            "auto" then stands for 32 rows and 2 GiB on every machine.
+        memory_bytes: budget for kept graphs, see `dbpkit.purification.replay.Replay`, or ``"auto"``: what is
+            of use, as far as it is free.
         reverse: whether the last example comes first.
         rank: number of this process among those that share the work, from 0 on.
-        limit: ``micro_batch`` as all who call the models share it; halved where memory runs out.
         world: how many there are. Only training is shared, and there ``accelerate launch`` decides both.
+        limit: ``micro_batch``, or 32 until that is chosen, as all who call the models share it; halved where
+            memory runs out.
+        device_is_auto: whether ``device`` was left to this.
 
     Raises:
         UserError: if the device is unknown or not there, or a number is out of range.
 
     Example:
-        >>> Execution(batch_size=4).device, Execution(batch_size=4).micro_batch
-        (device(type='cpu'), 32)
+        >>> Execution("cpu", batch_size=4).device, Execution("cpu", batch_size=4).micro_batch
+        (device(type='cpu'), 'auto')
     """
 
     device: torch.device
     batch_size: int
-    micro_batch: int
+    micro_batch: int | Literal["auto"]
     deterministic: bool
-    memory_bytes: int
+    memory_bytes: int | Literal["auto"]
     reverse: bool
     rank: int
     world: int
     limit: RowLimit = field(init=False, compare=False, repr=False)
+    device_is_auto: bool = field(init=False, compare=False, repr=False)
 
     def __init__(
         self,
-        device: str | torch.device = "cpu",
+        device: str | torch.device = AUTO,
         batch_size: int = 16,
-        micro_batch: int = 32,
+        micro_batch: int | Literal["auto"] = AUTO,
         deterministic: bool = False,
-        memory_bytes: int = DEFAULT_MEMORY,
+        memory_bytes: int | Literal["auto"] = AUTO,
         reverse: bool = False,
         rank: int = 0,
         world: int = 1,
@@ -71,30 +83,61 @@ class Execution:
         checked = {
             "device": checked_device(device),
             "batch_size": whole(batch_size, "execution.batch_size", 1),
-            "micro_batch": whole(micro_batch, "execution.micro_batch", 1),
+            "micro_batch": _whole_or_auto(micro_batch, "execution.micro_batch", 1),
             "deterministic": deterministic,
-            "memory_bytes": whole(memory_bytes, "execution.memory_bytes"),
+            "memory_bytes": _whole_or_auto(memory_bytes, "execution.memory_bytes"),
             "reverse": reverse,
             "world": (several := whole(world, "execution.world", 1)),
             "rank": whole(rank, "execution.rank", 0, several),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
-        object.__setattr__(self, "limit", RowLimit(self.micro_batch, fixed=deterministic))
+        object.__setattr__(self, "device_is_auto", device == AUTO)
+        if deterministic:
+            self._take("micro_batch", DEFAULT_ROWS)
+            self._take("memory_bytes", DEFAULT_MEMORY)
+        rows = DEFAULT_ROWS if self.micro_batch == AUTO else self.micro_batch
+        object.__setattr__(self, "limit", RowLimit(rows, fixed=deterministic))
+
+    def _take(self, name: str, value: int) -> None:
+        """Puts a number in the place of "auto"."""
+        if getattr(self, name) == AUTO:
+            object.__setattr__(self, name, value)
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether a number is still to be chosen."""
+        return AUTO in (self.micro_batch, self.memory_bytes)
+
+    @property
+    def budget(self) -> int:
+        """``memory_bytes``, or 2 GiB until that is chosen."""
+        return DEFAULT_MEMORY if self.memory_bytes == AUTO else self.memory_bytes
 
     def noted(self) -> dict[str, Any]:
         """Returns what a session notes of it, ready for JSON."""
         return {name: getattr(self, name) for name in NOTED} | {"device": str(self.device)}
 
 
-def check_execution(execution: Any) -> None:
-    """Raises UserError unless it is an `Execution` in one process, as every evaluation and analysis is."""
+def _whole_or_auto(value: Any, name: str, least: int = 0) -> int | Literal["auto"]:
+    """Returns a whole number, or "auto"."""
+    return AUTO if isinstance(value, str) and value == AUTO else whole(value, name, least)
+
+
+def check_execution(execution: Any) -> Execution:
+    """Returns an execution, the usual one for None; UserError unless it is in one process.
+
+    Every evaluation and analysis is.
+    """
+    execution = Execution() if execution is None else execution
     check_kind(execution, Execution, "execution", "Make one with Execution(batch_size=16).")
     if execution.world > 1:
         raise UserError(
             f"execution.world is {execution.world}, but only training is shared by processes. Leave it out,"
             " and give each process examples and a directory of its own."
         )
+    checked: Execution = execution
+    return checked
 
 
 def checked_device(name: str | torch.device) -> torch.device:
@@ -134,9 +177,6 @@ def launched(execution: Execution) -> Execution:
     if not (rank.isdecimal() and world.isdecimal()):
         raise UserError(f"RANK and WORLD_SIZE must be whole numbers, not {rank!r} and {world!r}. Unset them.")
     return replace(execution, rank=int(rank), world=int(world))
-
-
-DEFAULT_EXECUTION = Execution()
 
 
 @contextlib.contextmanager

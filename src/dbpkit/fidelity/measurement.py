@@ -19,6 +19,7 @@ from dbpkit.fidelity.chain import Chain, generate
 from dbpkit.fidelity.distance import Statistics, feature_statistics, frechet_distance
 from dbpkit.fidelity.features import Features
 from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.frozen import own_device
 from dbpkit.foundation.inputs import whole
 from dbpkit.foundation.noise import NoisePlan, permutation
 from dbpkit.foundation.precision import EXACT, Precision, precise
@@ -74,7 +75,7 @@ def quality(
     images: int | None = None,
     seed: int = 0,
     batch_size: int = 100,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     precision: Precision = EXACT,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Quality:
@@ -95,7 +96,7 @@ def quality(
             is a reference.
         seed: of the noise (stream ``report``) and of the order of the data, in [0, 2**32).
         batch_size: images per call; changes results by rounding at most.
-        device: where it is done.
+        device: where it is done; None is where the denoiser is, and ``"auto"`` a GPU if there is one.
         precision: what the denoiser computes in: ``"float32"``, ``"tf32"`` or ``"bfloat16"``.
         progress: called after every batch with images generated and images in all.
 
@@ -110,7 +111,8 @@ def quality(
     """
     same = _are_same(data, reference, chain)
     start, real = _dealt(data, reference, images, seed)
-    gaussians = _Gaussians(features, whole(batch_size, "batch_size", 1), checked_device(device), precision)
+    where = checked_device(device or own_device(denoiser))
+    gaussians = _Gaussians(features, whole(batch_size, "batch_size", 1), where, precision)
     target = gaussians.of(real)
     made = gaussians.of_generated(denoiser, start, chain, seed, progress)
     return Quality(

@@ -122,6 +122,12 @@ class Purifier(Frozen):
         return self._purify(x, noise, self._hook())
 
     @uncompiled
+    def driven(self, x: Tensor, *, noise: NoisePlan, hook: StepHook) -> Tensor:
+        """Purifies images as ``forward`` does, with a hook of the caller's around every step."""
+        check_call(x, noise, "Purifier")
+        return self._purify(x, noise, hook)
+
+    @uncompiled
     def traced(self, x: Tensor, *, noise: NoisePlan) -> tuple[Tensor, Tensor]:
         """Purifies images and tells how far the way back strays from the way there.
 

@@ -53,6 +53,7 @@ def console_table(summary: Summary) -> Fitting:
     counts = "N queries, unattacked images asked as often" if headline_title(summary) else "R draws, T tapes"
     caption = f"Intervals: {methods}, over n images. {counts}." if methods else "Nothing recorded yet."
     caption = f"{caption} {precision_note(summary)}".rstrip()
+    caption += f" Computed {summary.executed}." if methods and summary.executed else ""
     table = Table(
         title=Text(summary.name), caption=Text(caption), box=SIMPLE_HEAD, padding=0, show_edge=False
     )

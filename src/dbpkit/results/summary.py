@@ -16,6 +16,7 @@ from dbpkit.results.analysis import analysis_results
 from dbpkit.results.chance import JUDGED, chance_flags
 from dbpkit.results.columns import ABSENT, RowColumns, network_calls
 from dbpkit.results.doubts import doubts
+from dbpkit.results.executed import executed
 from dbpkit.results.flags import Flag, record_flags
 from dbpkit.results.headline import NOTHING, headline_sentence, measured_trend, white_box_eot
 from dbpkit.results.kinds import DIFFERENCES, NO_DENOISER, baseline_rows, kind_of
@@ -72,7 +73,7 @@ class Row(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """Everything a report shows, derived from the run directory alone."""
+    """Everything a report shows, derived from the run directory alone; ``executed`` is no result."""
 
     name: str
     spec: RecordedSpec
@@ -80,6 +81,7 @@ class Summary(NamedTuple):
     differences: dict[str, Estimate]
     flags: list[Flag]
     sentence: str
+    executed: str = ""
 
     @property
     def protocol(self) -> str:
@@ -157,7 +159,8 @@ def summarise(run: RunDirectory | str | Path) -> Summary:
         differences.get("white_box - dw_both"),
         white_box_eot(spec.attacks, _passes(columns.rows.get("white_box"))),
     )
-    return Summary(spec.name, spec, rows, differences, flags, _sentence(run, eot, scores, gap, flags))
+    sentence = _sentence(run, eot, scores, gap, flags)
+    return Summary(spec.name, spec, rows, differences, flags, sentence, executed(run.sessions()))
 
 
 def has_purifier(spec: RecordedSpec) -> bool:
