@@ -58,18 +58,19 @@ def test_unknown_device_is_refused_with_the_choices(device: Any) -> None:
         ({"batch_size": 0}, "batch_size"),
         ({"micro_batch": True}, "micro_batch"),
         ({"memory_bytes": -1}, "memory_bytes"),
+        ({"micro_batch": "many"}, "micro_batch"),
         ({"world": 0}, "world"),
         ({"rank": 2, "world": 2}, "rank"),
     ],
 )
 def test_number_out_of_range_is_named(changes: dict[str, Any], name: str) -> None:
     with pytest.raises(UserError, match=f"execution.{name} must be a whole number"):
-        replace(Execution(), **changes)
+        replace(Execution("cpu"), **changes)
 
 
 def test_noted_settings_are_the_keys_of_env_json() -> None:
     """As sessions of 0.1.0 have them, see docs/run-directory.md."""
-    assert Execution(batch_size=3, deterministic=True, rank=1, world=2).noted() == {
+    assert Execution("cpu", batch_size=3, deterministic=True, rank=1, world=2).noted() == {
         "device": "cpu",
         "batch_size": 3,
         "micro_batch": 32,

@@ -9,7 +9,18 @@ import torch
 from torch.nn import functional
 
 from dbpkit.foundation import machine
-from dbpkit.foundation.machine import BUSY, QUIET_LOOKS, State, Team, cgroup_limits, granted, settle, waited
+from dbpkit.foundation.machine import (
+    BUSY,
+    QUIET_LOOKS,
+    State,
+    Team,
+    cgroup_limits,
+    core_ticks,
+    free_cores,
+    granted,
+    settle,
+    waited,
+)
 from dbpkit.foundation.noise import NoisePlan
 
 
@@ -120,3 +131,58 @@ def test_importing_the_package_starts_no_watch() -> None:
     code = "import dbpkit, dbpkit.cli, threading; print([t.name for t in threading.enumerate()])"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.strip() == "['MainThread']"
+
+
+@pytest.mark.parametrize(
+    ("in_use", "free"),
+    [
+        ([0, 0, 0, 0, 0], 4),
+        ([0, 10, 20, 30, 40], 3),  # one core all the time
+        ([0, 40, 80, 120, 160], 0),
+        ([0, 40, 40, 80, 120], 4),  # all of them, but not at every look: something that comes by
+        ([0, 25, 45, 68, 90], 2),  # between two and three: the least busy look counts
+    ],
+)
+def test_free_cores_are_those_that_were_never_in_use(
+    in_use: list[float], free: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "LOOK_APART", 0)
+    monkeypatch.setattr(machine, "affinity", lambda: {0, 1, 2, 3})
+    looks = iter([(1000 + 40 * k, used) for k, used in enumerate(in_use)])  # 10 ticks of each of 4 cores
+    assert free_cores(lambda: next(looks)) == free
+
+
+def test_free_cores_without_linux_are_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "LOOK_APART", 0)
+    assert free_cores(lambda: None) == machine.cores()
+
+
+def test_core_ticks_are_of_the_cores_of_this_process_only(tmp_path: Path) -> None:
+    stat = tmp_path / "stat"
+    stat.write_text(
+        "cpu  999 9 9 9 9 9 9 0 0 0\n"
+        "cpu0 10 1 2 100 5 3 4 0 0 0\n"
+        "cpu1 50 0 0 50 0 0 0 0 0 0\n"
+        "cpu12 7 0 0 1 0 0 0 0 0 0\n"
+        "intr 5\n"
+    )
+    assert core_ticks(stat, {0}) == (125, 20)
+    assert core_ticks(stat, {0, 12}) == (133, 27)
+    assert core_ticks(tmp_path / "nothing", {0}) is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "share", "threads"), [({}, True, 1), ({}, False, 2), ({"OMP_NUM_THREADS": "2"}, True, 2)]
+)
+def test_settle_leaves_cores_that_others_use_unless_the_number_has_to_stay(
+    environment: dict[str, str],
+    share: bool,
+    threads: int,
+    two_threads: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(machine, "free_cores", lambda: 1.0)
+    monkeypatch.setattr(machine, "cgroup_limits", lambda: iter([]))
+    watch = settle({"OMP_WAIT_POLICY": "PASSIVE", **environment}, share=share)
+    assert watch is None
+    assert torch.get_num_threads() == threads

@@ -74,7 +74,7 @@ def evaluate_command(
     """Measure how robust a purified classifier is; run the same command again to continue."""
     from dbpkit import EvaluationSpec, Execution, RunDirectory, evaluate, read_spec, report
 
-    begin(plugin, computes=True)
+    begin(plugin, computes=True, share=not deterministic)
     execution = Execution(device, batch_size, micro_batch, deterministic, memory, reverse)
     read = read_spec(spec, EvaluationSpec, overrides)
     run = RunDirectory(out)  # read once for the summary and the page

@@ -123,7 +123,7 @@ def replay_command(
     """Compute one example of a run again and compare it with the record; exit code 1 if it differs."""
     from dbpkit import EvaluationSpec, read_spec, replay
 
-    begin(plugin, computes=True)
+    begin(plugin, computes=True, share=False)  # it has as many threads as the run had
     typed = read_spec(spec, EvaluationSpec, overrides) if spec else None
     found = replay(run, example, row, tape, attack=attack, device=device, spec=typed, trust_run=trust_run)
     printing.replayed(found, out, as_json)

@@ -55,7 +55,7 @@ def purify(
     """Purify image files; files that this command did not write are left alone."""
     from dbpkit import purify_files
 
-    begin(plugin, computes=True)
+    begin(plugin, computes=True, share=False)  # the same image is purified alike
     chain = _purifier(purifier, {"sampler": sampler, "t_star": t_star, "steps": steps})
     spec = _spec({"denoiser": denoiser, "purifier": chain, "precision": precision}, overrides)
     with working(as_json, talk, continues=False) as progress:

@@ -33,7 +33,7 @@ def _root(
     """How robust a diffusion-purified classifier really is, why, and how to make it more robust."""
 
 
-def begin(plugins: Sequence[str] = (), *, computes: bool = False) -> None:
+def begin(plugins: Sequence[str] = (), *, computes: bool = False, share: bool = True) -> None:
     """What a command does once it has imported what it needs, and before it works.
 
     From now on an interrupt is an exception that says how to go on.
@@ -41,11 +41,12 @@ def begin(plugins: Sequence[str] = (), *, computes: bool = False) -> None:
     Args:
         plugins: what ``--plugin`` names: modules to import, or import paths to trust.
         computes: whether networks will run, so that the machine must be shared.
+        share: whether the number of threads may depend on who else uses the machine.
     """
     started()
     if computes:
         from dbpkit.foundation.machine import settle
 
-        settle()
+        settle(share=share)
     for name in plugins:
         trust(name) if ":" in name else import_module(name)

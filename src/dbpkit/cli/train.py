@@ -47,7 +47,7 @@ def train_command(
     from dbpkit import Execution, TrainingSpec, read_spec, train
     from dbpkit.experiment.execution import launched
 
-    begin(plugin, computes=True)
+    begin(plugin, computes=True, share=False)  # a training that goes on is the one that was not stopped
     read = read_spec(spec, TrainingSpec, overrides)
     execution = launched(Execution(device))
     with working(as_json or execution.rank > 0, talk) as progress:

@@ -50,13 +50,11 @@ class Need(NamedTuple):
         step: saved by autograd for one step of the purification.
         rest: the states before every step, and the classifier's graph.
         steps: of a purification; 1 without one.
-        weights: of the network; replay counts them with every step.
     """
 
     step: int
     rest: int
     steps: int
-    weights: int
 
     def rows(self, count: int) -> int:
         """Bytes that a gradient of so many rows takes if every step is replayed."""
@@ -64,7 +62,7 @@ class Need(NamedTuple):
 
     def kept(self, count: int) -> int:
         """Budget with which no step of so many rows is replayed."""
-        return self.steps * (count * self.step + self.weights)
+        return self.steps * count * self.step
 
 
 def settled(execution: Execution, parts: Parts, *, given: bool = False) -> Execution:
@@ -132,13 +130,13 @@ def _need(model: Any, x: Tensor, noise: NoisePlan) -> Need:
     leaf = x.detach().clone().requires_grad_()
     if not isinstance(purifier, Purifier):
         graph, _ = _saved(lambda: model(leaf, noise=noise), weights)
-        return Need(graph // count, 0, 1, sum(weights.values()))
+        return Need(graph // count, 0, 1)
     first = _FirstStep(weights)
     with contextlib.suppress(_EnoughError):
         purifier.driven(leaf, noise=noise, hook=first)
     classifier, _ = _saved(lambda: model.classifier(leaf.clone()), weights)
     rest = classifier // count + purifier.calls * first.state // count
-    return Need(first.graph // count, rest, purifier.calls, sum(weights.values()))
+    return Need(first.graph // count, rest, purifier.calls)
 
 
 class _EnoughError(Exception):

@@ -5,7 +5,9 @@ another process takes a core, a thread spins while the one it waits for cannot r
 times as long. So a `Watch` looks four times a second how long this process's threads have waited for a core,
 and as long as they do it has them sleep instead of spin.
 
-The number of threads stays as it was, because sums are cut by it: results are the same bit for bit. GNU
+While a program runs the number of threads stays as it was, because sums are cut by it: results are the same
+bit for bit. At its start it takes no more threads than cores are free, unless the number was chosen or has to
+be the same whoever else is there: two programs with all cores each are slower than two that share them. GNU
 OpenMP reads its spinning time once, when torch is imported, and has no function to change it. But it hardly
 spins while it knows of more threads than cores, and a team of threads that do nothing is enough for that.
 """
@@ -17,7 +19,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -39,24 +41,30 @@ BUSY = 0.1
 QUIET_LOOKS = 20
 """Looks without waiting, one after the other, until threads spin again."""
 
+LOOKS, LOOK_APART = 4, 0.1
+"""How often, and how many seconds apart, the cores are looked at when a program starts."""
+
 _GRAIN = 32768  # elements for which torch wakes one more thread
 
 
-def settle(environment: Mapping[str, str] = os.environ) -> "Watch | None":
+def settle(environment: Mapping[str, str] = os.environ, *, share: bool = True) -> "Watch | None":
     """Makes this process a good neighbour; for programs, not called by the library.
 
-    Keeps freed memory, uses no more threads than a container is given cores, and starts the `Watch`. What the
-    environment says is left alone.
+    Keeps freed memory, uses no more threads than a container is given cores and others leave free, and starts
+    the `Watch`. What the environment says is left alone.
 
     Args:
         environment: the environment's variables.
+        share: whether cores that others use now are left to them. The number of threads decides how sums are
+            cut, so it is to be the same where results are to be the same bit for bit.
 
     Returns:
         The watch, or None where it is not needed or cannot be: one thread, another OpenMP, another system.
     """
     keep_freed_memory()
     if not any(name in environment for name in COUNTED):
-        torch.set_num_threads(granted(torch.get_num_threads(), cgroup_limits()))
+        threads = granted(torch.get_num_threads(), cgroup_limits())
+        torch.set_num_threads(granted(threads, [free_cores()]) if share and threads > 1 else threads)
     if any(name in environment for name in CHOSEN) or torch.get_num_threads() == 1:
         return None
     if gnu_openmp() is None or waited() is None:
@@ -139,9 +147,16 @@ class Team:
         self._dismissed.wait()
 
 
+def affinity() -> set[int]:
+    """Numbers of the cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
 def cores() -> int:
-    """The cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many cores this process may run on."""
+    return len(affinity())
 
 
 def waited(tasks: Path = Path("/proc/self/task")) -> float | None:
@@ -174,7 +189,51 @@ def gnu_openmp() -> ctypes.CDLL | None:
         return None
 
 
-def granted(threads: int, limits: Iterator[float]) -> int:
+def free_cores(look: Callable[[], tuple[float, float] | None] | None = None) -> float:
+    """Returns how many of this process's cores nobody uses, after a few looks in less than half a second.
+
+    A core counts as taken if it was in use at every look, so that what only comes by takes nothing. This
+    process waits meanwhile, and does not count.
+
+    Args:
+        look: see `core_ticks`, which is called if there is none.
+
+    Returns:
+        The cores; all of them where Linux does not say.
+    """
+    look = look or core_ticks
+    taken, before = float(cores()), look()
+    for _ in range(LOOKS):
+        time.sleep(LOOK_APART)
+        now = look()
+        if before is None or now is None or now[0] <= before[0]:
+            return float(cores())
+        share = (now[1] - before[1]) / (now[0] - before[0])
+        taken, before = min(taken, round(share * cores())), now
+    return cores() - taken
+
+
+def core_ticks(
+    stat: Path = Path("/proc/stat"), own: Collection[int] | None = None
+) -> tuple[float, float] | None:
+    """Time of cores since the start of the machine, all and in use, in ticks; None without Linux.
+
+    Args:
+        stat: the file of Linux.
+        own: numbers of the cores that are asked for; None takes those that this process may run on.
+    """
+    own = affinity() if own is None else own
+    everything = in_use = 0.0
+    for line in _text(stat).splitlines():
+        name, *words = line.split()
+        if name.removeprefix("cpu").isdecimal() and int(name[3:]) in own and len(words) > 6:
+            user, nice, system, idle, waiting, hard, soft, *_ = map(float, words)
+            in_use += user + nice + system + hard + soft
+            everything += user + nice + system + hard + soft + idle + waiting
+    return (everything, in_use) if everything else None
+
+
+def granted(threads: int, limits: Iterable[float]) -> int:
     """The number of threads for which whole cores are granted, at least 1 and at most ``threads``."""
     return max(1, int(min([threads, *limits])))
 
