@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dbpkit import Execution, UserError
-from dbpkit.experiment.execution import checked_device, kernels, launched
+from dbpkit.experiment.execution import checked_device, kernels, launched, shared
 
 
 @pytest.fixture
@@ -108,3 +108,36 @@ def test_launched_by_what_gives_no_number_is_one_sentence(name: str, monkeypatch
     monkeypatch.setenv(name, "two")
     with pytest.raises(UserError, match=r"must be whole numbers, not .*'two'"):
         launched(Execution())
+
+
+@pytest.mark.parametrize(
+    ("shard", "place"), [("1/1", (0, 1)), ("1/16", (0, 16)), ("16/16", (15, 16)), (None, (0, 1))]
+)
+def test_shared_by_option_counts_from_one(shard: str | None, place: tuple[int, int]) -> None:
+    found = shared(Execution(batch_size=3), shard)
+    assert (found.rank, found.world, found.batch_size) == (*place, 3)
+
+
+@pytest.mark.parametrize("shard", ["0/4", "5/4", "1", "1/", "/4", "a/b", "1/4/4", "-1/4", "1/0", ""])
+def test_shared_by_what_is_no_shard_is_one_sentence(shard: str) -> None:
+    with pytest.raises(UserError, match=r"is none\. Use K/N with K from 1 to N"):
+        shared(Execution(), shard)
+
+
+def test_shared_by_option_and_by_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(UserError, match=r"this process is 2/4 of a launcher .* --shard 1/2 says something"):
+        shared(Execution(), "1/2")
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_shared_each_process_of_a_machine_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert shared(Execution("cuda")).device == torch.device("cuda:1")
+    with pytest.raises(UserError, match=r"'cuda:0' is one GPU, and 4 processes would share it"):
+        shared(Execution("cuda:0"))
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match=r"'cuda:2' was asked for, but there are 2"):
+        shared(Execution("cuda"))

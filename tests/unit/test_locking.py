@@ -105,7 +105,10 @@ def test_writing_ranks_of_one_launch_write_together(tmp_path: Path) -> None:
         (rank(0), r"by shard 1/4, process \d+ on .*\(first, since .*\)\. Wait for it"),
         (rank(1, 3), r"by shard 1/4, process .*\. Wait for it"),
         (Shard(), r"by shard 1/4, process .*\. Wait for it"),
-        (rank(1, launch="--batch-size 8"), "started with --batch-size 16, this one with --batch-size 8: stop"),
+        (
+            rank(1, launch="--batch-size 8"),
+            r"with --batch-size 16, this one with --batch-size 8: stop",
+        ),
     ],
 )
 def test_writing_who_is_no_rank_of_the_launch_is_told_so(tmp_path: Path, second: Shard, said: str) -> None:

@@ -152,7 +152,8 @@ class Analysis(Protocol):
     """One question about a purified classifier. Options are the fields of the class that is registered.
 
     Options named in a class variable ``grows`` only decide which units there are: records of the others stay
-    valid when such an option changes.
+    valid when such an option changes. Where a class variable ``in_turn`` is true, units need what earlier
+    ones measured (`Subject.done`), and one process does all of them; other units are shared by ranks.
     """
 
     title: str

@@ -72,6 +72,7 @@ class Recommend:
     others: CountOrNone = 2
     iterations: Count = 5
     title = "Recommended purifier setting"
+    in_turn = True  # which settings are attacked follows from the ranking
 
     def __post_init__(self) -> None:
         check_options(self)

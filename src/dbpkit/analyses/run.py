@@ -12,14 +12,15 @@ from dbpkit.analyses.analysis import Analysis, ImagesError, PurifierError, Subje
 from dbpkit.evaluation.session import hashes_of, refuse_other_parts
 from dbpkit.evaluation.trial import one_line, report_failure
 from dbpkit.experiment.build import build
-from dbpkit.experiment.execution import Execution, check_execution, kernels
+from dbpkit.experiment.execution import Execution, check_execution, current_gpu, kernels
 from dbpkit.experiment.sizing import settled
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.experiment.state import parts_state, state_changes
 from dbpkit.foundation.errors import UserError
-from dbpkit.foundation.locking import writing
+from dbpkit.foundation.locking import Shard, setting_up, writing
 from dbpkit.foundation.registry import call_with_options
 from dbpkit.results.analysis import AnalysisRecords, AnalysisResult
+from dbpkit.results.layout import canonical_hash
 from dbpkit.results.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
@@ -41,38 +42,57 @@ def analyse(
         out: run directory.
         chosen: options by name of analysis; None takes those the spec names, or, if it names none, all that
             its purifier admits.
-        execution: device and batch sizes; None takes a GPU if there is one, and what is fastest there.
+        execution: device and batch sizes, and which of several processes this is: unit k of an analysis
+            belongs to rank k modulo the world. None takes a GPU if there is one, and what is fastest there.
         progress: called with the share done and what is being done.
 
     Returns:
-        What each analysis found, in their order; the same lies in ``analyses/`` of the run directory.
+        What each analysis found, in their order; the same lies in ``analyses/`` of the run directory. Those
+        whose units are not all recorded yet, because another rank has them, are left out.
 
     Raises:
         UserError: if ``out`` holds a run of another spec, a name or an option is wrong, or the disk is full.
     """
-    execution = check_execution(execution)
+    execution = check_execution(execution, shared=True)
     wanted = chosen or spec.analyses or {name: {} for name in analyses}
     made = {name: make_analysis(name, options) for name, options in wanted.items()}
     run = RunDirectory(out)
     run.refuse_other(spec.model_dump(mode="json"))  # at once, before seconds or minutes of work
-    settings = kernels(execution.deterministic, spec.precision)
-    with writing(out, f"dbpkit analyse --out {out}"), settings:
+    shard = Shard(execution.rank, execution.world, _launch(made))
+    with (
+        writing(out, f"dbpkit analyse --out {out}", shard),
+        kernels(execution.deterministic, spec.precision),
+        current_gpu(execution.device),
+    ):
+        run.write_as(shard)
         parts = build(spec, execution.device, execution.budget)
-        refuse_other_parts(run, parts)
         state = parts_state(parts)
-        subject = Subject(spec, parts, settled(execution, parts).limit)
-        units = _admitted(made, subject, choose=not (chosen or spec.analyses))
-        run.claim(spec.model_dump(mode="json"))  # only now: a spec that cannot be used leaves no directory
+        with setting_up(run.path, shard):
+            refuse_other_parts(run, parts)
+            subject = Subject(spec, parts, settled(execution, parts).limit)
+            units = _admitted(made, subject, choose=not (chosen or spec.analyses))
+            run.claim(spec.model_dump(mode="json"))  # not before: what cannot be used leaves no directory
         results = []
         for number, name in enumerate(units):
 
             def share(part: float, what: str, before: int = number) -> None:
                 progress((before + part) / len(units), what)
 
-            results.append(_run(name, made[name], units[name], subject, run, share))
+            if getattr(made[name], "in_turn", False):  # one process does all, another for each analysis
+                own = units[name] if number % shard.world == shard.rank else []
+            else:
+                own = units[name][shard.rank :: shard.world]
+            result = _run(name, made[name], units[name], own, subject, run, share)
+            results += [result] if result else []
         if changes := state_changes(state, parts_state(parts)):
             raise UserError(f"{changes[0].message} Delete '{run.path / 'analyses'}' and run them again.")
     return results
+
+
+def _launch(made: Mapping[str, Analysis]) -> str:
+    """What ranks must agree on to write together, in words: the analyses, and a hash of their options."""
+    options = {name: asdict(one) if is_dataclass(one) else {} for name, one in made.items()}
+    return f"dbpkit analyse {' '.join(made)} (options {canonical_hash(json.loads(json.dumps(options)))[:8]})"
 
 
 def make_analysis(name: str, options: Mapping[str, Any]) -> Analysis:
@@ -134,29 +154,37 @@ def _run(
     name: str,
     analysis: Analysis,
     units: list[Unit],
+    own: list[Unit],
     subject: Subject,
     run: RunDirectory,
     progress: Progress,
-) -> AnalysisResult:
-    """Does the units that are not recorded yet, then concludes from all."""
+) -> AnalysisResult | None:
+    """Does those of its own units that are not recorded yet, then concludes from all if all are there."""
     records = AnalysisRecords(run, name)
     options: dict[str, Any] = asdict(analysis) if is_dataclass(analysis) else {}
-    _claim(records, options, getattr(analysis, "grows", ()), subject)
+    with setting_up(run.path, run.shard):
+        _claim(records, options, getattr(analysis, "grows", ()), subject)
     recorded = records.read()
     done = {unit: recorded[str(unit)] for unit in units if str(unit) in recorded}
-    for number, unit in enumerate(units):
-        progress(number / len(units), f"{name} {unit}")
+    for number, unit in enumerate(own):
+        progress(number / len(own), f"{name} {unit}")
         if unit not in done:
             with _kept_traceback(run, name, f"unit '{unit}'"):
                 measured = analysis.measure(subject._replace(done=done), unit)
             done[unit] = records.append(str(unit), measured)
-    with _kept_traceback(run, name, "the conclusion from its records"):
-        conclusion = analysis.conclude({unit: done[unit] for unit in units})
-        result = AnalysisResult(name, analysis.title, *conclusion, options)
-        records.write_result(result)
-    (run.path / "errors" / f"analysis-{name}.txt").unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        (run.path / "errors").rmdir()
+    with setting_up(run.path, run.shard):
+        if len(done) < len(units):
+            recorded = records.read()
+            done = {unit: recorded[str(unit)] for unit in units if str(unit) in recorded}
+        result = None
+        if len(done) == len(units):
+            with _kept_traceback(run, name, "the conclusion from its records"):
+                conclusion = analysis.conclude({unit: done[unit] for unit in units})
+                result = AnalysisResult(name, analysis.title, *conclusion, options)
+                records.write_result(result)
+            (run.path / "errors" / f"analysis-{name}.txt").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (run.path / "errors").rmdir()
     progress(1.0, name)
     return result
 

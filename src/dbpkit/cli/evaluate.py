@@ -18,6 +18,7 @@ from dbpkit.cli.options import (
     Plugin,
     Reverse,
     Set,
+    Share,
     SpecFile,
     Talk,
 )
@@ -68,19 +69,29 @@ def evaluate_command(
     memory: Memory = AUTO,
     deterministic: Deterministic = False,
     reverse: Reverse = False,
+    shard: Share = None,
     talk: Talk = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure how robust a purified classifier is; run the same command again to continue."""
-    from dbpkit import EvaluationSpec, Execution, RunDirectory, evaluate, read_spec, report
+    """Measure how robust a purified classifier is; run the same command again to continue.
+
+    On several processes or devices: torchrun --nproc-per-node N -m dbpkit evaluate ...
+    """
+    from dbpkit import EvaluationSpec, Execution, RunDirectory, read_spec, report
+    from dbpkit.evaluation.run import evaluate_share
+    from dbpkit.experiment.execution import shared
 
     begin(plugin, computes=True, share=not deterministic)
     execution = Execution(device, batch_size, micro_batch, deterministic, memory, reverse)
+    execution = shared(execution, shard)
     read = read_spec(spec, EvaluationSpec, overrides)
     run = RunDirectory(out)  # read once for the summary and the page
-    with working(as_json, talk) as progress:
-        summary = evaluate(read, run, execution, progress)
-    printing.evaluation(summary, report([run]), as_json)
+    with working(as_json or (shard is None and execution.rank > 0), talk) as progress:
+        summary = evaluate_share(read, run, execution, progress)
+    if summary is None:
+        printing.share(execution, run, as_json)
+    else:
+        printing.evaluation(summary, report([run]), as_json)
 
 
 @app.command("check")

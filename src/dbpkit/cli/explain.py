@@ -16,6 +16,7 @@ from dbpkit.cli.options import (
     Plugin,
     Runs,
     Set,
+    Share,
     SpecFile,
     Talk,
 )
@@ -33,19 +34,27 @@ def analyse_command(
     device: Device = AUTO,
     micro_batch: MicroBatch = AUTO,
     memory: Memory = AUTO,
+    shard: Share = None,
     talk: Talk = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show why: run the papers' analyses on a spec's models; the same command continues."""
+    """Show why: run the papers' analyses on a spec's models; the same command continues.
+
+    On several processes or devices: torchrun --nproc-per-node N -m dbpkit analyse ...
+    """
     from dbpkit import EvaluationSpec, Execution, analyse, read_spec, report
+    from dbpkit.experiment.execution import shared
 
     begin(plugin, computes=True)
     read = read_spec(spec, EvaluationSpec, overrides)
     chosen = {name: read.analyses.get(name, {}) for name in names} or None
-    execution = Execution(device, micro_batch=micro_batch, memory_bytes=memory)
-    with working(as_json, talk) as progress:
+    execution = shared(Execution(device, micro_batch=micro_batch, memory_bytes=memory), shard)
+    with working(as_json or (shard is None and execution.rank > 0), talk) as progress:
         results = analyse(read, out, chosen, execution, progress)
-    printing.analyses(results, report([out]), as_json)
+    if execution.world > 1:
+        printing.share_of_analyses(execution, results, as_json)
+    else:
+        printing.analyses(results, report([out]), as_json)
 
 
 @app.command("report")

@@ -119,6 +119,13 @@ Precision = Annotated[
     Literal["float32", "tf32", "bfloat16"],
     typer.Option(help="What networks compute in."),
 ]
+Share = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        help="K/N does part K of N, from 1 on; N processes share the work. torchrun says it without.",
+    ),
+]
 
 # ------------------------------------------------------------------ a purifier, without a spec
 

@@ -11,10 +11,12 @@ from dbpkit.foundation.spec import as_toml
 if TYPE_CHECKING:
     from dbpkit.evaluation.quick_check import Checked
     from dbpkit.evaluation.reproduction import Reproduction
+    from dbpkit.experiment.execution import Execution
     from dbpkit.fidelity.measurement import Quality
     from dbpkit.results.analysis import AnalysisResult
     from dbpkit.results.compare import RunComparison
     from dbpkit.results.findings import Finding
+    from dbpkit.results.run_directory import RunDirectory
     from dbpkit.results.summary import Summary
     from dbpkit.training.loop import Trained
 
@@ -39,6 +41,19 @@ def evaluation(found: "Summary", page: Path, as_json: bool) -> None:
     summary(found, as_json)
     if not as_json:
         _say_page(page)
+
+
+def share(execution: "Execution", run: "RunDirectory", as_json: bool) -> None:
+    """A part of an evaluation that has not concluded it: how much of the whole is recorded."""
+    from dbpkit.results.completeness import counted
+
+    done, wanted = counted(run)
+    shard = f"{execution.rank + 1}/{execution.world}"
+    if as_json:
+        console.as_json({"shard": shard, "recorded": done, "of": wanted})
+        return
+    rest = "Whoever does the last writes the table." if done < wanted else f"See 'dbpkit show {run.path}'."
+    console.say(f"Shard {shard} is done; {done} of {wanted} results are recorded. {rest}")
 
 
 def everything(
@@ -69,6 +84,16 @@ def analyses(results: Sequence["AnalysisResult"], page: Path, as_json: bool) -> 
         for sentence in result.sentences:
             console.say(f"  {sentence}")
     _say_page(page)
+
+
+def share_of_analyses(execution: "Execution", results: Sequence["AnalysisResult"], as_json: bool) -> None:
+    """A part of the analyses: which are concluded; the page is for 'dbpkit report', once all are."""
+    shard = f"{execution.rank + 1}/{execution.world}"
+    names = [result.name for result in results]
+    if as_json:
+        console.as_json({"shard": shard, "concluded": names})
+        return
+    console.say(f"Shard {shard} is done; concluded so far: {', '.join(names) or 'nothing'}.")
 
 
 def checked(found: "Checked", as_json: bool) -> None:

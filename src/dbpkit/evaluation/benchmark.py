@@ -23,7 +23,7 @@ from dbpkit.data.given import as_dataset
 from dbpkit.data.order import Order
 from dbpkit.evaluation.given import Given
 from dbpkit.evaluation.run import Progress, evaluate
-from dbpkit.experiment.execution import Execution
+from dbpkit.experiment.execution import Execution, check_execution
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.foundation.errors import UserError, check_progress, shown
 from dbpkit.foundation.inputs import check_seed, whole
@@ -158,6 +158,7 @@ def _evaluated(
     """Evaluates the model where it is to run, and brings it back."""
     own = given.device
     execution = execution or Execution(own)
+    check_execution(execution)
     execution = replace(execution, device=own) if execution.device_is_auto else execution
     with given.untouched():
         given.model.to(execution.device)

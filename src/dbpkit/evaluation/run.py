@@ -6,8 +6,9 @@ remembers one from batch to batch.
 """
 
 import contextlib
+import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,16 +18,17 @@ from dbpkit.checks import Checked
 from dbpkit.checks.preflight import preflight
 from dbpkit.evaluation.rows import Rows
 from dbpkit.evaluation.session import enter_session, refuse_other_parts
+from dbpkit.evaluation.strip import write_strip
 from dbpkit.evaluation.trial import one_line, report_failure, try_attacks
 from dbpkit.evaluation.work import Made, Unit, joined
 from dbpkit.experiment.build import Parts, build
 from dbpkit.experiment.coverage import MISSING_CLASSES, missing_classes
-from dbpkit.experiment.execution import Execution, check_execution, kernels
+from dbpkit.experiment.execution import Execution, check_execution, current_gpu, kernels
 from dbpkit.experiment.sizing import settled
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.experiment.state import parts_state, state_changes
 from dbpkit.foundation.errors import OutputError, UserError, check_kind, check_progress
-from dbpkit.foundation.locking import writing
+from dbpkit.foundation.locking import Shard, setting_up, writing
 from dbpkit.results.checks_file import ChecksFile
 from dbpkit.results.flags import Flag
 from dbpkit.results.records import Key, Record, failed
@@ -37,9 +39,6 @@ log = logging.getLogger(__name__)
 
 GIVE_UP_AFTER = 8
 """Examples a row may fail on, with none that works, before the run stops."""
-
-STRIP_EXAMPLES = 8
-"""Examples shown as pictures in the report."""
 
 Progress = Callable[[float, str], None]
 """Called with the share of the work that is done, in [0, 1], and what is being done."""
@@ -69,37 +68,75 @@ def evaluate(
         checks: what looks at the parts before the run; None takes `preflight`.
 
     Returns:
-        The summary, which is also written to ``summary.json``.
+        The summary, which is also written to ``summary.json``. Of one of several processes, that of what is
+        recorded so far by all of them; the last one writes it.
 
     Raises:
         UserError: if ``out`` holds another run, a part is wrong, or the disk is full.
     """
+    run = out if isinstance(out, RunDirectory) else RunDirectory(out)
+    return evaluate_share(spec, run, execution, progress, parts=parts, checks=checks) or summarise(run)
+
+
+def evaluate_share(
+    spec: EvaluationSpec,
+    run: RunDirectory,
+    execution: Execution | None = None,
+    progress: Progress = lambda *_: None,
+    *,
+    parts: Parts | None = None,
+    checks: Checks | None = None,
+) -> Summary | None:
+    """Does this process's share of an evaluation: batch k belongs to rank k modulo the world.
+
+    Nothing is said between the processes but by files in the run directory, so that ranks may start hours
+    apart, on other machines, and none waits for one that has died.
+
+    Args:
+        spec: what to evaluate.
+        run: run directory.
+        execution: device and batch sizes, and which of several processes this is.
+        progress: called whenever work is done.
+        parts: as of `evaluate`.
+        checks: as of `evaluate`.
+
+    Returns:
+        The summary, if this process has found everything recorded and has concluded the run; None if other
+        shares are still missing, or another process has concluded it.
+
+    Raises:
+        UserError: as `evaluate`, and if a process writes to the directory that is no rank of this launch.
+    """
     check_kind(spec, EvaluationSpec, "evaluate: spec", "Make one with read_spec(path, EvaluationSpec).")
     check_progress(progress, "evaluate")
-    execution = check_execution(execution)
-    run = out if isinstance(out, RunDirectory) else RunDirectory(out)
+    execution = check_execution(execution, shared=True)
     run.refuse_other(spec.model_dump(mode="json"))  # at once, before seconds or minutes of work
-    settings = kernels(execution.deterministic, spec.precision)
-    with writing(run.path, f"dbpkit evaluate --out {run.path}"), settings:
+    order = " --reverse" if execution.reverse else ""
+    launch = f"dbpkit evaluate --batch-size {execution.batch_size}{order}"
+    shard = Shard(execution.rank, execution.world, launch)
+    with (
+        writing(run.path, f"dbpkit evaluate --out {run.path}", shard),
+        kernels(execution.deterministic, spec.precision),
+        current_gpu(execution.device),
+    ):
+        run.write_as(shard)
         given, parts = parts is not None, parts or build(spec, execution.device, execution.budget)
-        refuse_other_parts(run, parts)
         execution = settled(execution, parts, given=given)
         state = parts_state(parts)
         runner, found = _Runner(spec, parts, execution, run, progress), None
-        if run.checks() is None:
-            progress(0.0, "checks")
-            found = _checked(parts, spec, progress, checks)
-            try_attacks(spec, parts, runner.rows)
-        # Claimed only now: a spec whose parts cannot be built or do not fit leaves no directory behind.
-        run.claim(spec.model_dump(mode="json"))
-        enter_session(run, parts, execution)
-        _write_checks(run, found, missing_classes(parts.data, spec.examples.order))
+        with setting_up(run.path, shard, lambda: progress(0.0, "waiting for another rank's checks")):
+            refuse_other_parts(run, parts)
+            if run.checks() is None:
+                progress(0.0, "checks")
+                found = _checked(parts, spec, progress, checks)
+                try_attacks(spec, parts, runner.rows)
+            # Claimed only now: a spec whose parts cannot be built or do not fit leaves no directory behind.
+            run.claim(spec.model_dump(mode="json"), parts.data.ids.tolist())
+            enter_session(run, parts, execution)
+            _write_checks(run, found, missing_classes(parts.data, spec.examples.order))
         runner.run_all()
-        runner.write_strip()
-        _note_changes(run, state_changes(state, parts_state(parts)))
-        summary = summarise(run)
-        run.write_json("summary.json", summary.as_json())
-    return summary
+        with setting_up(run.path, shard):
+            return runner.conclude(lambda: state_changes(state, parts_state(parts)))
 
 
 class _Runner:
@@ -120,16 +157,18 @@ class _Runner:
         self.progress = progress
         self.rows = Rows(spec, parts, execution, run)
         self.units = self.rows.units()
-        self.total = sum(u.cost for u in self.units) * len(parts.data)
+        self.batches = self._batches()
+        self.examples = sum(map(len, self.batches))
+        self.total = sum(u.cost for u in self.units) * self.examples
         self.done = 0.0
         self.failures: dict[tuple[str, ...], int | None] = {}  # failed records by unit; None once one worked
 
     def run_all(self) -> None:
         """Does every unit of every batch that is not recorded yet."""
-        recorded = self.run.done()
+        recorded = self.run.done(self._ids() if self.execution.world > 1 else None)
         worked = {key.row for key in recorded}
         self.failures = {unit.rows: None for unit in self.units if worked.intersection(unit.rows)}
-        for index in self._batches():
+        for index in self.batches:
             ids = self.parts.data.ids[index].tolist()
             for unit in self.units:
                 missing = any(Key(row, unit.tape, i) not in recorded for row in unit.rows for i in ids)
@@ -139,15 +178,39 @@ class _Runner:
                     self.run.append(records, files)
                     self._give_up_if_nothing_works(unit, records)
                 self.done += unit.cost * len(ids)
-        self._forget_fixed_failures()
         self.progress(1.0, "done")
+
+    def conclude(self, changes: Callable[[], list[Flag]]) -> Summary | None:
+        """Writes what follows from all records, once all are there.
+
+        Args:
+            changes: returns those of the models in this session.
+        """
+        self._forget_fixed_failures()
+        if self.execution.world > 1 and not self._is_complete():
+            _note_changes(self.run, changes())
+            return None
+        write_strip(self.rows)
+        _note_changes(self.run, changes())
+        summary = summarise(self.run)
+        written = summary.as_json()
+        if self.execution.world > 1 and self.run.read_json("summary.json") == json.loads(json.dumps(written)):
+            return None
+        self.run.write_json("summary.json", written)
+        return summary
+
+    def _is_complete(self) -> bool:
+        """Whether there is a record of everything, whoever made it, good or failed."""
+        columns, ids = self.run.columns(), self.parts.data.ids.tolist()
+        there = columns.keys() | {Key(r["row"], r["tape"], r["example"]) for r in columns.failed}
+        return all(Key(row, unit.tape, i) in there for unit in self.units for row in unit.rows for i in ids)
 
     def _give_up_if_nothing_works(self, unit: Unit, records: list[Record]) -> None:
         """Stops a run in which a row has failed on every example so far, and on enough of them to tell."""
         failed = sum("error" in r for r in records)
         self.failures[unit.rows] = None if failed < len(records) else self._failed_before(unit, failed)
         count = (self.failures[unit.rows] or 0) // len(unit.rows)
-        if count >= min(GIVE_UP_AFTER, len(self.parts.data)):
+        if count >= min(GIVE_UP_AFTER, self.examples):
             raise UserError(
                 f"{_named(unit.rows)} failed on every one of {count} examples: {records[0]['error']}. "
                 "Fix the part that failed and run the same command again; the tracebacks are in"
@@ -157,37 +220,6 @@ class _Runner:
     def _failed_before(self, unit: Unit, failed: int) -> int | None:
         before = self.failures.get(unit.rows, 0)
         return None if before is None else before + failed
-
-    @torch.no_grad()
-    def write_strip(self) -> None:
-        """Stores clean, attacked and purified images of the first examples, for the report's picture."""
-        index = torch.arange(min(STRIP_EXAMPLES, len(self.parts.data)))
-        batch = self.rows.batch(index)
-        ids = batch.noise.example_ids.tolist()
-        tensors, said = {"ids": batch.noise.example_ids, "clean": batch.x.cpu()}, {}
-        plans = {
-            "clean": batch.noise,
-            **{k.name: k.resolve().apply(batch.noise, 0) for k in self.spec.knowledge},
-        }
-        for row, noise in plans.items():
-            records = self.run.some(row, 0, ids)
-            if len(records) < len(ids):
-                continue
-            x_adv = batch.x
-            if row != "clean":
-                shards = {f: self.run.read_images(f) for f in {records[i]["images"] for i in ids}}
-                x_adv = torch.stack([shards[records[i]["images"]][i] for i in ids]).to(batch.x)
-                tensors[f"{row}.x_adv"] = x_adv.cpu()
-            if self.parts.undefended is not None:
-                # An unrepeated plan is draw 0, the first column of the row's predictions.
-                tensors[f"{row}.x_pure"] = self.parts.model.purifier(x_adv, noise=noise).cpu()
-            said[row] = [records[i]["predicted"][0] for i in ids]
-        about = {
-            "class_names": self.parts.data.class_names,
-            "labels": batch.y.tolist(),
-            "predicted": said,
-        }
-        self.run.write_strip(tensors, about)
 
     def _attempt(self, unit: Unit, index: Tensor) -> Made:
         """The records of a unit; if a batch fails, its examples are tried alone and failures recorded."""
@@ -208,17 +240,23 @@ class _Runner:
         """Removes the tracebacks of units that have worked since."""
         folder = self.run.path / "errors"
         failed = {f"{r['row']}-{r['tape']}-{r['example']}" for r in self.run.columns().failed}
-        ids = self.parts.data.ids.tolist() if folder.is_dir() else []
+        ids = self._ids() if folder.is_dir() else []  # of others, a traceback may come before its record
         for name in {f"{unit.rows[0]}-{unit.tape}-{i}" for unit in self.units for i in ids} - failed:
             (folder / f"{name}.txt").unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             folder.rmdir()
 
-    def _batches(self) -> Iterator[Tensor]:
+    def _batches(self) -> list[Tensor]:
+        """Positions of the examples of every batch of this process; all count, so that all cut alike."""
         positions = torch.arange(len(self.parts.data))
-        return iter(
-            (positions.flip(0) if self.execution.reverse else positions).split(self.execution.batch_size)
+        batches = (positions.flip(0) if self.execution.reverse else positions).split(
+            self.execution.batch_size
         )
+        return list(batches[self.execution.rank :: self.execution.world])
+
+    def _ids(self) -> list[int]:
+        """Ids of the examples of this process."""
+        return [i for index in self.batches for i in self.parts.data.ids[index].tolist()]
 
 
 def _named(rows: tuple[str, ...]) -> str:

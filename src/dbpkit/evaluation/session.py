@@ -66,7 +66,7 @@ def enter_session(run: RunDirectory, parts: Parts, execution: Execution) -> None
             " Restore it or use a new --out."
         )
     packages = ("dbpkit", "torch", "numpy", "safetensors")
-    session = {
+    session: dict[str, Any] = {
         **parts.hashes,
         "examples": len(parts.data),
         "code_sha256": code_sha256(),
@@ -76,6 +76,8 @@ def enter_session(run: RunDirectory, parts: Parts, execution: Execution) -> None
         "precision": current_precision(),
         **execution.noted(),
     }
+    if execution.world > 1:
+        session["shard"] = f"{execution.rank + 1}/{execution.world}"
     if session not in sessions:
         run.write_json("env.json", [*sessions, session])
 

@@ -44,8 +44,8 @@ class Execution:
         memory_bytes: budget for kept graphs, see `dbpkit.purification.replay.Replay`, or ``"auto"``: what is
             of use, as far as it is free.
         reverse: whether the last example comes first.
-        rank: number of this process among those that share the work, from 0 on.
-        world: how many there are. Only training is shared, and there ``accelerate launch`` decides both.
+        rank: number of this process among those that share the work, from 0 on; see `shared`.
+        world: how many there are: of a training, an evaluation, or analyses.
         limit: ``micro_batch``, or 32 until that is chosen, as all who call the models share it; halved where
             memory runs out.
         device_is_auto: whether ``device`` was left to this.
@@ -124,17 +124,13 @@ def _whole_or_auto(value: Any, name: str, least: int = 0) -> int | Literal["auto
     return AUTO if isinstance(value, str) and value == AUTO else whole(value, name, least)
 
 
-def check_execution(execution: Any) -> Execution:
-    """Returns an execution, the usual one for None; UserError unless it is in one process.
-
-    Every evaluation and analysis is.
-    """
+def check_execution(execution: Any, *, shared: bool = False) -> Execution:
+    """Returns an execution, the usual one for None; UserError if processes share it and must not."""
     execution = Execution() if execution is None else execution
     check_kind(execution, Execution, "execution", "Make one with Execution(batch_size=16).")
-    if execution.world > 1:
+    if execution.world > 1 and not shared:
         raise UserError(
-            f"execution.world is {execution.world}, but only training is shared by processes. Leave it out,"
-            " and give each process examples and a directory of its own."
+            f"execution.world is {execution.world}, but this runs in one process. Leave rank and world out."
         )
     checked: Execution = execution
     return checked
@@ -177,6 +173,51 @@ def launched(execution: Execution) -> Execution:
     if not (rank.isdecimal() and world.isdecimal()):
         raise UserError(f"RANK and WORLD_SIZE must be whole numbers, not {rank!r} and {world!r}. Unset them.")
     return replace(execution, rank=int(rank), world=int(world))
+
+
+def shared(execution: Execution, shard: str | None = None) -> Execution:
+    """Returns the execution of one of the processes that share an evaluation, on a GPU of its own.
+
+    Args:
+        execution: of all of them.
+        shard: ``"3/16"`` for the third of sixteen; None takes what torchrun and ``accelerate launch`` say.
+
+    Raises:
+        UserError: if it is no such number, a launcher has numbered the process too, or several processes of
+            one machine would share one GPU.
+
+    Example:
+        >>> found = shared(Execution(), "3/16")
+        >>> found.rank, found.world
+        (2, 16)
+    """
+    found = launched(execution)
+    if shard is not None:
+        numbers = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", shard)
+        if not numbers or not 1 <= int(numbers[1]) <= int(numbers[2]):
+            raise UserError(f"shard '{shard}' is none. Use K/N with K from 1 to N: 3/16 is the third of 16.")
+        if found.world > 1:
+            raise UserError(
+                f"this process is {found.rank + 1}/{found.world} of a launcher (RANK, WORLD_SIZE), and"
+                f" --shard {shard} says something else. Leave --shard out."
+            )
+        return replace(execution, rank=int(numbers[1]) - 1, world=int(numbers[2]))
+    if found.world == 1 or found.device.type != "cuda":
+        return found
+    if found.device.index is not None:
+        raise UserError(
+            f"device '{found.device}' is one GPU, and {found.world} processes would share it. Use cuda: each"
+            " process then takes its own."
+        )
+    local = os.environ.get("LOCAL_RANK", "0")
+    if not local.isdecimal():
+        raise UserError(f"LOCAL_RANK must be a whole number, not {local!r}. Unset it.")
+    return replace(found, device=checked_device(f"cuda:{local}"))
+
+
+def current_gpu(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Inside the block, a GPU that is given by its number is the current one."""
+    return contextlib.nullcontext() if device.index is None else torch.cuda.device(device)
 
 
 @contextlib.contextmanager

@@ -44,11 +44,16 @@ def regular_size(path: Path) -> int:
     return status.st_size
 
 
-def bounded_lines(file: BinaryIO) -> Iterator[bytes]:
-    """Yields the lines of an open file; OSError if one is longer than any that is written."""
-    while line := file.readline(LONGEST_LINE):
+def bounded_lines(file: BinaryIO, size: int) -> Iterator[bytes]:
+    """Yields the lines of the first ``size`` bytes of an open file, which may be growing.
+
+    Raises:
+        OSError: if one is longer than any that is written.
+    """
+    while size > 0 and (line := file.readline(min(size, LONGEST_LINE))):
         if len(line) == LONGEST_LINE:
             raise OSError(errno.EFBIG, f"a line has more than {LONGEST_LINE:,} bytes")
+        size -= len(line)
         yield line
 
 
@@ -75,6 +80,15 @@ def write_atomically(path: Path, content: bytes) -> str:
             " files are intact."
         ) from error
     return hashlib.sha256(content).hexdigest()
+
+
+def stamp_of(path: Path) -> tuple[int, int, int] | None:
+    """Returns what changes when a file changes: time, size and number; None if it is not there."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def sha256_of(path: Path) -> str:

@@ -1,8 +1,8 @@
 """Who may write to a directory: one process, or the ranks of one launch; and what killed ones left.
 
-The operating system holds the locks and lets them go when their process ends. A lock file only says who holds
-it: that it is there means nothing. Readers need no lock: every file but a journal is replaced as a whole, and a
-journal is only appended to.
+The operating system holds the locks and lets them go when their process ends. A lock file only says who
+holds it: that it is there means nothing. Readers need no lock: every file but a journal is replaced as a
+whole, and a journal is only appended to.
 """
 
 import contextlib

@@ -10,6 +10,7 @@ from dbpkit.results.charts import Chart, Series
 from dbpkit.results.journal import Journal
 from dbpkit.results.layout import canonical_hash, checked, damaged, read_json
 from dbpkit.results.numbers import Claim, Number
+from dbpkit.results.records_file import OF_ALL, journal_of, journals_in
 from dbpkit.results.run_directory import RunDirectory
 from dbpkit.results.schemas import RESULT, SETTINGS
 
@@ -87,7 +88,8 @@ def _own(kind: Any, content: Mapping[str, Any]) -> dict[str, Any]:
 class AnalysisRecords:
     """The records of one analysis in a run directory, under ``analyses/NAME``.
 
-    Every unit of work leaves one line. A unit that is recorded is not done again.
+    Every unit of work leaves one line, in a file of the process that did it. A unit that is recorded is not
+    done again.
 
     Args:
         run: the run directory.
@@ -97,7 +99,7 @@ class AnalysisRecords:
     def __init__(self, run: RunDirectory, name: str) -> None:
         self.path = run.path / "analyses" / name
         self.is_layout_1 = (run.path / "spec.json").is_file() and run.schema == 1
-        self.journal = Journal(self.path / "records.jsonl", REDO, digests=not self.is_layout_1)
+        self.journal = self._journal(journal_of(run.shard))
 
     def claim(self, settings: Mapping[str, Any]) -> None:
         """Makes these the records of the settings; records of others are put aside with a number.
@@ -126,9 +128,9 @@ class AnalysisRecords:
             UserError: if a line is damaged or was changed, or belongs to other settings.
         """
         own, found = self._settings_hash(), {}
-        for lines in self.journal.appends():
-            for line in lines:
-                where = f"'{self.journal.path}' line {line.number}"
+        for journal in map(self._journal, (OF_ALL, *journals_in(self.path))):
+            for line in (line for lines in journal.appends() for line in lines):
+                where = f"'{journal.path}' line {line.number}"
                 unit = line.entry.get("unit")
                 if not isinstance(unit, str) or "measured" not in line.entry:
                     raise damaged(where, "it names no unit or holds nothing", REDO)
@@ -163,6 +165,10 @@ class AnalysisRecords:
         if own != canonical_hash(content) and not (own is None and self.is_layout_1):
             raise damaged(f"'{path}'", "it does not match its hash", REDO)
         return AnalysisResult.from_json(content)
+
+    def _journal(self, name: str) -> Journal:
+        """The records of one process or of a rank."""
+        return Journal(self.path / name, REDO, digests=not self.is_layout_1 or name != OF_ALL)
 
     def _settings_hash(self) -> str:
         return canonical_hash(self.settings())[:16]

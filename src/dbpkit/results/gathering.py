@@ -1,4 +1,4 @@
-"""From the lines of ``records.jsonl`` to columns, one append at a time.
+"""From the lines of records to columns, one append at a time.
 
 No more than one append is ever held as dictionaries, for a hundred thousand of them fill the memory.
 """
@@ -7,7 +7,7 @@ import math
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,24 +22,59 @@ _LARGEST = 1e290
 """Measured numbers lie below this, or each record is looked at."""
 
 
+class Table(NamedTuple):
+    """The order in which one process records.
+
+    Attributes:
+        rows: names of the rows.
+        examples: ids of the examples.
+    """
+
+    rows: Sequence[str]
+    examples: Sequence[int]
+
+    def place(self, row: str) -> tuple[int, str]:
+        """Returns by what rows are ordered: as listed, and then those that are not."""
+        return (self.rows.index(row) if row in self.rows else len(self.rows)), row
+
+    def order(self, example: Integers, tape: Integers) -> Integers:
+        """Returns the positions of records (n,) of a row in this order; examples not listed come last."""
+        ids = np.array(self.examples, dtype=np.int64)
+        by_id = np.argsort(ids)
+        at = np.searchsorted(ids, example, sorter=by_id)
+        found = at < len(ids)
+        found[found] = ids[by_id[at[found]]] == example[found]
+        place = np.full(len(example), len(ids))
+        place[found] = by_id[at[found]]
+        return np.lexsort((tape, example, place))
+
+
 def gather(
     appends: Callable[[], Iterable[tuple[Sequence[Line], Mapping[str, Any]]]],
     looked_at: Callable[[Line], Record],
+    table: Table | None = None,
 ) -> Columns:
-    """Returns records as columns, the newest of every key.
+    """Returns records as columns, the newest of every key: of the last turn, and there the last line.
 
     Args:
         appends: gives the lines of every append, and what it says of the run it belongs to.
         looked_at: returns the record of a line, a failed one in place of one that is damaged.
+        table: whose order the records are brought into, whoever wrote them; None keeps that of first
+            appearance.
     """
     rows, seals = _gathered(appends(), looked_at, alike)
     if not all(row.is_sound() for row in rows.values()):
         rows, seals = _gathered(appends(), looked_at, lambda _: None)
     good: dict[str, RowColumns] = {}
     lost: list[tuple[int, Record]] = []
-    for name in list(rows):
+    turns = np.array([seal.get("turn", 0) for seal in seals], dtype=np.int64)
+    for name in list(rows) if table is None else sorted(rows, key=table.place):
         columns, orders, errors = rows.pop(name).columns()
-        newest, first = _newest(columns.tape, columns.example)
+        newest, first = _newest(columns.tape, columns.example, turns[columns.append])
+        if table is not None:
+            order = table.order(columns.example[newest], columns.tape[newest])
+            newest, first = newest[order], first[order]
+            orders = np.full(len(orders), len(lost))  # the failed ones stay in the order of these
         whole = np.ones(len(columns), dtype=bool)
         whole[list(errors)] = False
         if whole[newest].any():
@@ -172,9 +207,9 @@ class _Row:
         return values
 
 
-def _newest(tape: Integers, example: Integers) -> tuple[Integers, Integers]:
+def _newest(tape: Integers, example: Integers, turn: Integers) -> tuple[Integers, Integers]:
     """Position of the last record of every key and of the first, in the order of the first."""
-    order = np.lexsort((example, tape))  # stable: the records of a key stay in the order of their lines
+    order = np.lexsort((turn, example, tape))  # stable: those of a turn stay in the order of their lines
     begins = np.ones(len(order), dtype=bool)
     begins[1:] = (np.diff(tape[order]) != 0) | (np.diff(example[order]) != 0)
     first, last = order[begins], order[np.append(begins[1:], True)]

@@ -84,9 +84,9 @@ class Journal:
         scan = _Scan(self)
         if os.path.lexists(self.path):
             try:
-                regular_size(self.path)
+                size = regular_size(self.path)  # what is appended meanwhile is for the next look
                 with self.path.open("rb") as file:
-                    for raw in bounded_lines(file):
+                    for raw in bounded_lines(file, size):
                         if whole := scan.take(raw):
                             yield whole
             except OSError as error:

@@ -3,8 +3,8 @@
 Everything that is read is checked against its schema, and the records against the spec, the session, the
 checks and the files they were made with. `docs/run-directory.md` lists the files:
 
-``spec.json``: resolved spec and hash. ``env.json``: versions and hashes of every session. ``records.jsonl``:
-one line for each example of a row. ``x_adv/``: attacked images. ``logits/``: what the judged images were
+``spec.json``: resolved spec and hash. ``env.json``: versions and hashes of every session. ``records.jsonl``
+and ``records/``: one line for each example of a row. ``x_adv/``: attacked images. ``logits/``: what they were
 given. ``checks.json``: what was found before the run. ``strip.safetensors``: a few images for the report.
 ``summary.json``: derived from the others.
 """
@@ -12,15 +12,19 @@ given. ``checks.json``: what was found before the run. ``strip.safetensors``: a 
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dbpkit.foundation.arrays import Array
 from dbpkit.foundation.errors import UserError, shown
-from dbpkit.foundation.files import write_atomically
+from dbpkit.foundation.files import stamp_of, write_atomically
+from dbpkit.foundation.locking import ALONE, Shard
 from dbpkit.results.checks_file import ChecksFile, checks_file, read_checks_file
 from dbpkit.results.columns import Columns
+from dbpkit.results.kinds import BASELINE_ROWS, KINDS
 from dbpkit.results.layout import (
     RESTORE,
     canonical_hash,
@@ -31,9 +35,9 @@ from dbpkit.results.layout import (
     read_shard,
 )
 from dbpkit.results.records import SCHEMA, Key, Record, is_shard
-from dbpkit.results.records_file import RecordsFile
+from dbpkit.results.records_file import OF_ALL, ORDER, RecordsFile, journals_in
 from dbpkit.results.schemas import HOW, SESSIONS, SPEC, RecordedSpec
-from dbpkit.results.shards import Stored, as_tensor, fault_of_file, write_shard
+from dbpkit.results.shards import Stored, as_tensor, fault_of_file, lost, write_shard
 from dbpkit.results.spec_file import (
     count_of,
     read_spec_file,
@@ -69,15 +73,17 @@ class RunDirectory:
         if not isinstance(path, str | os.PathLike):
             raise UserError(f"a run directory is named by its path, not by {shown(path)}.")
         self.path = Path(os.fsdecode(path))
+        self.shard = ALONE
         self._records: RecordsFile | None = None
         self._columns: tuple[Any, Columns] | None = None
 
-    def claim(self, spec: dict[str, Any]) -> None:
+    def claim(self, spec: dict[str, Any], examples: Sequence[int] = ()) -> None:
         """Makes this the directory of a spec, or checks that it already is.
 
         Args:
             spec: the resolved spec, ready for JSON. A spec that differs in a larger ``examples.count`` alone
                 is the same run, which grows.
+            examples: their ids in order, for records that several ranks write.
 
         Raises:
             UserError: as `refuse_other`.
@@ -85,8 +91,12 @@ class RunDirectory:
         old = self.refuse_other(spec)
         if old is None or count_of(old) != count_of(spec):
             self.write_json("spec.json", spec_file(spec, SCHEMA if old is None else self.schema))
-            self._records = None
-        self._file.journal.repair()
+        self._records = None
+        self._file.begin(examples)
+
+    def write_as(self, shard: Shard) -> None:
+        """Says which rank appends from now on: each has a file of records of its own."""
+        self.shard, self._records = shard, None
 
     def refuse_other(self, spec: dict[str, Any]) -> dict[str, Any] | None:
         """Returns the spec that this directory already has, or None for a new one.
@@ -141,10 +151,10 @@ class RunDirectory:
 
     @property
     def _file(self) -> RecordsFile:
-        """``records.jsonl``."""
+        """The records, of one process or of ranks."""
         if self._records is None:
             has_digests = (self.path / "spec.json").is_file() and self.schema > 1
-            self._records = RecordsFile(self.path, has_digests, self.made_with)
+            self._records = RecordsFile(self.path, has_digests, self.made_with, self._rows, self.shard)
         return self._records
 
     def columns(self) -> Columns:
@@ -160,7 +170,7 @@ class RunDirectory:
         return self._columns[1]
 
     def records(self) -> list[Record]:
-        """Returns the newest record of every key, in the order they first appear; errors as `columns`."""
+        """Returns the newest record of every key in the order of `columns`; errors as there."""
         return self._file.records()
 
     def some(self, row: str, tape: int, examples: Iterable[int]) -> dict[int, Record]:
@@ -181,21 +191,26 @@ class RunDirectory:
 
     def is_verified(self) -> bool:
         """Whether the records carry digests; those of layout 1 do not."""
-        return self._file.journal.has_digest or not self.columns().rows
+        return self._file.has_digests() or not self.columns().rows
 
-    def done(self) -> set[Key]:
-        """Returns the keys whose records are good and whose images and logits are as they were made."""
-        columns = self.columns()
-        used = {number for group in columns.rows.values() for number in group.append.tolist()}
-        lost = {number for number in used if self._lost(columns.seals[number])}
-        own = {
-            Key(row, tape, example)
+    def done(self, examples: Collection[int] | None = None) -> set[Key]:
+        """Returns the keys whose records are good and whose images and logits are as they were made.
+
+        Args:
+            examples: look at these alone; None takes all.
+        """
+        columns, own = self.columns(), set[Key]()
+        wanted = None if examples is None else np.array(sorted(examples), dtype=np.int64)
+        chosen = {
+            row: group if wanted is None else group.select(np.flatnonzero(np.isin(group.example, wanted)))
             for row, group in columns.rows.items()
-            for tape, example, number in zip(
-                group.tape.tolist(), group.example.tolist(), group.append.tolist(), strict=True
-            )
-            if number not in lost
         }
+        used = sorted({number for group in chosen.values() for number in group.append.tolist()})
+        is_lost = lost(self.path, [columns.seals[number] for number in used])
+        without = {number for number, gone in zip(used, is_lost, strict=True) if gone}
+        for row, group in chosen.items():
+            keys = zip(group.tape.tolist(), group.example.tolist(), group.append.tolist(), strict=True)
+            own |= {Key(row, tape, example) for tape, example, number in keys if number not in without}
         return own - self._without_image() if self.schema == 1 else own
 
     def write_images(self, name: str, ids: "Tensor", x_adv: "Tensor") -> Stored:
@@ -266,10 +281,6 @@ class RunDirectory:
             raise UserError(f"'{self.path / path}' {why}. {REPAIR}")
         return self.path / path
 
-    def _lost(self, seal: Mapping[str, Any]) -> bool:
-        """Whether a file that an append was made with is missing or another."""
-        return any(fault_of_file(self.path, path, sha256) for path, sha256 in seal.get("files", {}).items())
-
     def _without_image(self) -> set[Key]:
         """Keys of a run of layout 1 whose attacked images are not there."""
         found, shards = set(), dict[str, set[int]]()
@@ -297,12 +308,12 @@ class RunDirectory:
         }
         return {name: canonical_hash(part)[:16] for name, part in parts.items()}
 
+    def _rows(self) -> list[str]:
+        """The rows of the table, in the order in which one process records them."""
+        baseline = sorted(BASELINE_ROWS, key=lambda row: bool(KINDS[row].attacker))
+        return [*baseline, *(knowledge.name for knowledge in self.recorded_spec().knowledge)]
+
     def _stamp(self) -> Any:
         """Changes when a file changes that the records are read with."""
-        names = ("records.jsonl", "spec.json", "env.json", "checks.json")
-        return [
-            (found.st_mtime_ns, found.st_size, found.st_ino)
-            if (path := self.path / name).exists() and (found := path.stat())
-            else None
-            for name in names
-        ]
+        names = (OF_ALL, "spec.json", "env.json", "checks.json", ORDER, *journals_in(self.path))
+        return [(name, stamp_of(self.path / name)) for name in names]

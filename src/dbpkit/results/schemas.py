@@ -138,6 +138,7 @@ class Session(Recorded):
     deterministic: bool = False
     memory_bytes: int = Field(default=0, ge=0)
     reverse: bool = False
+    shard: Annotated[str, Field(max_length=100), AfterValidator(_printable)] = "1/1"
 
 
 class RecordedFlag(BaseModel):
@@ -255,3 +256,4 @@ SETTINGS = TypeAdapter(AnalysisSettings)
 HOW = TypeAdapter(How)
 ABOUT = TypeAdapter(StripAbout)
 RESULT = TypeAdapter(ResultFile)
+IDS = TypeAdapter(list[Annotated[int, Field(strict=True, ge=0, lt=2**63)]])

@@ -3,18 +3,23 @@
 Name and shape are not enough: a file of another run may have the same.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dbpkit.foundation.arrays import write_tensors
 from dbpkit.foundation.files import sha256_of
-from dbpkit.results.records import is_shard
+from dbpkit.results.records import MOST, is_shard
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from dbpkit.foundation.arrays import Array
+
+
+READERS = 8
+"""Files that are read at once: hashing and waiting for a disk or a server leave Python's lock alone."""
 
 
 class Stored(NamedTuple):
@@ -57,10 +62,21 @@ def fault_of_file(folder: Path, path: str, expected: str | None) -> str:
     return "is not the file its records were made with" if found != expected else ""
 
 
+def lost(folder: Path, seals: Sequence[Mapping[str, Any]]) -> list[bool]:
+    """Says of every append whether a file that it was made with is missing or another; all are read."""
+
+    def is_lost(seal: Mapping[str, Any]) -> bool:
+        return any(fault_of_file(folder, path, sha256) for path, sha256 in seal.get("files", {}).items())
+
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(is_lost, seals))
+
+
 def is_seal(seal: Any) -> bool:
-    """Whether something names files of this directory, with hashes, and no others."""
+    """Whether something names files of this directory, with hashes, and no others; and a turn, if any."""
     files = seal.get("files", {}) if isinstance(seal, dict) else None
-    if not isinstance(files, dict):
+    turn = seal.get("turn", 0) if isinstance(seal, dict) else None
+    if not isinstance(files, dict) or type(turn) is not int or not 0 <= turn < MOST:
         return False
     return all(
         path.startswith(("x_adv/", "logits/"))
