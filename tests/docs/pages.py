@@ -10,7 +10,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
-PROGRAMS = ("dbpkit", "make", "accelerate", "pip", "python")
+PROGRAMS = ("dbpkit", "make", "accelerate", "torchrun", "sbatch", "pip", "python")
 """First words of the commands that are shown; every one is recorded instead of run."""
 
 _RECORD = "\n".join(

@@ -163,8 +163,13 @@ def test_every_command_has_the_arguments_and_options_it_is_shown_with(folder: Pa
         match words[0]:
             case "dbpkit":
                 parsed(words[1:], where)
-            case "accelerate":
-                parsed(words[words.index("dbpkit.cli") + 1 :], where)
+            case "accelerate" | "torchrun":
+                assert words[words.index("-m") + 1] in ("dbpkit", "dbpkit.cli"), where
+                parsed(words[words.index("-m") + 2 :], where)
+            case "sbatch":
+                assert any((ROOT / "docs" / "examples" / word).is_file() for word in words), where
+            case "python" if words[1] != "-m":
+                assert (ROOT / "docs" / "examples" / words[1]).is_file(), where
             case "make":
                 assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), flags=re.M), where
             case "python":
