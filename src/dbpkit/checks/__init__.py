@@ -21,6 +21,9 @@ from dbpkit.checks import short_attacks
 from dbpkit.checks import draws
 
 # isort: split
+from dbpkit.checks import precision
+
+# isort: split
 from dbpkit.checks import levels
 
 # isort: split
@@ -28,6 +31,7 @@ from dbpkit.checks.check import (
     STAGES,
     Check,
     Checked,
+    Note,
     Planned,
     Probe,
     Stage,
@@ -42,6 +46,7 @@ __all__ = [
     "Check",
     "Checked",
     "Flag",
+    "Note",
     "Planned",
     "Probe",
     "Stage",
@@ -52,6 +57,7 @@ __all__ = [
     "levels",
     "model",
     "outputs",
+    "precision",
     "run_check",
     "short_attacks",
     "verdict",

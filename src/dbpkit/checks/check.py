@@ -101,8 +101,14 @@ class Probe:
             return not torch.equal(one.outputs(), one.model(one.x, noise=one.noise.at(1)))
 
 
-Look = Callable[[Probe], Iterable[Flag]]
-"""Looks at a probe and returns what is suspicious."""
+class Note(NamedTuple):
+    """What a check tells of a model where nothing need be wrong, in a sentence."""
+
+    text: str
+
+
+Look = Callable[[Probe], Iterable[Flag | Note]]
+"""Looks at a probe and returns what is suspicious, and what else is worth telling."""
 
 L = TypeVar("L", bound=Look)
 
@@ -197,11 +203,13 @@ class Checked(NamedTuple):
         flags: every flag that came up.
         checks: names of the checks that ran, in their order.
         raised: those of them that raised a flag.
+        notes: what else they tell, a sentence each.
     """
 
     flags: list[Flag]
     checks: tuple[str, ...]
     raised: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -240,21 +248,23 @@ class Checked(NamedTuple):
             first.setdefault((flag.name, flag.row), flag)
         return self._replace(flags=list(first.values()))
 
-    def then(self, flags: Iterable[Flag], *names: str) -> "Checked":
-        """Returns this with more flags and the checks that raised them, or raised none."""
-        found = [*flags]
+    def then(self, told: Iterable[Flag | Note], *names: str) -> "Checked":
+        """Returns this with more flags and notes, and the checks that they come from."""
+        told = list(told)
+        found = [flag for flag in told if isinstance(flag, Flag)]
+        notes = (*self.notes, *(note.text for note in told if isinstance(note, Note)))
         raised = (*self.raised, *names) if found else self.raised
-        return Checked([*self.flags, *found], (*self.checks, *names), raised)
+        return Checked([*self.flags, *found], (*self.checks, *names), raised, notes)
 
 
-def run_check(check: Check, probe: Probe) -> list[Flag]:
-    """Returns what a check flags; UserError if it returns anything but flags."""
+def run_check(check: Check, probe: Probe) -> list[Flag | Note]:
+    """Returns what a check flags and notes; UserError if it returns anything else."""
     found = check.look(probe)
     if not isinstance(found, Iterable):
         raise UserError(f"check '{check.name}' must return a list of flags, not {type(found).__name__}.")
     flags = list(found)
     for flag in flags:
-        if not isinstance(flag, Flag):
+        if not isinstance(flag, Flag | Note):
             raise UserError(f"check '{check.name}' must return flags, not {type(flag).__name__}.")
     return flags
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dbpkit.foundation.frozen import call_apart
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.types import RandomisedClassifier
 
@@ -32,7 +33,7 @@ class Plain:
     def __call__(self, x: Tensor, *, noise: NoisePlan) -> Tensor:
         """Returns logits (B, K); the noise is ignored."""
         del noise
-        return self.module(x.clone())  # a module that works in place spoils no image of the next check
+        return call_apart(self.module, x)  # a module that works in place spoils no image of the next check
 
 
 class Call(NamedTuple):

@@ -103,11 +103,13 @@ def checked(found: "Checked", as_json: bool) -> None:
     if as_json:
         flags = [f._asdict() for f in found.flags]
         told = {"verdict": found.verdict, "flags": flags, "checks": found.checks, "remedies": found.remedies}
-        console.as_json(told)
+        console.as_json(told | {"notes": found.notes})
         return
     console.show(console_flags(found.flags))
     for name, remedy in found.remedies.items():
         console.entry(name, remedy)
+    for note in found.notes:
+        console.say(note)
     console.say(f"{len(found.checks)} checks ran: {', '.join(found.checks)}.", "dim")
     console.say(found.verdict)
 

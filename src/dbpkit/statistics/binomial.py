@@ -39,3 +39,31 @@ def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
     pairs = list(zip(a, b, strict=True))
     only_a, only_b = (sum(pair == one for pair in pairs) for one in ((1, 0), (0, 1)))
     return min(1.0, 2 * at_most(min(only_a, only_b), only_a + only_b, 0.5))
+
+
+def exceeds(a: Sequence[int], b: Sequence[int]) -> float:
+    """Exact one-sided p-value that the counts of a are not larger than those of b, pair by pair.
+
+    If the two counts of a pair come from one distribution, whichever, each difference has either sign with
+    probability 1/2; the p-value is the share of sign patterns whose sum is at least the observed one. So it
+    is at most any level with at most that probability, however the pairs differ among each other.
+
+    Args:
+        a: whole numbers.
+        b: as many, in the same order.
+
+    Returns:
+        The p-value in (0, 1]; 1 if no pair differs.
+
+    Source:
+        Fisher 1935, The Design of Experiments, section 21 (the randomisation test of paired differences).
+    """
+    sums = {0: 1.0}
+    for size in (abs(x - y) for x, y in zip(a, b, strict=True)):
+        longer: dict[int, float] = {}
+        for total, share in sums.items():
+            for end in (total - size, total + size):
+                longer[end] = longer.get(end, 0.0) + share / 2
+        sums = longer
+    observed = sum(a) - sum(b)
+    return min(1.0, sum(share for total, share in sums.items() if total >= observed))
