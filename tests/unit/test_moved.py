@@ -40,3 +40,11 @@ def test_new_paths_warn_of_nothing() -> None:
         warnings.simplefilter("error", DeprecationWarning)
         found = {new: importlib.import_module(f"dbpkit.{new}").__name__ for new in MOVED.values()}
     assert found == {new: f"dbpkit.{new}" for new in MOVED.values()}
+
+
+def test_name_of_0_1_for_a_number_of_at_least_0_is_that_of_today_with_a_note() -> None:
+    options = importlib.import_module("dbpkit.foundation.options")
+    with pytest.warns(DeprecationWarning, match="Positive is NonNegative now"):
+        assert options.Positive is options.NonNegative
+    with pytest.raises(AttributeError, match="no attribute 'Negative'"):
+        _ = options.Negative

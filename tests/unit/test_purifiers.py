@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dbpkit import NoisePlan, PurifiedClassifier, UserError, evaluate
 from dbpkit.analyses.analysis import analyses
 from dbpkit.analyses.run import analyse
+from dbpkit.cli.listing import check_parts
 from dbpkit.evaluation.cost import network_calls
 from dbpkit.experiment.build import build
 from dbpkit.experiment.spec import EvaluationSpec, PurifierSpec
@@ -221,10 +222,18 @@ def test_denoiser_that_the_purifier_does_not_take_is_refused() -> None:
         build(spec(purifier=f"{__name__}:Blur", denoiser="embedded"))
 
 
+def test_spec_that_is_only_shown_is_refused_for_the_same_denoiser(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(purifiers._parts, "blurred", Blur)
+    check_parts(spec(purifier="blurred"))
+    with pytest.raises(UserError, match="takes no denoiser, and the spec names 'embedded'"):
+        check_parts(spec(purifier="blurred", denoiser="embedded"))
+
+
 def test_exact_gradient_of_a_filter_that_leaves_none_is_refused_and_bpda_works(tmp_path: Path) -> None:
     rounded = {"name": f"{__name__}:Rounded"}
     with pytest.raises(UserError, match="does not depend on its input for autograd: a path is detached"):
         evaluate(spec(purifier=rounded, knowledge=["white_box"]), tmp_path / "exact")
+    assert not (tmp_path / "exact").exists()
     bpda = evaluate(spec(purifier=rounded, knowledge=["bpda"]), tmp_path / "bpda")
     assert bpda.row("bpda").failed == 0
     square = spec(purifier=rounded, knowledge=["white_box"], attacks=["square"])

@@ -7,6 +7,7 @@ from dbpkit.analyses.analysis import analyses
 from dbpkit.attacks import RESERVED, attacks, losses
 from dbpkit.checks import checks
 from dbpkit.data import datasets
+from dbpkit.experiment.build import gets_denoiser
 from dbpkit.experiment.knowledge import known
 from dbpkit.experiment.spec import EvaluationSpec, PurifierSpec, ThreatSpec
 from dbpkit.foundation.errors import UserError, nearest, shown
@@ -156,6 +157,8 @@ def check_parts(spec: Strict) -> None:
                 _check_part(kind, name, {**more, **given})
         if isinstance(spec, EvaluationSpec):
             _check_purifier(spec.purifier)
+            if ":" not in spec.purifier.name:
+                gets_denoiser(spec.purifier, spec.denoiser)
             _check_budget(spec.threat)
 
 

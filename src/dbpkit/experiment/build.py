@@ -88,16 +88,30 @@ def needed_denoiser(purifier: PurifierSpec, spec: PartSpec, device: torch.device
     Raises:
         UserError: if it cannot be loaded, or one is named that the purifier does not take.
     """
-    wanted = takes_denoiser(purifier.name)
-    if spec.name == NO_DENOISER and not purifier.is_diffusion:
+    if not gets_denoiser(purifier, spec):
         return None
-    if not wanted:
+    denoiser: Any = load_denoiser(spec.name, spec.options)
+    return denoiser.to(device) if isinstance(denoiser, nn.Module) else denoiser
+
+
+def gets_denoiser(purifier: PurifierSpec, spec: PartSpec) -> bool:
+    """Whether a purifier is built around the spec's denoiser.
+
+    Raises:
+        UserError: if one is named that the purifier does not take, or none for one that needs it.
+    """
+    wanted, named = takes_denoiser(purifier.name), spec.name != NO_DENOISER or purifier.is_diffusion
+    if wanted and not named:
+        raise UserError(
+            f"purifier '{purifier.name}' needs a denoiser, and none is named. Add denoiser = \"embedded\" or"
+            " another."
+        )
+    if named and not wanted:
         raise UserError(
             f"purifier '{purifier.name}' takes no denoiser, and the spec names '{spec.name}'. Leave"
             " 'denoiser' out."
         )
-    denoiser: Any = load_denoiser(spec.name, spec.options)
-    return denoiser.to(device) if isinstance(denoiser, nn.Module) else denoiser
+    return wanted
 
 
 def make_purifier(

@@ -7,6 +7,7 @@ The same annotations are what `dbpkit list NAME --options` prints; `dbpkit.found
 import inspect
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -190,3 +191,12 @@ def _section(text: str | None) -> dict[str, str]:
         elif found and line.startswith(" " * 8):
             found[next(reversed(found))] += " " + line.strip()
     return found
+
+
+def __getattr__(name: str) -> Any:
+    """What 0.1.0 called a number of at least 0, with a deprecation note."""
+    if name != "Positive":
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    note = f"{__name__}.Positive is NonNegative now, as it takes 0; the old name goes in 0.3."
+    warnings.warn(note, DeprecationWarning, stacklevel=2)
+    return NonNegative
