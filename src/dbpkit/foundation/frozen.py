@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
+from dbpkit.foundation.compiled import call
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.precision import current_precision, lowered
 
@@ -130,7 +131,7 @@ def call_apart(module: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any)
     """
     dtype, asked = own_dtype(module) or x.dtype, current_precision()
     with lowered(x.device.type):
-        result = module(x.clone() if dtype == x.dtype else x.to(dtype), *args, **kwargs)
+        result = call(module, x.clone() if dtype == x.dtype else x.to(dtype), *args, **kwargs)
     if dtype == x.dtype and asked != "bfloat16":
         return result
     return result.to(x.dtype) if isinstance(result, Tensor) and result.is_floating_point() else result

@@ -15,6 +15,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from dbpkit.foundation.compiled import call
 from dbpkit.foundation.errors import UserError, shown
 from dbpkit.foundation.frozen import own_dtype
 from dbpkit.foundation.inputs import real
@@ -230,7 +231,7 @@ def _predict(network: Callable[..., Any], state: Tensor, times: Tensor) -> Tenso
     dtype = own_dtype(network) or state.dtype
     times = times.to(dtype) if times.is_floating_point() else times
     with lowered(state.device.type):
-        out = network(state.clone() if state.dtype == dtype else state.to(dtype), times)
+        out = call(network, state.clone() if state.dtype == dtype else state.to(dtype), times)
     out = getattr(out, "sample", out)
     return out.to(state.dtype) if isinstance(out, Tensor) else out
 
