@@ -77,6 +77,7 @@ def test_noted_settings_are_the_keys_of_env_json() -> None:
         "deterministic": True,
         "memory_bytes": 2 * 2**30,
         "reverse": False,
+        "compile": False,
     }
 
 

@@ -16,6 +16,7 @@ from dbpkit.experiment.execution import Execution, check_execution, current_gpu,
 from dbpkit.experiment.sizing import settled
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.experiment.state import parts_state, state_changes
+from dbpkit.foundation.compiled import compiling
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.locking import Shard, setting_up, writing
 from dbpkit.foundation.registry import call_with_options
@@ -82,7 +83,8 @@ def analyse(
                 own = units[name] if number % shard.world == shard.rank else []
             else:
                 own = units[name][shard.rank :: shard.world]
-            result = _run(name, made[name], units[name], own, subject, run, share)
+            with compiling(execution.compile):
+                result = _run(name, made[name], units[name], own, subject, run, share)
             results += [result] if result else []
         if changes := state_changes(state, parts_state(parts)):
             raise UserError(f"{changes[0].message} Delete '{run.path / 'analyses'}' and run them again.")

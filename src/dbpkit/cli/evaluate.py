@@ -10,6 +10,7 @@ from dbpkit.cli.options import (
     AUTO,
     AsJson,
     BatchSize,
+    Compile,
     Deterministic,
     Device,
     Memory,
@@ -70,6 +71,7 @@ def evaluate_command(
     deterministic: Deterministic = False,
     reverse: Reverse = False,
     shard: Share = None,
+    compiled: Compile = False,
     talk: Talk = None,
     as_json: AsJson = False,
 ) -> None:
@@ -82,7 +84,7 @@ def evaluate_command(
     from dbpkit.experiment.execution import shared
 
     begin(plugin, computes=True, share=not deterministic)
-    execution = Execution(device, batch_size, micro_batch, deterministic, memory, reverse)
+    execution = Execution(device, batch_size, micro_batch, deterministic, memory, reverse, compile=compiled)
     execution = shared(execution, shard)
     read = read_spec(spec, EvaluationSpec, overrides)
     run = RunDirectory(out)  # read once for the summary and the page

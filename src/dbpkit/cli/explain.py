@@ -9,6 +9,7 @@ from dbpkit.cli import printing
 from dbpkit.cli.options import (
     AUTO,
     AsJson,
+    Compile,
     Device,
     Memory,
     MicroBatch,
@@ -35,6 +36,7 @@ def analyse_command(
     micro_batch: MicroBatch = AUTO,
     memory: Memory = AUTO,
     shard: Share = None,
+    compiled: Compile = False,
     talk: Talk = None,
     as_json: AsJson = False,
 ) -> None:
@@ -48,7 +50,8 @@ def analyse_command(
     begin(plugin, computes=True)
     read = read_spec(spec, EvaluationSpec, overrides)
     chosen = {name: read.analyses.get(name, {}) for name in names} or None
-    execution = shared(Execution(device, micro_batch=micro_batch, memory_bytes=memory), shard)
+    execution = Execution(device, micro_batch=micro_batch, memory_bytes=memory, compile=compiled)
+    execution = shared(execution, shard)
     with working(as_json or (shard is None and execution.rank > 0), talk) as progress:
         results = analyse(read, out, chosen, execution, progress)
     if execution.world > 1:

@@ -127,6 +127,11 @@ Share = Annotated[
     ),
 ]
 
+Compile = Annotated[
+    bool,
+    typer.Option("--compile", help="Compile networks, which takes minutes; results differ by rounding."),
+]
+
 # ------------------------------------------------------------------ a purifier, without a spec
 
 Denoiser = Annotated[str, typer.Option(help="Denoiser name, weights file or import path.")]

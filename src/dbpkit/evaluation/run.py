@@ -27,6 +27,7 @@ from dbpkit.experiment.execution import Execution, check_execution, current_gpu,
 from dbpkit.experiment.sizing import settled
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.experiment.state import parts_state, state_changes
+from dbpkit.foundation.compiled import compiling
 from dbpkit.foundation.errors import OutputError, UserError, check_kind, check_progress
 from dbpkit.foundation.locking import Shard, setting_up, writing
 from dbpkit.results.checks_file import ChecksFile
@@ -134,7 +135,8 @@ def evaluate_share(
             run.claim(spec.model_dump(mode="json"), parts.data.ids.tolist())
             enter_session(run, parts, execution)
             _write_checks(run, found, missing_classes(parts.data, spec.examples.order))
-        runner.run_all()
+        with compiling(execution.compile):
+            runner.run_all()
         with setting_up(run.path, shard):
             return runner.conclude(lambda: state_changes(state, parts_state(parts)))
 

@@ -24,7 +24,7 @@ DEFAULT_ROWS = 32
 AUTO: Literal["auto"] = "auto"
 """Leaves a number to `dbpkit.experiment.sizing.settled`."""
 
-NOTED = ("device", "batch_size", "micro_batch", "deterministic", "memory_bytes", "reverse")
+NOTED = ("device", "batch_size", "micro_batch", "deterministic", "memory_bytes", "reverse", "compile")
 """What a session of a run notes of its execution."""
 
 
@@ -46,6 +46,8 @@ class Execution:
         reverse: whether the last example comes first.
         rank: number of this process among those that share the work, from 0 on; see `shared`.
         world: how many there are: of a training, an evaluation, or analyses.
+        compile: whether evaluations and analyses compile their networks, see
+            `dbpkit.foundation.compiled.compiling`; the checks before them call them as they are.
         limit: ``micro_batch``, or 32 until that is chosen, as all who call the models share it; halved where
             memory runs out.
         device_is_auto: whether ``device`` was left to this.
@@ -66,6 +68,7 @@ class Execution:
     reverse: bool
     rank: int
     world: int
+    compile: bool
     limit: RowLimit = field(init=False, compare=False, repr=False)
     device_is_auto: bool = field(init=False, compare=False, repr=False)
 
@@ -79,6 +82,7 @@ class Execution:
         reverse: bool = False,
         rank: int = 0,
         world: int = 1,
+        compile: bool = False,  # noqa: A002 - its name in torch
     ) -> None:
         checked = {
             "device": checked_device(device),
@@ -89,6 +93,7 @@ class Execution:
             "reverse": reverse,
             "world": (several := whole(world, "execution.world", 1)),
             "rank": whole(rank, "execution.rank", 0, several),
+            "compile": bool(compile),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)

@@ -39,4 +39,6 @@ def _clause(session: Mapping[str, Any]) -> str:
         parts.append(f"{threads} threads" if threads > 1 else "1 thread")
     if session.get("deterministic"):
         parts.append("deterministic")
+    if session.get("compile"):
+        parts.append("compiled")
     return ", ".join(parts)

@@ -139,6 +139,7 @@ class Session(Recorded):
     memory_bytes: int = Field(default=0, ge=0)
     reverse: bool = False
     shard: Annotated[str, Field(max_length=100), AfterValidator(_printable)] = "1/1"
+    compile: bool = False
 
 
 class RecordedFlag(BaseModel):
