@@ -52,9 +52,16 @@ class Frozen(nn.Module):
     @uncompiled
     def settle(self) -> None:
         """Puts back into eval mode what somebody has taken out of it directly."""
-        for module in self.modules():
+        left: list[nn.Module | None] = [self]
+        seen: set[int] = set()
+        while left:  # `modules()` takes four times as long, before every step that runs again
+            module = left.pop()
+            if module is None or id(module) in seen:
+                continue
+            seen.add(id(module))
             if module.training:
                 module.train(False)
+            left.extend(module._modules.values())
 
 
 class Function(nn.Module):
