@@ -8,10 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dbpkit.evaluation.computation import computation_sha256
+from dbpkit.evaluation.given import Given
+from dbpkit.evaluation.identity import model_sha256
 from dbpkit.foundation.noise import seeded_generator
 from dbpkit.models.networks import networks
+from dbpkit.models.networks.layers import placed
+from dbpkit.models.sources import state_sha256
 from dbpkit.models.weights import Architecture, load_weights, save_weights
-from tests.oracles import uniform
+from tests.oracles import TinyNetwork, uniform
 
 NEEDED: dict[str, dict[str, Any]] = {
     "diffusers": {
@@ -84,3 +89,29 @@ def test_network_has_a_gradient_in_its_images(name: str) -> None:
     called(model_of(architecture), architecture, x).square().sum().backward()
     assert x.grad is not None
     assert bool((x.grad.flatten(1).abs().sum(dim=1) > 0).all())
+
+
+def test_network_placed_on_a_gpu_has_another_layout_and_the_same_identity(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The move itself is left out: what is looked at is what becomes of the weights."""
+    network, x = TinyNetwork(channels=3, width=4), uniform(2, 3, 8, 8)
+    label = torch.tensor([0.1, 0.2], dtype=x.dtype)
+
+    def identity() -> tuple[str, ...]:
+        return state_sha256(network), model_sha256(network), computation_sha256(network)
+
+    assert placed(network, torch.device("cpu")) is network
+    before, expected, strides = identity(), network(x, label), network.first.weight.stride()
+    assert strides == (27, 9, 3, 1)
+    monkeypatch.setattr(nn.Module, "to", lambda self, _device: self)
+    with Given.of(network).untouched():
+        placed(network, torch.device("cuda"))
+        assert network.first.weight.stride() == (27, 1, 9, 3)
+        assert identity() == before
+        torch.testing.assert_close(network(x, label), expected, rtol=1e-12, atol=1e-12)
+    assert network.first.weight.stride() == strides
+
+
+def test_function_is_placed_as_it_is() -> None:
+    assert placed(abs, torch.device("cuda")) is abs

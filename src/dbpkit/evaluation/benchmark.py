@@ -28,6 +28,7 @@ from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.foundation.errors import UserError, check_progress, shown
 from dbpkit.foundation.inputs import check_seed, whole
 from dbpkit.foundation.precision import EXACT, Precision
+from dbpkit.models.networks.layers import placed
 from dbpkit.results.flags import Flag
 from dbpkit.results.summary import Row, Summary
 from dbpkit.statistics.estimates import Estimate
@@ -161,7 +162,7 @@ def _evaluated(
     check_execution(execution)
     execution = replace(execution, device=own) if execution.device_is_auto else execution
     with given.untouched():
-        given.model.to(execution.device)
+        placed(given.model, execution.device)
         parts = given.parts(spec, data)
         run = Path("runs") / f"benchmark-{given.digest(spec, parts)}" if out is None else Path(out)
         summary = evaluate(spec, run, execution, progress, parts=parts)

@@ -121,16 +121,18 @@ class Given(NamedTuple):
 
     @contextlib.contextmanager
     def untouched(self) -> Iterator[None]:
-        """Puts modes and gradients of the model back as they were."""
+        """Puts modes, gradients and layout of the model's weights back as they were."""
         modes = [(m, m.training) for m in self.model.modules()]
-        learned = [(p, p.requires_grad) for p in self.model.parameters()]
+        learned = [(p, p.requires_grad, p.is_contiguous()) for p in self.model.parameters()]
         try:
             yield
         finally:
             for module, training in modes:
                 module.training = training
-            for parameter, requires_grad in learned:
+            for parameter, requires_grad, contiguous in learned:
                 parameter.requires_grad_(requires_grad)
+                if contiguous and not parameter.is_contiguous():
+                    parameter.data = parameter.data.contiguous()
 
 
 class _Randomised(Frozen):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dbpkit.checks.levels import outside_trained_levels, suspicious_grid
 from dbpkit.data.dataset import path_id
@@ -24,6 +24,7 @@ from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.png import eight_bits, png_bytes
 from dbpkit.foundation.precision import EXACT, Precision, checked_precision, precise
 from dbpkit.foundation.rows import free, is_out_of_memory
+from dbpkit.models.networks.layers import placed
 from dbpkit.models.sources import load_denoiser, source
 from dbpkit.purification.diffusion import Purifier
 from dbpkit.purification.purifier import PurifiesImages, takes_denoiser
@@ -122,10 +123,9 @@ def _purifier(
     if takes_denoiser(spec.name):
         name, own = source(denoiser)
         network = load_denoiser(name, {**own, **options})
-        network = network.to(where) if isinstance(network, nn.Module) else network
+        network = placed(network, where)
     purifier = make_purifier(spec, network)
-    if isinstance(purifier, nn.Module):
-        purifier.to(where)
+    placed(purifier, where)
     return purifier
 
 

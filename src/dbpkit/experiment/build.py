@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 import dbpkit.attacks.libraries  # noqa: F401 - registers other libraries' attacks
 from dbpkit.attacks import Attack, accepted_options, attacks, checked_attack_options, make_attack
@@ -17,6 +16,7 @@ from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.options import call_with_options
 from dbpkit.foundation.spec import PartSpec
 from dbpkit.foundation.types import Denoiser
+from dbpkit.models.networks.layers import placed
 from dbpkit.models.sources import load_classifier, load_denoiser, state_sha256
 from dbpkit.purification.classifier import PurifiedClassifier, Undefended
 from dbpkit.purification.purifier import ModulePurifier, PurifiesImages, takes_denoiser
@@ -64,11 +64,10 @@ def build(
     where = checked_device(device)
     data = chosen_examples(spec)
     tell_first(data)
-    classifier = load_classifier(spec.classifier.name, spec.classifier.options).to(where)
+    classifier = placed(load_classifier(spec.classifier.name, spec.classifier.options), where)
     denoiser = needed_denoiser(spec.purifier, spec.denoiser, where)
     purifier = make_purifier(spec.purifier, denoiser, memory_bytes)
-    if isinstance(purifier, nn.Module):
-        purifier.to(where)
+    placed(purifier, where)
     model = PurifiedClassifier(purifier, classifier, seed=spec.seed)
     threat = make_threat(spec.threat.norm, spec.threat.budget, spec.threat.options)
     own = purifier.module if isinstance(purifier, ModulePurifier) else purifier  # that of the user
@@ -90,8 +89,8 @@ def needed_denoiser(purifier: PurifierSpec, spec: PartSpec, device: torch.device
     """
     if not gets_denoiser(purifier, spec):
         return None
-    denoiser: Any = load_denoiser(spec.name, spec.options)
-    return denoiser.to(device) if isinstance(denoiser, nn.Module) else denoiser
+    denoiser: Denoiser = placed(load_denoiser(spec.name, spec.options), device)
+    return denoiser
 
 
 def gets_denoiser(purifier: PurifierSpec, spec: PartSpec) -> bool:
