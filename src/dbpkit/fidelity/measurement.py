@@ -92,8 +92,7 @@ def quality(
         chain: how images are generated.
         reference: other images of the same shape. Published values have the training images as this and as
             ``data``, 50,000 images and t* = 1.
-        images: number of images to generate, at least 2; None takes half of the data, or all of them if there
-            is a reference.
+        images: how many to generate, at least 2; None takes half of the data, or all if there is a reference.
         seed: of the noise (stream ``report``) and of the order of the data, in [0, 2**32).
         batch_size: images per call; changes results by rounding at most.
         device: where it is done; None is where the denoiser is, and ``"auto"`` a GPU if there is one.
