@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dbpkit.attacks.target import Target
 from dbpkit.foundation.inputs import check_images, check_labels, check_length
+from dbpkit.foundation.later import asked_at_the_end
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.options import checked_options, options_of
 from dbpkit.foundation.registry import Registry
@@ -72,7 +73,8 @@ def guarded(attack: Attack, name: str) -> Attack:
     """Returns an attack that looks at its arguments before it starts.
 
     Images, labels, plan, budget and options are checked; gradients are computed even inside
-    ``torch.no_grad()`` and ``torch.inference_mode()``, and no graph leads back to the caller's images.
+    ``torch.no_grad()`` and ``torch.inference_mode()``, and no graph leads back to the caller's images. What
+    the model's values show to be wrong is an error at once on a CPU, and at the attack's end elsewhere.
 
     Args:
         attack: the attack; one that is guarded already is returned as it is.
@@ -91,7 +93,8 @@ def guarded(attack: Attack, name: str) -> Attack:
         check_length(noise, len(x), where)
         check_threat(threat, where)
         chosen = checked_options(attack, options, where, RESERVED)
-        with torch.inference_mode(False), torch.enable_grad():
+        noise.placed(x.device)
+        with asked_at_the_end(), torch.inference_mode(False), torch.enable_grad():
             x, y = (t.clone() if t.is_inference() else t.detach() for t in (x, y))
             return attack(Target.of(target), x, y, threat=threat, noise=noise, **chosen)
 

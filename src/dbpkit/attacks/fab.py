@@ -188,12 +188,16 @@ class _Search(NamedTuple):
     ) -> None:
         """Searches from ``iterate``, which is changed in place, and notes what it finds."""
         near_enough = self.threat.eps if self.eot == 1 else 0.0
+        searching = torch.zeros(len(x), dtype=torch.bool)
+        rows, plan = searching.nonzero()[:, 0], noise
         for i in range(self.iterations):
-            every_example = torch.ones_like(found.distance, dtype=torch.bool)
-            rows = (every_example if run == i == 0 else found.distance > near_enough).nonzero()[:, 0]
-            if not len(rows):
+            far = (found.distance > near_enough).cpu()  # the one answer of a step that the host waits for
+            left = torch.ones_like(far) if run == i == 0 else far
+            if not bool(left.any()):
                 break
-            plan, block = noise.rows(rows), 1 + 2 * (run * self.iterations + i)
+            if not torch.equal(left, searching):
+                searching, rows, plan = left, left.nonzero()[:, 0].to(x.device), noise.rows(left)
+            block = 1 + 2 * (run * self.iterations + i)
             grad, value, _ = self.target.gradient(
                 iterate[rows], pair[rows], noise=plan.at(block), eot=self.eot, loss=logit_difference
             )

@@ -16,6 +16,7 @@ from torch import Tensor
 from dbpkit.attacks.loss import Loss, check_classes, losses
 from dbpkit.foundation.errors import NonFiniteError, UserError, shown
 from dbpkit.foundation.inputs import check_images, check_labels, check_length, check_outputs, whole
+from dbpkit.foundation.later import asked_at_the_end, refuse
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.rows import RowLimit
 from dbpkit.foundation.types import RandomisedClassifier, Traced
@@ -50,7 +51,8 @@ class Judgement(NamedTuple):
 class Target:
     """A randomised classifier as an attack may use it.
 
-    Wherever the model returns something else than logits (B, K), `OutputError` is raised.
+    Wherever the model returns something else than logits (B, K), `OutputError` is raised. Logits that are not
+    finite are refused at once on a CPU; on an accelerator when a method returns, or when the attack ends.
 
     Args:
         model: the classifier.
@@ -96,6 +98,7 @@ class Target:
         """Returns ``model`` as a target with default settings, or as it is if it is one."""
         return model if isinstance(model, Target) else cls(model)
 
+    @asked_at_the_end()
     @torch.no_grad()
     def __call__(self, x: Tensor, *, noise: NoisePlan) -> Tensor:
         """Returns logits (B, K) of images (B, C, H, W) under their own noise."""
@@ -103,6 +106,7 @@ class Target:
         self.forward_passes.update(noise.example_ids.tolist())
         return torch.cat(self.limit.over(len(x), lambda rows: self._logits(x[rows], noise.rows(rows))))
 
+    @asked_at_the_end()
     def draws(self, x: Tensor, *, noise: NoisePlan, count: int) -> Tensor:
         """Returns logits (B, R, K) of ``count`` = R independent draws of each image."""
         _check(x, noise)
@@ -111,6 +115,7 @@ class Target:
         by_image: Tensor = logits.unflatten(0, (len(x), count))
         return by_image
 
+    @asked_at_the_end()
     def judge(self, x: Tensor, y: Tensor, *, noise: NoisePlan, draws: int, loss: str = "margin") -> Judgement:
         """Averages a loss of labels (B,) and the accuracy over ``draws`` draws of each image."""
         logits = self.draws(x, noise=noise, count=draws)
@@ -153,6 +158,7 @@ class Target:
         right = (found.logits.argmax(dim=2) == labels[:, None]).to(x.dtype)
         return ExpectedGradient(*map(mean_in_order, (found.grad, found.loss, right)))
 
+    @asked_at_the_end()
     def per_draw(
         self,
         x: Tensor,
@@ -172,18 +178,18 @@ class Target:
         _check_goal(y, len(x), loss)
         loss_function = losses.resolve(loss) if isinstance(loss, str) else loss
         plan = noise.repeat(eot)
-        image = torch.arange(len(x)).repeat_interleave(eot)
 
         def differentiated(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
             with torch.enable_grad():
-                leaf = x[image[rows]].detach().requires_grad_()
+                image = torch.arange(rows.start, rows.stop, device=x.device) // eot
+                leaf = x[image].detach().requires_grad_()
                 if deviation:
                     logits, apart = self._traced(leaf, plan.rows(rows))
                 else:
                     logits, apart = self._logits(leaf, plan.rows(rows)), torch.zeros(())
                 if rows.start == 0:
                     check_classes(y, logits)
-                value = loss_function(logits, y[image[rows]])
+                value = loss_function(logits, y[image])
                 value = value + deviation * apart if deviation else value
                 return _gradient(value, leaf), value.detach(), logits.detach()
 
@@ -195,8 +201,8 @@ class Target:
 
     def _logits(self, x: Tensor, noise: NoisePlan) -> Tensor:
         """One call of the model."""
-        rows = self._padded(len(x))
-        return _of_batch(self.model(x[rows], noise=noise.rows(rows)), x[rows])[: len(x)]
+        images, plan = self._padded(x, noise)
+        return _of_batch(self.model(images, noise=plan), images)[: len(x)]
 
     def _traced(self, x: Tensor, noise: NoisePlan) -> tuple[Tensor, Tensor]:
         """Logits (B, K) and deviation (B,) from one call of the model."""
@@ -206,32 +212,37 @@ class Target:
                 " tell. Attack a PurifiedClassifier by its exact gradient, or give the model a method"
                 " traced(x, noise=...) that returns logits (B, K) and deviation (B,)."
             )
-        rows = self._padded(len(x))
-        logits, deviation = self.model.traced(x[rows], noise=noise.rows(rows))
-        return _of_batch(logits, x[rows])[: len(x)], deviation[: len(x)]
+        images, plan = self._padded(x, noise)
+        logits, deviation = self.model.traced(images, noise=plan)
+        return _of_batch(logits, images)[: len(x)], deviation[: len(x)]
 
-    def _padded(self, count: int) -> Tensor | slice:
+    def _padded(self, x: Tensor, noise: NoisePlan) -> tuple[Tensor, NoisePlan]:
         """All rows, and the last one again up to the fixed shape if there is one."""
-        if self.fixed_shape and count < self.limit.rows:
-            return torch.arange(self.limit.rows).clamp(max=count - 1)
-        return slice(None)
+        more = self.limit.rows - len(x)
+        if not self.fixed_shape or more <= 0:
+            return x, noise
+        return torch.cat([x, x[-1:].expand(more, -1, -1, -1)]), noise.padded(self.limit.rows)
 
 
 def _of_batch(output: Any, x: Tensor) -> Tensor:
     """The logits if they are (B, K) and finite: on others an attack would search in vain and say nothing."""
     logits = check_outputs(output, len(x))
-    if not bool(logits.isfinite().all()):
-        raise NonFiniteError(
-            "the model returned logits that are not finite. Look for a division by zero, the logarithm of"
-            " zero, or half precision that overflows."
-        )
+    refuse(~logits.isfinite().all(), _not_finite, about="finite logits")
     return logits
 
 
+def _not_finite() -> NonFiniteError:
+    return NonFiniteError(
+        "the model returned logits that are not finite. Look for a division by zero, the logarithm of"
+        " zero, or half precision that overflows."
+    )
+
+
 def _check(x: Tensor, noise: NoisePlan) -> None:
-    """Raises UserError unless these are images and the plan is theirs; pixels are the model's affair."""
-    check_images(x, "Target", pixels=False)
+    """Raises UserError unless these are images and the plan is theirs, and puts the plan where they are."""
+    check_images(x, "Target", pixels=False)  # their values are the model's affair
     check_length(noise, len(x), "Target")
+    noise.placed(x.device)
 
 
 def _check_goal(y: Any, count: int, loss: Any) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dbpkit.foundation.errors import OutputError, UserError
+from dbpkit.foundation.later import refuse
 
 PIXEL_TOLERANCE = 1e-6
 """How far float rounding may take a pixel out of [0, 1]; such pixels are used as they are."""
@@ -88,7 +89,7 @@ def check_pixels(x: Tensor, where: str, ids: Tensor | None = None) -> None:
     if not len(x):
         return
     low, high = x.amin(), x.amax()  # NaN goes through both
-    if not bool((low >= -PIXEL_TOLERANCE) & (high <= 1 + PIXEL_TOLERANCE)):
+    if bool(~((low >= -PIXEL_TOLERANCE) & (high <= 1 + PIXEL_TOLERANCE))):
         inside = (x >= -PIXEL_TOLERANCE) & (x <= 1 + PIXEL_TOLERANCE)
         bad = int((~inside.flatten(1).all(dim=1)).nonzero()[0])
         name = f"example {int(ids[bad])}" if ids is not None else f"image {bad}"
@@ -104,11 +105,15 @@ def check_unit(x: Tensor, where: str) -> None:
     """Raises UserError if pixels are clearly in another unit than [0, 1], see `LOOSE`; NaN is let through."""
     if _anywhere.get() or torch._C._functorch.is_batchedtensor(x):  # inside vmap no value can be looked at
         return
-    if x.numel() and bool((x.amin() < LOOSE[0]) | (x.amax() > LOOSE[1])):
-        raise UserError(
-            f"{where}: pixels must be in [0, 1]; these span {float(x.min()):g} to {float(x.max()):g}."
-            f" {DIVIDE}"
-        )
+    if not x.numel():
+        return
+
+    def error(low: Tensor, high: Tensor) -> UserError:
+        span = f"{float(low):g} to {float(high):g}"
+        return UserError(f"{where}: pixels must be in [0, 1]; these span {span}. {DIVIDE}")
+
+    low, high = x.amin(), x.amax()
+    refuse((low < LOOSE[0]) | (high > LOOSE[1]), error, low, high, about=f"pixels of {where}")
 
 
 def check_labels(y: Any, count: int, where: str, classes: int | None = None) -> Tensor:
@@ -130,10 +135,16 @@ def check_labels(y: Any, count: int, where: str, classes: int | None = None) -> 
         raise UserError(f"{where}: labels must be int64, not {_name(y.dtype)}. Use y.long().")
     if len(y) != count:
         raise UserError(f"{where}: {count} images came with {len(y)} labels.")
-    low, high = (int(y.min()), int(y.max())) if count else (0, 0)
-    if low < 0 or (classes is not None and high >= classes):
+    if not count:
+        return y
+
+    def error(low: Tensor, high: Tensor) -> UserError:
         limit = "from 0 on" if classes is None else f"in [0, {classes})"
-        raise UserError(f"{where}: labels must lie {limit}; these span {low} to {high}.")
+        return UserError(f"{where}: labels must lie {limit}; these span {int(low)} to {int(high)}.")
+
+    low, high = y.amin(), y.amax()
+    bad = low < 0 if classes is None else (low < 0) | (high >= classes)
+    refuse(bad, error, low, high, about=f"labels of {where}")
     return y
 
 

@@ -135,7 +135,9 @@ class VPDenoiser(nn.Module):
         if self.time == "continuous":
             return self.time_scale * vp_time(sigma)
         table = _log_sigmas(sigma.device)
-        return (sigma.to(table).log()[:, None] - table).abs().argmin(dim=1)
+        one = bool(len(sigma)) and sigma.stride(0) == 0  # a level that was expanded is looked up once
+        index = ((sigma[:1] if one else sigma).to(table).log()[:, None] - table).abs().argmin(dim=1)
+        return index.repeat(len(sigma)) if one else index
 
 
 @denoiser_adapters.register("edm")
@@ -213,7 +215,11 @@ def _checked(network: Any, what: str, call: str) -> Any:
 def _columns(sigma: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Noise levels as (B,) in at least single precision, and as (B, 1, 1, 1) in the type of ``x``."""
     exact = torch.promote_types(x.dtype, torch.float32)
-    label = torch.as_tensor(sigma, dtype=exact, device=x.device).expand(x.shape[0])
+    if isinstance(sigma, Tensor):
+        sigma = sigma.to(x.device, exact)
+    else:  # filled there: a number would be copied
+        sigma = torch.full((), sigma, dtype=exact, device=x.device)
+    label = sigma.expand(x.shape[0])
     return label, label.to(x.dtype)[:, None, None, None]
 
 

@@ -106,7 +106,7 @@ class Taped(Frozen):
         return self.model.traced(x, noise=self._own(noise))
 
     def _own(self, noise: NoisePlan) -> NoisePlan:
-        return NoisePlan.of(noise.seed, noise.example_ids, "attack", draw=self.tape)
+        return noise.tape(self.tape)
 
 
 class StraightThrough(Frozen):
