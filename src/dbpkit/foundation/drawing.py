@@ -46,27 +46,32 @@ def values(like: Tensor, rows: Rows, key: tuple[int, int], last: int, kind: int)
     Source:
         Salmon et al. 2011, Philox4x32-10; Box & Muller 1958.
     """
-    plain = not torch._C._functorch.is_functorch_wrapped_tensor(
-        torch.arange(0)
-    )  # in no transform of torch.func
+    made = torch.arange(0)  # wrapped inside a transform of torch.func, which knows neither kernel nor NumPy
+    plain = not torch._C._functorch.is_functorch_wrapped_tensor(made)
     if like.device.type == "cuda" and plain and type(like) in (Tensor, torch.nn.Parameter):
         out = torch.empty(like.shape, dtype=like.dtype, device=like.device)
         if not out.numel() or _fused(out, rows, key, last, kind):
             return out
-    compute = _uniforms if kind == UNIFORM else _normals
-    n = math.prod(like.shape[1:])
-    block = torch.arange(-(-n // 4), device=like.device)[None]
     if like.device.type != "cpu" or not plain:
-        ids, draws = rows.ids[:, None], rows.draws[:, None]
-        counter = (block | ids >> 32 << BLOCK_BITS, ids & LOW, draws, last)
-        words = torch.stack(philox4x32(cast(Any, counter), key)).double()
-        return _shaped(compute(words), n).to(like.dtype).reshape(like.shape)
+        return by_operations(like, rows, key, last, kind)
+    compute, n = _uniforms if kind == UNIFORM else _normals, math.prod(like.shape[1:])
+    block = torch.arange(-(-n // 4))[None]
     out = torch.empty(like.shape, dtype=like.dtype)
     step = max(1, CHUNK // max(1, block.numel()))
     for i in range(0, len(like), step):
         words = _on_cpu(rows.ids[i : i + step], rows.draws[i : i + step], block, last, key)
         out.view(len(out), n)[i : i + step] = _shaped(compute(words), n)
     return out
+
+
+def by_operations(like: Tensor, rows: Rows, key: tuple[int, int], last: int, kind: int) -> Tensor:
+    """Draws by PyTorch's operations, about a hundred of them; arguments and result as `values`."""
+    compute, n = _uniforms if kind == UNIFORM else _normals, math.prod(like.shape[1:])
+    block = torch.arange(-(-n // 4), device=like.device)[None]
+    ids, draws = rows.ids[:, None], rows.draws[:, None]
+    counter = (block | ids >> 32 << BLOCK_BITS, ids & LOW, draws, last)
+    words = torch.stack(philox4x32(cast(Any, counter), key)).double()
+    return _shaped(compute(words), n).to(like.dtype).reshape(like.shape)
 
 
 def _on_cpu(ids: Tensor, draws: Tensor, block: Tensor, last: int, key: tuple[int, int]) -> Tensor:
