@@ -27,6 +27,7 @@ from dbpkit.purification.classifier import PurifiedClassifier
 from dbpkit.purification.diffusion import Purifier
 from dbpkit.purification.samplers import samplers
 from dbpkit.purification.views import gradients
+from dbpkit.threats.perceptual import FeatureDistance, Perceptual
 from dbpkit.threats.pixels import L2, Linf
 
 DEVICE = torch.device("meta")
@@ -205,3 +206,10 @@ def test_steps_of_fab_wait_once() -> None:
     """For which examples are still searching; here all of them are."""
     counts = [attacked("fab", model(), 8, iterations=n, eot=2, n_targets=1) for n in (1, 3)]
     assert counts[1] - counts[0] == {"to the host": 2}
+
+
+def test_projection_in_features_crosses_nothing() -> None:
+    features = FeatureDistance(nn.Sequential(nn.Conv2d(3, 2, 3, device=DEVICE), nn.ReLU()))
+    x = torch.empty(2, 3, 8, 8, device=DEVICE)
+    found = crossings(lambda: Perceptual(0.1, features).project(x, x + 1))
+    assert not found

@@ -164,6 +164,17 @@ def test_project_any_image_lands_within_budget_and_box_on_the_way_to_it(reach: f
         assert torch.equal(p, x_adv.clamp(0, 1))  # allowed as it is
 
 
+@pytest.mark.parametrize("reach", [0.002, 0.5, 1.0])
+def test_projection_that_waits_for_nothing_is_the_same(reach: float) -> None:
+    threat, x = threat_of(), uniform(1, 3, 6, 6, seed=1, low=0.1, high=0.9)
+    end = (x + uniform(1, 3, 6, 6, seed=2, low=-reach, high=reach)).clamp(0, 1)
+    budget = torch.tensor([threat.eps], dtype=x.dtype)
+    with torch.no_grad():
+        there, here = threat._shrunk_unseen(x, end, budget), threat._shrunk(x, end, budget)
+        assert torch.equal(here, end) == (reach == 0.002)
+    torch.testing.assert_close(there, here, rtol=0, atol=ROUND_OFF)
+
+
 def test_project_twice_is_once() -> None:
     threat, x = threat_of(), uniform(8, 3, 4, 4)
     once = threat.project(x, x + uniform(8, 3, 4, 4, seed=1, low=-1, high=1))
