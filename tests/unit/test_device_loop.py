@@ -8,12 +8,13 @@ that lies on the CPU, a mask, a number put into a tensor. Each of them makes the
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dbpkit.attacks import make_attack
@@ -60,6 +61,32 @@ class Crossings(TorchDispatchMode):
         if there and elsewhere:
             self.found[f"{name} with {tuple(elsewhere[0].shape)} of the host"] += 1
         return func(*args, **kwargs)
+
+
+class Numbers(TorchFunctionMode):
+    """Counts what is made there from Python's numbers, which no dispatch tells of."""
+
+    def __init__(self, found: Counter[str]) -> None:
+        super().__init__()
+        self.found = found
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if (
+            func in (torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor)
+            and made.device == DEVICE
+        ):
+            data = args[-1] if args else None
+            self.found["to the device"] += not (isinstance(data, Tensor) and data.device == DEVICE)
+        return made
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[Counter[str]]:
+    """Counts what crosses inside the block."""
+    mode = Crossings()
+    with mode, Numbers(mode.found):
+        yield mode.found
 
 
 @pytest.fixture(autouse=True)
@@ -118,9 +145,9 @@ def batch() -> tuple[Tensor, Tensor, NoisePlan]:
 
 def crossings(work: Callable[[], object]) -> Counter[str]:
     """What crosses between host and device."""
-    with Crossings() as seen:
+    with watched() as found:
         work()
-    return seen.found
+    return found
 
 
 def attacked(name: str, net: nn.Module, micro_batch: int, norm: Any = Linf, **options: Any) -> Counter[str]:
@@ -135,11 +162,11 @@ def attacked(name: str, net: nn.Module, micro_batch: int, norm: Any = Linf, **op
 
 def test_the_count_sees_what_makes_the_host_wait() -> None:
     x = torch.empty(4, 2, device=DEVICE)
-    with Crossings() as seen:
+    with watched() as found:
         _ = bool(x.isnan().any()), x.cpu(), torch.arange(4).to(DEVICE)
-        _ = x[torch.arange(2)]
-    assert seen.found["_local_scalar_dense"] == seen.found["to the host"] == 1
-    assert seen.found["to the device"] + sum(v for k, v in seen.found.items() if "of the host" in k) == 2
+        _ = x[torch.arange(2)], torch.tensor(0.5, device=DEVICE), x.new_tensor([0.5])
+    assert found["_local_scalar_dense"] == found["to the host"] == 1
+    assert found["to the device"] + sum(v for k, v in found.items() if "of the host" in k) == 4
 
 
 @pytest.mark.parametrize("adapter", [VPDenoiser, EDMDenoiser, lambda n: VPDenoiser(n, time="continuous")])
@@ -157,10 +184,10 @@ def test_steps_of_a_sampler_cross_nothing(sampler: str, adapter: Callable[..., n
 def test_drawing_by_operations_crosses_nothing() -> None:
     """Where there is no kernel."""
     plan, like = NoisePlan.of(0, range(3)).placed(DEVICE), torch.empty(3, 5, device=DEVICE)
-    with Crossings() as seen:
+    with watched() as found:
         for kind in (0, 1):
             drawing.values(like, plan.twins[DEVICE], (0, 2), 0, kind)
-    assert not seen.found
+    assert not found
 
 
 FRAME = {"_local_scalar_dense", "to the device"}
