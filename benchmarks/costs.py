@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.plain import PlainPurification, Trainable, apart, draws, plain_gradient
 from benchmarks.subjects import KEEP_ALL, Subject, bare_backward, bare_forward, subject
-from benchmarks.timing import in_turn, quotients, spread, synchronise, weighted
+from benchmarks.timing import in_turn, now, quotients, spread, synchronise, weighted
 from dbpkit import PurifiedClassifier, Purifier
 from dbpkit.attacks import Target
 
@@ -202,14 +202,12 @@ def noise(one: Subject, rounds: int) -> Result:
     numbers = iter(range(1 << 20))
 
     def drawn() -> float:
-        import time
-
         synchronise()
-        start = time.perf_counter()
+        start = now()
         for _ in range(11):
             one.noise.normal("reverse", next(numbers), one.x)
         synchronise()
-        return (time.perf_counter() - start) / 11
+        return (now() - start) / 11
 
     taken = in_turn({"F": bare_forward(one, 3), "draw": drawn}, rounds)
     return {

@@ -22,9 +22,10 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks import costs, linear, memory, whole
+from benchmarks.addt import ROWS, Setting
 from benchmarks.subjects import subject
 from benchmarks.table import markdown
-from benchmarks.timing import surroundings
+from benchmarks.timing import CLOCKS, in_turn, quotients, spread, surroundings, use_clock
 from dbpkit.foundation.machine import settle
 
 RESULTS = Path("benchmarks/results/cpu.json")
@@ -103,12 +104,8 @@ def peak(much: Size) -> Content:
 
 def update(much: Size) -> Content:
     """One update of ADDT, over its network calls, and with weight gradients on the inner steps."""
-    from benchmarks.timing import in_turn, quotients, spread
-
     rows = []
     for precision in ("float32",) if much.name == "quick" else ("float32", "bfloat16"):
-        from benchmarks.addt import ROWS, Setting
-
         setting = Setting(precision)
         ways = {
             "calls alone": setting.lower_bound,
@@ -215,7 +212,11 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--again", action="store_true", help="also what the file has already")
     parser.add_argument("--out", type=Path, help=f"result; {RESULTS} by default, and none with --quick")
     parser.add_argument("--threads", type=int, help="torch's threads; by default those of the machine")
+    parser.add_argument(
+        "--clock", choices=sorted(CLOCKS), default="wall", help="processor: one thread, loaded"
+    )
     asked = parser.parse_args(words)
+    use_clock(asked.clock)
     chosen = asked.only.split(",") if asked.only else list(SECTIONS)
     if unknown := sorted(set(chosen) - set(SECTIONS)):
         sys.exit(f"unknown section '{unknown[0]}'. Available: {', '.join(SECTIONS)}.")

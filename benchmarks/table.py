@@ -50,6 +50,7 @@ def circumstances(entry: Mapping[str, Any]) -> str:
     about = entry["about"]
     parts = [about["device"], f"{about['threads']} threads of {about['cores']} cores"]
     parts += [f"{name} {about[name]}" for name in ("torch", "python") if about.get(name)]
+    parts += ["seconds of the processor"] if about.get("clock") == "processor" else []
     parts += [f"commit {about['commit']}", f"load before {about['load_before']}", f"size '{entry['size']}'"]
     return ", ".join(parts) + f", took {entry['took, s']:.0f} s"
 
