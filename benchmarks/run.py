@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks import costs, linear, memory, whole
+from benchmarks import costs, linear, peaks, whole
 from benchmarks.addt import ROWS, Setting
 from benchmarks.subjects import subject
 from benchmarks.table import markdown
@@ -99,7 +99,7 @@ def noise(much: Size) -> Content:
 
 def peak(much: Size) -> Content:
     """Most memory of one gradient."""
-    return memory.measured(SMALL, 11, 101, (4,) if much.name == "quick" else (4, 8, 16))
+    return peaks.measured(SMALL, 11, 101, (4,) if much.name == "quick" else (4, 8, 16))
 
 
 def update(much: Size) -> Content:

@@ -13,22 +13,10 @@ from dbpkit.foundation.noise import seeded_generator
 from dbpkit.foundation.precision import lowered
 from dbpkit.models.denoisers import EDMDenoiser, VPDenoiser
 from dbpkit.models.diffusers import build_unet
+from dbpkit.models.networks.diffusers import CONFIGS
 
-DDPM_CIFAR10: dict[str, Any] = {
-    "sample_size": 32,
-    "in_channels": 3,
-    "out_channels": 3,
-    "block_out_channels": [128, 256, 256, 256],
-    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
-    "layers_per_block": 2,
-    "attention_head_dim": None,
-    "downsample_padding": 0,
-    "flip_sin_to_cos": False,
-    "freq_shift": 1,
-    "norm_eps": 1e-6,
-}
-"""The network of Ho et al. 2020 for CIFAR-10, as diffusers describes ``google/ddpm-cifar10-32``."""
+DDPM_CIFAR10: dict[str, Any] = {"in_channels": 3, "out_channels": 3, **CONFIGS["ddpm-cifar10"]}
+"""The network of Ho et al. 2020 for CIFAR-10."""
 
 TINY: dict[str, Any] = DDPM_CIFAR10 | {
     "block_out_channels": [8, 8],

@@ -1,6 +1,6 @@
 """Most memory of one gradient, by steps, images and budget: each in a process of its own.
 
-python -m benchmarks.memory NETWORK CALLS IMAGES BUDGET_BYTES ours|plain      prints bytes before, and at most
+python -m benchmarks.peaks NETWORK CALLS IMAGES BUDGET_BYTES ours|plain      prints bytes before, and at most
 """
 
 import subprocess
@@ -37,7 +37,7 @@ def child(name: str, calls: int, images: int, budget: int, way: str) -> tuple[in
 def row(name: str, calls: int, images: int, budget: int, way: str) -> dict[str, Any]:
     """A row: one gradient in a new process."""
     words = [name, str(calls), str(images), str(budget), way]
-    command = [sys.executable, "-m", "benchmarks.memory", *words]
+    command = [sys.executable, "-m", "benchmarks.peaks", *words]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     before, peak = map(int, printed.split())
     kept = {0: "last graph", KEEP_ALL: "all graphs"}.get(budget, f"{budget / MIB:.0f} MiB")
