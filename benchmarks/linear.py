@@ -10,12 +10,12 @@ from dbpkit import PurifiedClassifier
 from dbpkit.attacks import Target
 
 FACTORS = (1, 2, 4, 8, 16)
-EXAMPLES, CALLS = 4, 6
+EXAMPLES, CALLS = 2, 6
 """What there is once: images, and network calls of a purification."""
 
 
 def gradient(name: str, times: str, factor: int) -> Callable[[], object]:
-    """The attack's gradient, four rows at a time, with ``factor`` times as much of one thing."""
+    """The attack's gradient, two rows at a time, with ``factor`` times as much of one thing."""
     much = {"examples": EXAMPLES, "draws": 1, "network calls": CALLS}
     much[times] *= factor
     one = subject(name, much["examples"])

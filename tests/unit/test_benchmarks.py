@@ -106,6 +106,7 @@ def test_calls_of_a_gradient_are_counted_by_what_is_kept() -> None:
         assert counted(purifier_gradient(one, purifier), purifier) == calls
 
 
+@pytest.mark.slow  # eleven sections, each with a network of diffusers
 def test_suite_for_a_gpu_runs_in_small(tmp_path: Path, capsys: Any) -> None:
     file = tmp_path / "gpu.json"
     gpu.main(["--device", "cpu", "--tiny", "--out", str(file)])
