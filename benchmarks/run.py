@@ -137,7 +137,7 @@ def evaluation(much: Size) -> Content:
 def cost(much: Size) -> Content:
     """Time of the attack's gradient by examples, draws and network calls."""
     factors = linear.FACTORS[:3] if much.name == "quick" else linear.FACTORS
-    return linear.measured(SMALL, max(3, much.rounds // 2), factors)
+    return linear.measured(SMALL, much.rounds // 2, factors)
 
 
 SECTIONS: dict[str, Callable[[Size], Content]] = {

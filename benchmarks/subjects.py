@@ -66,7 +66,7 @@ class Subject(NamedTuple):
         return torch.full((len(self.x),), -0.3 if edm else 50, device=self.x.device)
 
     def purifier(self, steps: int, memory_bytes: int = KEEP_ALL, sampler: str = "ddpm") -> Purifier:
-        """A purifier of ``steps`` network calls: from t* = 0.1 if its grid can have so many, else from lower."""
+        """A purifier of ``steps`` network calls, from t* = 0.1 if its grid allows that number."""
         even = steps > 1 and 100 % (steps - 1) == 0
         t_star, grid = (0.1, 10 * steps - 10) if even else ((steps - 1) / 1000, 1000)
         made = Purifier(self.denoiser, sampler, t_star=t_star, steps=grid, memory_bytes=memory_bytes)
