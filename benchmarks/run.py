@@ -130,8 +130,8 @@ def update(much: Size) -> Content:
 
 def evaluation(much: Size) -> Content:
     """An evaluation from end to end, over its network calls."""
-    one, rounds = subject(SMALL, 8), max(2, much.rounds // 2)
-    return {"rows": [whole.measured(one, 6, 2, 4, rounds)]}
+    one = subject(SMALL, 4 if much.name == "quick" else 8)
+    return {"rows": [whole.measured(one, 6, 2, 4, much.rounds // 2)]}
 
 
 def cost(much: Size) -> Content:
