@@ -125,3 +125,11 @@ def test_eot_of_both_is_over_the_same_draws() -> None:
     ours = target.gradient(one.x, one.y, noise=one.noise, eot=3).grad
     assert apart(ours, plain_gradient(one, draws(one, purifier, 3))) < ROUNDING
     assert apart(ours, plain_gradient(one, draws(one, purifier, 2))) > 1e-3
+
+
+def test_page_of_speed_shows_the_kept_results() -> None:
+    root = Path(__file__).parents[2]
+    held = json.loads((root / table.RESULTS).read_text())["sections"]
+    page = (root / table.PAGE).read_text()
+    assert table.filled(page, held) == page, "run `python -m benchmarks.table --pages`"
+    assert {name for _, name, _ in table.MARKS.findall(page)} == set(run.SECTIONS)
