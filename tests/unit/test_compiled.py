@@ -3,22 +3,34 @@
 import logging
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from dbpkit import NoisePlan, PurifiedClassifier, Purifier, precise
+from dbpkit import (
+    EvaluationSpec,
+    Execution,
+    NoisePlan,
+    PurifiedClassifier,
+    Purifier,
+    RunDirectory,
+    evaluate,
+    precise,
+)
 from dbpkit.evaluation.computation import computation_sha256
 from dbpkit.evaluation.identity import model_sha256
 from dbpkit.experiment.state import state_of
 from dbpkit.foundation import compiled
 from dbpkit.foundation.compiled import compiling
+from dbpkit.foundation.spec import validate
 from dbpkit.models.denoisers import EDMDenoiser
 from dbpkit.models.sources import state_sha256
 from dbpkit.purification.classifier import Undefended
 from tests.oracles import TinyClassifier, TinyNetwork, uniform
+from tests.parts import TINY
 
 X, NOISE = uniform(2, 1, 4, 4), NoisePlan.of(3, [4, 5])
 COMPILE = torch.compile
@@ -109,6 +121,39 @@ def test_modules_are_the_same_ones_after_they_were_compiled() -> None:
     assert identity() == before
     assert vars(model.classifier).keys() == kept.keys()
     assert compiled._active is None
+
+
+def test_evaluation_compiles_its_networks_after_the_checks_and_notes_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What stands in for the compiler here calls the network as it is, so that records must be equal."""
+    made: list[bool] = []
+
+    def noted(called: Any, **_how: Any) -> Any:
+        made.append((tmp_path / "on" / "env.json").exists())
+        return called
+
+    monkeypatch.setattr(torch, "compile", noted)
+    spec = validate({**TINY, "examples": {"count": 2}, "knowledge": ["white_box"]}, EvaluationSpec, "test")
+    for name, wanted in (("off", False), ("on", True)):
+        evaluate(spec, tmp_path / name, Execution("cpu", micro_batch=8, memory_bytes=0, compile=wanted))
+    assert made == [True]  # the classifier, the only module; a session is noted once the checks are done
+    (session,) = RunDirectory(tmp_path / "on").sessions()
+    assert session["compile"] is True
+    records = [[r["predicted"] for r in RunDirectory(tmp_path / n).records()] for n in ("off", "on")]
+    assert records[0] == records[1]
+
+
+def test_output_that_does_not_depend_on_its_image_says_so_when_it_is_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Cut(TinyClassifier):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.detach())
+
+    monkeypatch.setattr(torch, "compile", lambda called, **_: called)
+    with compiling(True):
+        assert not Undefended(Cut())(X.clone().requires_grad_()).requires_grad
 
 
 def failing(_network: Any, **_how: Any) -> Callable[..., Tensor]:

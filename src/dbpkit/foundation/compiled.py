@@ -134,7 +134,10 @@ class _Differentiated(torch.autograd.Function):
         ctx.device, ctx.lowered = x.device.type, torch.is_autocast_enabled(x.device.type)
         ctx.dtype = torch.get_autocast_dtype(x.device.type)
         ctx.save_for_backward(x)
-        return out.detach()
+        found = out.detach()
+        if not out.requires_grad:  # a path is detached, and whoever asks for the gradient has to know
+            ctx.mark_non_differentiable(found)
+        return found
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -142,7 +145,7 @@ class _Differentiated(torch.autograd.Function):
         if not torch.is_grad_enabled():  # no graph of the gradient is asked for
             leaf, out = ctx.graph
             keep = torch._C._autograd._get_current_graph_task_keep_graph()
-            (found,) = torch.autograd.grad(out, leaf, grad, retain_graph=keep)
+            (found,) = torch.autograd.grad(out, leaf, grad, retain_graph=keep, materialize_grads=True)
             return None, None, found, *nothing
         (x,) = ctx.saved_tensors
         with torch.enable_grad(), torch.autocast(ctx.device, ctx.dtype, enabled=ctx.lowered):
