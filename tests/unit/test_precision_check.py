@@ -62,13 +62,13 @@ def counts(step: int, shares: Tensor, sets: int) -> list[list[int]]:
 
 
 def test_flag_is_raised_by_fresh_draws_alone_no_more_often_than_its_level() -> None:
-    """8 images of very different stability; 4,000 sets, so 1 % has a deviation of 0.16 %."""
+    """8 images of very different stability; with whole counts the level is used up to a fifth."""
     sets, shares = 4000, torch.tensor([0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.5, 0.9])
     pairs = zip(counts(1, shares, sets), counts(2, shares, sets), strict=True)
     false = sum(exceeds(a, b) <= checked.LEVEL for a, b in pairs) / sets
-    assert false <= checked.LEVEL + 3 * 0.0016
+    assert 0 < false < 0.02 < checked.LEVEL
     worse = zip(counts(1, (4 * shares).clamp(max=0.9), sets), counts(2, shares, sets), strict=True)
-    assert sum(exceeds(a, b) <= checked.LEVEL for a, b in worse) / sets > 10 * false
+    assert sum(exceeds(a, b) <= checked.LEVEL for a, b in worse) / sets > 0.5
 
 
 def test_time_is_decided_for_equal_precisions_no_more_often_than_said() -> None:

@@ -24,8 +24,9 @@ from dbpkit.statistics.binomial import exceeds
 DRAWS = 2
 """Draws of each image in each precision, and as many fresh ones in float32."""
 
-LEVEL = 0.01
-"""How often fresh draws alone may raise the flag, at most: it is an exact test."""
+LEVEL = 0.05
+"""How often fresh draws alone may raise the flag, at most: it is an exact test. Whole counts of 8 images do
+not use it up: 1 % was simulated, where 4 times as many changes as by fresh draws were found in 64 %."""
 
 PAIRS = 6
 """Pairs of timed calls: the least and the largest ratio enclose the median in 97 % of cases, 1 - 2 / 2**6."""
