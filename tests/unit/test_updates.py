@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dbpkit import Dataset, Execution, TrainingSpec, UserError, load_dataset, train
+from dbpkit import Dataset, Execution, TrainingSpec, UserError, load_dataset, load_weights, train
 from dbpkit.foundation.noise import permutation, seeded_generator
 from dbpkit.foundation.spec import validate
 from dbpkit.models.networks import networks
-from dbpkit.training import loop
+from dbpkit.training import fit, loop
 from dbpkit.training.average import Average
 from dbpkit.training.checkpoints import optimiser_state
 from dbpkit.training.directory import TrainingDirectory
@@ -292,7 +292,38 @@ def test_masks_network_that_draws_nothing_is_seeded_at_no_later_update(
     list(outputs(model, masks.of))
 
 
-# ----------------------------------------------------------------------------------------- a resumed layout
+# ------------------------------------------------------------------------------------------- a GPU's layout
+
+
+class StoppedError(Exception):
+    """What stops a run in a test."""
+
+
+@pytest.mark.parametrize("name", ["classification", "addt"])
+def test_layout_and_steps_of_a_gpu_train_to_the_same_weights_and_resume_to_the_same_bytes(
+    name: str, tmp_path: Path
+) -> None:
+    """On a CPU, where both can be had; float32 sums in another order."""
+
+    def stop(done: int, *_: object) -> None:
+        if done == 5:
+            raise StoppedError
+
+    table = spec(TRAININGS[name], checkpoint_updates=3, optimiser={**SGD, "method": "adamw", "updates": 8})
+    plain = train(table, tmp_path / "plain", execution=Execution("cpu"))
+    fit.TUNED.add("cpu")
+    try:
+        tuned = train(table, tmp_path / "tuned", execution=Execution("cpu"))
+        with pytest.raises(StoppedError):
+            train(table, tmp_path / "resumed", stop, Execution("cpu"))
+        resumed = train(table, tmp_path / "resumed", execution=Execution("cpu"))
+    finally:
+        fit.TUNED.discard("cpu")
+    assert tuned.sha256 == resumed.sha256
+    (a, _), (b, _) = (load_weights(run.weights) for run in (plain, tuned))
+    for name, value in a.state_dict().items():
+        torch.testing.assert_close(b.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+    assert tuned.sha256 != plain.sha256, "another way of computing was taken"
 
 
 def test_optimiser_state_takes_the_memory_layout_of_its_parameter() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dbpkit.data import Dataset
 from dbpkit.foundation.noise import NoisePlan, permutation
+from dbpkit.training.fit import TUNED
 from dbpkit.training.losses import Expect, at_once
 from dbpkit.training.objectives import Batch
 
@@ -62,7 +63,7 @@ class Feed:
         tensor is a division.
         """
         x = images.float() / self._white if images.dtype == torch.uint8 else images.float()
-        return x.contiguous(memory_format=torch.channels_last) if x.is_cuda else x
+        return x.contiguous(memory_format=torch.channels_last) if x.device.type in TUNED else x
 
     def _sent(self, index: Tensor) -> Tensor:
         """The examples at positions on the host, on their way to the device."""

@@ -16,6 +16,9 @@ from dbpkit.models.schedule import discrete_sigmas
 PROBED = 64
 """Training images looked at."""
 
+TUNED = {"cuda"}
+"""Devices where channels come last and the optimiser's step is fused; others keep every last digit."""
+
 PROBE_TIME = 100
 """Time of 1000 at which a trained denoiser must remove noise."""
 
@@ -95,7 +98,7 @@ def check_denoiser(denoiser: nn.Module, data: Dataset, trained: bool) -> None:
 def laid_out(model: nn.Module, device: torch.device) -> nn.Module:
     """Returns a network on its device: on a GPU with the channels last, as its convolutions want them."""
     solid = any(t.ndim == 5 for t in (*model.parameters(), *model.buffers()))  # of volumes, in another order
-    if device.type != "cuda" or solid:
+    if device.type not in TUNED or solid:
         return model.to(device)
     return model.to(device, memory_format=torch.channels_last)
 

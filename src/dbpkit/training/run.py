@@ -18,7 +18,7 @@ from dbpkit.foundation.errors import UserError
 from dbpkit.models.sources import state_sha256
 from dbpkit.models.weights import Architecture, fill
 from dbpkit.training.directory import TrainingDirectory
-from dbpkit.training.fit import laid_out
+from dbpkit.training.fit import TUNED, laid_out
 from dbpkit.training.objectives import Objective, make_objective
 from dbpkit.training.spec import OptimiserSpec, TrainingSpec
 from dbpkit.training.start import from_random, initial
@@ -137,7 +137,7 @@ def version() -> str:
 
 def make_optimiser(model: nn.Module, spec: OptimiserSpec) -> torch.optim.Optimizer:
     """Returns the optimiser of a spec; on a GPU one kernel makes the whole step."""
-    fused = True if next(model.parameters()).is_cuda else None
+    fused = True if next(model.parameters()).device.type in TUNED else None
     if spec.method == "sgd":
         return torch.optim.SGD(
             model.parameters(),
