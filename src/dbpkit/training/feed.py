@@ -49,7 +49,9 @@ class Feed:
             if update // per_epoch != epoch:
                 epoch = update // per_epoch
                 order = permutation(self._seed, len(self._data), epoch)
-                noise = NoisePlan.of(self._seed, self._data.ids[order], "train", draw=epoch)
+                noise = NoisePlan.of(self._seed, self._data.ids[order], "train", draw=epoch).placed(
+                    self._device
+                )
                 placed = order.to(self._device)
             first = update % per_epoch * self._size
             mine = slice(first + self._rank, first + self._size, self._world)
