@@ -21,6 +21,7 @@ from torch import nn
 
 from dbpkit.data import Dataset
 from dbpkit.experiment.execution import checked_device
+from dbpkit.foundation.compiled import compiling
 from dbpkit.foundation.machine import settle
 from dbpkit.foundation.noise import NoisePlan, seeded_generator
 from dbpkit.models.denoisers import VPDenoiser
@@ -55,8 +56,6 @@ class Setting:
         with seeded_generator(0):
             model, average = (VPDenoiser(diffusers_unet(**spelled_out({"config": config}))) for _ in range(2))
         self.model = laid_out(model, device).train()
-        if compiled:
-            self.model.network.compile()
         self.spec = OptimiserSpec(updates=10**6, batch_size=batch, lr=2e-4, precision=precision)
         self.optimiser = make_optimiser(self.model, self.spec)
         self.average = Average(laid_out(average.requires_grad_(False), device), self.model)
@@ -180,7 +179,9 @@ def main() -> None:
     asked = parser.parse_args()
     settle()
     device = checked_device(asked.device)
-    setting = Setting(asked.network, asked.batch, device, asked.precision, asked.compile)
+    setting = Setting(asked.network, asked.batch, device, asked.precision)
+    with compiling(asked.compile):
+        times = measured(setting, device, asked.rounds, asked.updates)
     found = {
         "network": asked.network,
         "parameters": sum(p.numel() for p in setting.model.parameters()),
@@ -190,7 +191,7 @@ def main() -> None:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        **measured(setting, device, asked.rounds, asked.updates),
+        **times,
     }
     if device.type == "cuda":
         found["peak_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 2)

@@ -21,6 +21,7 @@ from dbpkit import Dataset, Execution, TrainingSpec, UserError, load_dataset, lo
 from dbpkit.foundation.noise import permutation, seeded_generator
 from dbpkit.foundation.spec import validate
 from dbpkit.models.networks import networks
+from dbpkit.models.weights import read_tensors
 from dbpkit.training import fit, loop
 from dbpkit.training.average import Average
 from dbpkit.training.checkpoints import optimiser_state
@@ -289,6 +290,45 @@ def test_masks_network_that_draws_nothing_is_seeded_at_no_later_update(
     assert torch.equal(torch.get_rng_state(), before)
     monkeypatch.setattr("dbpkit.training.masks.seeded_generator", None)  # a call of it would fail
     list(outputs(model, masks.of))
+
+
+# ------------------------------------------------------------------------------------- compiled networks
+
+
+class OneConvolution(nn.Module):
+    """The smallest network of a denoiser, with a mode that the search of ADDT turns off."""
+
+    def __init__(self, image_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(image_channels, image_channels, 3, padding=1)
+        self.drop = nn.Dropout(0.0)
+
+    def forward(self, x: Tensor, noise_label: Tensor) -> Tensor:
+        """Returns (B, C, H, W)."""
+        return self.drop(self.conv(x)) + 0.1 * noise_label[:, None, None, None]
+
+
+@pytest.mark.parametrize("name", ["ddpm", "addt"])
+def test_compiled_updates_train_to_the_same_weights(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graphs are those of the compiler, without its kernels; pictures and figures are not compiled."""
+    real, calls = torch.compile, []
+
+    def traced(function: Callable[..., Any], **_: object) -> Callable[..., Any]:
+        compiled = real(function, backend="aot_eager")
+        return lambda *args: calls.append(len(args[0])) or compiled(*args)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    table = spec(TRAININGS[name], network=f"{HERE}:OneConvolution")
+    runs = [
+        train(table, tmp_path / str(wanted), execution=Execution("cpu", compile=wanted))
+        for wanted in (False, True)
+    ]
+    assert calls == [8] * (12 if name == "ddpm" else 72)  # of the update, and five more of the search
+    a, b = (read_tensors(run.weights)[0] for run in runs)
+    for key, value in a.items():
+        torch.testing.assert_close(b[key], value, rtol=1e-4, atol=1e-5)
 
 
 # ------------------------------------------------------------------------------------------- a GPU's layout

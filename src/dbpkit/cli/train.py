@@ -8,6 +8,7 @@ from dbpkit.cli import printing
 from dbpkit.cli.options import (
     AUTO,
     AsJson,
+    Compile,
     Device,
     Out,
     Plugin,
@@ -34,6 +35,7 @@ def train_command(
     overrides: Set = [],
     plugin: Plugin = [],
     device: Device = AUTO,
+    compiled: Compile = False,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write the learning curve for TensorBoard too.")
     ] = False,
@@ -49,7 +51,7 @@ def train_command(
 
     begin(plugin, computes=True, share=False)  # a training that goes on is the one that was not stopped
     read = read_spec(spec, TrainingSpec, overrides)
-    execution = launched(Execution(device))
+    execution = launched(Execution(device, compile=compiled))
     with working(as_json or execution.rank > 0, talk) as progress:
         trained = train(
             read,

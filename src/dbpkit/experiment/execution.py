@@ -46,7 +46,7 @@ class Execution:
         reverse: whether the last example comes first.
         rank: number of this process among those that share the work, from 0 on; see `shared`.
         world: how many there are: of a training, an evaluation, or analyses.
-        compile: whether evaluations and analyses compile their networks, see
+        compile: whether evaluations, analyses and updates of a denoiser compile their networks, see
             `dbpkit.foundation.compiled.compiling`; the checks before them call them as they are.
         limit: ``micro_batch``, or 32 until that is chosen, as all who call the models share it; halved where
             memory runs out.

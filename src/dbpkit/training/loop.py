@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 
 from dbpkit.experiment.execution import Execution, kernels
+from dbpkit.foundation.compiled import compiling
 from dbpkit.foundation.errors import check_kind, check_progress
 from dbpkit.foundation.files import write_atomically
 from dbpkit.foundation.locking import writing
@@ -66,7 +67,8 @@ def train(
         spec: what to train.
         out: run directory; a checkpoint in it is continued if its spec is the same.
         progress: called after every update.
-        execution: on what; None takes a GPU if there is one. Its rank and world are those of the launcher.
+        execution: on what; None takes a GPU if there is one. Its rank and world are those of the launcher;
+            ``compile`` is for denoisers, whose updates have one shape.
         tensorboard: whether the learning curve also goes to ``tensorboard/`` in the run directory.
 
     Returns:
@@ -88,7 +90,9 @@ def train(
             run = prepared(spec, directory, accelerator, placed(execution, accelerator))
             if tensorboard:
                 accelerator.init_trackers("tensorboard")
-            _updates(run, restore(run), progress)
+            done = restore(run)
+            with compiling(execution.compile):
+                _updates(run, done, progress)
             if accelerator.is_main_process:
                 _finish(run)
             accelerator.wait_for_everyone()
@@ -159,7 +163,7 @@ def _record(run: Run, done: int, losses: list[float], seconds: float) -> None:
 
 def _sample(run: Run, done: int) -> None:
     """Writes the objective's sample picture of the averaged network, if it has one."""
-    with torch.no_grad():
+    with torch.no_grad(), compiling(False):
         picture = run.objective.picture(run.average.eval(), run.test, run.spec.seed)
     if picture is None:
         return
