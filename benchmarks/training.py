@@ -49,9 +49,7 @@ IMAGES = 4096
 class Setting:
     """A network from random weights and everything around it, as the training loop has them."""
 
-    def __init__(
-        self, network: str, batch: int, device: torch.device, precision: str, compiled: bool
-    ) -> None:
+    def __init__(self, network: str, batch: int, device: torch.device, precision: str) -> None:
         config: Any = TINY if network == "tiny" else network
         with seeded_generator(0):
             model, average = (VPDenoiser(diffusers_unet(**spelled_out({"config": config}))) for _ in range(2))
