@@ -4,6 +4,8 @@ The thing people get wrong: ranges. A classifier takes pixels in [0, 1], a denoi
 that expects something else runs without an error and guides nowhere.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -100,7 +102,8 @@ def laid_out(model: nn.Module, device: torch.device) -> nn.Module:
     solid = any(t.ndim == 5 for t in (*model.parameters(), *model.buffers()))  # of volumes, in another order
     if device.type not in TUNED or solid:
         return model.to(device)
-    return model.to(device, memory_format=torch.channels_last)
+    last: dict[str, Any] = {"memory_format": torch.channels_last}  # no annotation of torch's has it
+    return model.to(device, **last)
 
 
 def _probe(model: nn.Module, data: Dataset) -> tuple[slice, Tensor]:

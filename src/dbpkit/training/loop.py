@@ -22,6 +22,7 @@ from dbpkit.foundation.errors import check_kind, check_progress
 from dbpkit.foundation.files import write_atomically
 from dbpkit.foundation.locking import writing
 from dbpkit.foundation.png import eight_bits, png_bytes
+from dbpkit.foundation.precision import Precision
 from dbpkit.models.weights import fill, rounded, save_weights
 from dbpkit.training.average import Average
 from dbpkit.training.average import ema_weight as ema_weight
@@ -83,7 +84,7 @@ def train(
     check_kind(execution, Execution, "train: execution", 'Make one with Execution("cuda").')
     directory = TrainingDirectory(out)
     directory.refuse_other(spec, version())
-    precision = "tf32" if spec.optimiser.precision == "tf32" else None
+    precision: Precision | None = "tf32" if spec.optimiser.precision == "tf32" else None
     with kernels(execution.deterministic, precision), current_gpu(execution.device):
         accelerator = accelerator_for(spec, directory.path, execution, tensorboard)
         with writing(out, "dbpkit train") if accelerator.is_main_process else contextlib.nullcontext():
