@@ -81,10 +81,10 @@ class Model:
         return means * self.factor if self.calls > 1 else means
 
 
-def attack(model: Model, label: int = 0) -> None:
+def attack(model: Model, label: int = 0, name: str = "pgd") -> None:
     x, y = torch.full((2, 3, 4, 4), 0.5), torch.full((2,), label)
     plan = NoisePlan.of(0, [1, 2], "attack")
-    make_attack("pgd", {"iterations": 3, "eot": 2})(Target(model, 2), x, y, threat=Linf(0.1), noise=plan)
+    make_attack(name, {"iterations": 3, "eot": 2})(Target(model, 2), x, y, threat=Linf(0.1), noise=plan)
 
 
 def test_logits_that_are_not_finite_end_the_attack_with_the_error() -> None:
@@ -94,9 +94,10 @@ def test_logits_that_are_not_finite_end_the_attack_with_the_error() -> None:
     assert model.calls == 6  # three iterations of four rows, two at a time
 
 
-def test_label_without_a_logit_ends_the_attack_with_the_error() -> None:
+@pytest.mark.parametrize("name", ["pgd", "fab", "selective_eot"])
+def test_label_without_a_logit_ends_the_attack_with_the_error(name: str) -> None:
     with pytest.raises(UserError, match="3 classes, but the labels go up to 7"):
-        attack(Model(1), label=7)
+        attack(Model(1), label=7, name=name)
 
 
 def test_logits_that_leave_the_device_are_finite() -> None:

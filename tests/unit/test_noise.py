@@ -1,5 +1,6 @@
 """The noise plan: a published generator, keyed by example, independent in every part of the key."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -8,6 +9,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from dbpkit.foundation.drawing import Rows
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import (
     MAX_ID,
@@ -502,3 +504,57 @@ def test_branch_keeps_known_noise() -> None:
     known = NoisePlan.of(0, [5])
     plan = NoisePlan.of(0, [5], "attack").sharing(["forward"], known)
     assert torch.equal(flat(plan.branch(3), "forward"), flat(known, "forward"))
+
+
+THERE = torch.device("meta")
+"""Stands for an accelerator; the twins under its name lie on the CPU here, so that they can be compared."""
+
+
+def placed(draw: int = 0) -> NoisePlan:
+    """A plan that has drawn on a device, and shares a site with one that has too."""
+    own, known = NoisePlan.of(0, [5, 1 << 40, 7], "attack", draw), NoisePlan.of(0, [5, 1 << 40, 7], draw=9)
+    for plan in (own, known):
+        plan.twins[THERE] = Rows(plan.example_ids.clone(), plan.draw.clone())
+    return own.sharing(["forward"], known)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda plan: plan.at(3),
+        lambda plan: plan.repeat(4),
+        lambda plan: plan.at(2).repeat(3).rows(slice(2, 7)),
+        lambda plan: plan.rows([2, 0]).on("report"),
+        lambda plan: plan.rows(torch.tensor([True, False, True])).in_lane(3),
+        lambda plan: plan.padded(5).branch(2),
+        lambda plan: plan.tape(6).repeat(2),
+        lambda plan: plan.repeat(2).repeat(2).at(8),
+    ],
+)
+def test_plans_made_of_a_placed_one_have_its_ids_and_draws_there(
+    change: Callable[[NoisePlan], NoisePlan],
+) -> None:
+    made = change(placed(draw=1))
+    for plan in (made, *made.shared.values()):
+        assert torch.equal(plan.twins[THERE].ids, plan.example_ids)
+        assert torch.equal(plan.twins[THERE].draws, plan.draw)
+        assert plan.placed(THERE).twins is plan.twins
+        assert plan.twins[THERE].ids.device.type == "cpu"  # not placed anew
+
+
+def test_plan_with_other_rows_put_in_has_no_twin_of_the_old_ones() -> None:
+    plan = placed()
+    assert not dataclasses.replace(plan, draw=plan.draw + 1).twins
+
+
+def test_plan_is_placed_with_those_it_shares_with() -> None:
+    own, known = NoisePlan.of(0, [5, 7], "attack"), NoisePlan.of(0, [5, 7])
+    plan = own.sharing(["forward"], known).placed(THERE)
+    assert plan.twins[THERE].ids.device == known.twins[THERE].ids.device == THERE
+
+
+@pytest.mark.parametrize(("count", "draws"), [(2, [1, 2]), (4, [1, 2, 2, 2])])
+def test_padded_repeats_the_last_row(count: int, draws: list[int]) -> None:
+    plan = dataclasses.replace(NoisePlan.of(0, [5, 7]), draw=torch.tensor([1, 2]))
+    assert plan.padded(count).draw.tolist() == draws
+    assert plan.padded(count).example_ids.tolist() == [5, 7, 7, 7][:count]

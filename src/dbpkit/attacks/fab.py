@@ -72,7 +72,7 @@ def fab(
     """
     search = _Search(Target.of(target), threat, iterations, eot, _Step(threat, alpha_max, eta), beta)
     clean = _expected_logits(search.target, x, noise.at(0), eot)
-    check_classes(y, clean)
+    y = check_classes(y, clean)
     aims = _likeliest_others(clean, y, n_targets)
     found = _Found.of(x, margin(clean, y) > 0, iterations)
     for run, (rank, restart) in enumerate(itertools.product(range(aims.shape[1]), range(n_restarts))):

@@ -187,9 +187,7 @@ class Target:
                     logits, apart = self._traced(leaf, plan.rows(rows))
                 else:
                     logits, apart = self._logits(leaf, plan.rows(rows)), torch.zeros(())
-                if rows.start == 0:
-                    check_classes(y, logits)
-                value = loss_function(logits, y[image])
+                value = loss_function(logits, check_classes(y, logits)[image])
                 value = value + deviation * apart if deviation else value
                 return _gradient(value, leaf), value.detach(), logits.detach()
 
