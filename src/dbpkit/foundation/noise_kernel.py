@@ -54,7 +54,10 @@ def _store(row, part, block, value, blocks, n, mask):  # type: ignore[no-untyped
     tl.store(row + column, value.to(row.dtype.element_ty), mask=mask & (column < n))
 
 
-@triton.jit(do_not_specialize=["seed", "lane", "last", "blocks", "n"])  # type: ignore[untyped-decorator]
+@triton.jit(  # type: ignore[untyped-decorator]
+    do_not_specialize=["seed", "lane", "last", "blocks", "n"],
+    do_not_specialize_on_alignment=["ids", "draws"],  # slices of a plan begin anywhere
+)
 def _draw(out, ids, draws, seed, lane, last, blocks, n, UNIFORM: tl.constexpr, LANES: tl.constexpr):  # type: ignore[no-untyped-def] # noqa: N803
     """Draws ``LANES`` blocks of the row of this program, (n,) values in all."""
     index = tl.program_id(0).to(tl.int64)
