@@ -64,7 +64,8 @@ def apgd(
         momentum: share of the new step, in (0, 1]; the rest of it repeats the last one.
         judge_draws: draws that judge a candidate; 1 for deterministic models.
         stop: whether an image is left alone once none of an iterate's draws and none of ``judge_draws`` fresh
-            ones is classified right. It saves passes; the loss of that image is driven no further.
+            ones is classified right. It saves passes; the loss of that image is driven no further. An
+            evaluation turns it on where the model that judges is deterministic for the attacker.
 
     Returns:
         The attacked images, and loss and gradient norm of all iterates of the run that made them,
@@ -249,27 +250,29 @@ def _ascend(
     step, rises = (x.new_full((len(x),), value) for value in (2 * threat.eps, 0.0))
     here = _Point(x_adv, torch.zeros_like(x), torch.full_like(step, torch.inf), torch.ones_like(step))
     best = fooling = here._replace(loss=torch.full_like(step, -torch.inf))
-    searching, halved = (torch.full_like(step, value, dtype=torch.bool) for value in (True, False))
+    halved = torch.zeros_like(step, dtype=torch.bool)
+    rows, plan = torch.arange(len(x)), noise  # of the images that are searched for
+    there = rows.to(x.device)
     last, best_then, paths = 0, best.loss, []
     for i in range(settings.iterations + 1):
-        if not bool(searching.any()):
+        if not len(rows):
             break
-        plan, block = noise.rows(searching), run * (settings.iterations + 1) + i
+        block = run * (settings.iterations + 1) + i
         if i:
-            target.visit(x_adv[searching], plan)
+            target.visit(x_adv[there], plan)
         before = here.loss
-        here = _evaluated(target, here, x_adv, goal, searching, plan.at(block), settings.eot)
+        here = _evaluated(target, here, x_adv, goal, there, plan.at(block), settings.eot)
         paths.append((here.loss, here.grad.flatten(1).norm(dim=1)))
         rises += here.loss > before
         best = _where(here.loss > best.loss, here, best)
         more = (here.right < fooling.right) | ((here.right == fooling.right) & (here.loss > fooling.loss))
         fooling = _where(more, here, fooling)
         if settings.stop:
-            fresh = noise.at(judge + 1 + block)
-            searching = searching & ~_broken(target, here, y, searching, fresh, settings.judge_draws)
+            rows = _unbroken(target, here, y, rows, noise.at(judge + 1 + block), settings.judge_draws)
+            plan, there = noise.rows(rows), rows.to(x.device)
         if i in checkpoints(settings.iterations):
             stuck = (rises < RHO * (i - last)) | (~halved & (best.loss <= best_then))
-            stuck &= searching  # an image that stopped stays where it is
+            stuck &= torch.zeros_like(halved).index_fill(0, there, True)  # one that stopped stays there
             step, here = torch.where(stuck, step / 2, step), _where(stuck, best, here)
             rises, halved, last, best_then = torch.zeros_like(rises), stuck, i, best.loss
         z = threat.project(x, here.x + step[:, None, None, None] * threat.steepest(here.grad))
@@ -290,15 +293,18 @@ def _evaluated(
     return _Point(*(old.index_put((rows,), new.to(old.dtype)) for old, new in zip(here, parts, strict=True)))
 
 
-def _broken(
-    target: Target, here: _Point, y: Tensor, searching: Tensor, noise: NoisePlan, draws: int
-) -> Tensor:
-    """Where none of an iterate's draws is classified right, and none of the fresh ones that judge, (B,)."""
-    broken = searching & (here.right == 0)
-    if bool(broken.any()):
-        judged = target.judge(here.x[broken], y[broken], noise=noise.rows(broken), draws=draws)
-        broken = broken.index_put((broken,), judged.right == 0)
-    return broken
+def _unbroken(target: Target, here: _Point, y: Tensor, rows: Tensor, noise: NoisePlan, draws: int) -> Tensor:
+    """Those of ``rows`` of which a draw of the iterate is classified right, or a fresh one that judges.
+
+    Positions are on the CPU: whom an accelerator finds fooled is the one thing that is read back from it, and
+    once for each image what the judging draws say.
+    """
+    doubtful = rows[(here.right == 0).cpu()[rows]]
+    if not len(doubtful):
+        return rows
+    there = doubtful.to(y.device)
+    judged = target.judge(here.x[there], y[there], noise=noise.rows(doubtful), draws=draws)
+    return rows[~torch.isin(rows, doubtful[(judged.right == 0).cpu()])]
 
 
 def _where(chosen: Tensor, here: _Point, there: _Point) -> _Point:

@@ -30,6 +30,9 @@ from dbpkit.results.run_directory import RunDirectory
 UNDEFENDED = Knowledge("undefended")
 """The attacker of the classifier alone."""
 
+STOPPING = frozenset({"apgd", "apgd_targeted"})
+"""Attacks that leave an image alone once it is broken, if they are given ``stop``."""
+
 
 class Judge(NamedTuple):
     """What decides a row: the model, its noise, and how many draws of it count."""
@@ -105,13 +108,12 @@ class Rows:
 
     def attack(self, row: str, tape: int, batch: Batch) -> tuple[Tensor, list[Attacked]]:
         """Runs a row's attacks; returns the chosen image of each example and what is recorded of it."""
-        view, knowledge, model = self._view(row), self._knows(row), self.judge(row, tape, batch.noise).model
-        seen_whole = row == UNDEFENDED.name or knowledge.leaves_nothing_random(view.sites)
+        model = self.judge(row, tape, batch.noise).model
         attacker = Attacker(
-            knowledge,
+            self._knows(row),
             tape,
-            self.parts.single_draw_attacks if seen_whole else self.parts.attacks,
-            self.target(view),
+            self._attacks(row),
+            self.target(self._view(row)),
             self.target(model),
             self.parts.threat,
             1 if self.is_known(row) else self.spec.draws.select,
@@ -127,6 +129,24 @@ class Rows:
         target = self.target(self._view(row))
         outcome = attack(target, batch.x, batch.y, threat=self.parts.threat, noise=noise)
         self.logits(row, 0, batch, self.parts.threat.project(batch.x, outcome.x_adv.detach()))
+
+    def _attacks(self, row: str) -> list[tuple[str, Attack]]:
+        """What attacks a row: by single draws where nothing is left to chance in what it differentiates.
+
+        Where that is also what judges, one misclassified iterate decides the example, and attacks that can
+        stop there do. Not against the classifier alone, whose images stand before the purifier next.
+        """
+        if row != UNDEFENDED.name and not self._knows(row).leaves_nothing_random(self._view(row).sites):
+            return self.parts.attacks
+        attacks = self.parts.single_draw_attacks
+        if self.watches or self.views.get(row) is not self.parts.model:
+            return attacks
+        told = {
+            name
+            for name, part in zip(dict(attacks), self.spec.attacks, strict=False)
+            if "stop" in part.options
+        }
+        return [(n, partial(a, stop=True) if n in STOPPING - told else a) for n, a in attacks]
 
     def _view(self, row: str) -> Any:
         """What the attacker of a row differentiates."""

@@ -17,6 +17,10 @@ class Batch(NamedTuple):
     y: Tensor
     noise: NoisePlan
 
+    def rows(self, index: Tensor) -> "Batch":
+        """Returns the examples at the positions ``index``."""
+        return Batch(self.x[index], self.y[index], self.noise.rows(index))
+
 
 class Made(NamedTuple):
     """What a piece of work leaves: records, and the files they were made with."""

@@ -52,24 +52,30 @@ class Attacker(NamedTuple):
 def worst_image(attacker: Attacker, batch: Batch) -> tuple[Tensor, list[Attacked]]:
     """Returns the image of the worst attack of each example, and what that attack left.
 
-    The worst has the least accuracy on select draws; a later attack must be strictly worse.
+    The worst has the least accuracy on select draws; a later attack must be strictly worse. So an example
+    that none of its select draws classifies right is decided and meets no further attack, except where every
+    iterate of every attack is judged.
 
     Raises:
         NonFiniteError: if an attack returns pixels that are not finite.
     """
     if attacker.watch:
         attacker.target.visit = attacker.watch
-    worst, accuracy = batch.x, torch.full((len(batch.x),), torch.inf)
+    worst, accuracy = batch.x.clone(), torch.full((len(batch.x),), torch.inf)
     details = [Attacked() for _ in range(len(batch.x))]
+    left = torch.arange(len(batch.x))
     for index, (name, _) in enumerate(attacker.attacks):
-        outcome, x_adv = _attacked(attacker, index, batch)
-        selected = _selected(attacker, x_adv, batch)
-        better = selected < accuracy
-        accuracy = torch.where(better, selected, accuracy)
-        worst = torch.where(better.to(batch.x.device)[:, None, None, None], x_adv, worst)
-        excess = (attacker.threat.distance(batch.x, outcome.x_adv) - attacker.threat.eps).tolist()
-        for b in better.nonzero()[:, 0].tolist():
-            details[b] = _left(name, outcome, excess[b], b)
+        some = batch.rows(left)
+        outcome, x_adv = _attacked(attacker, index, some)
+        selected = _selected(attacker, x_adv, some)
+        better = (selected < accuracy[left]).nonzero()[:, 0]
+        accuracy[left[better]] = selected[better]
+        worst[left[better]] = x_adv[better]
+        excess = (attacker.threat.distance(some.x, outcome.x_adv) - attacker.threat.eps).tolist()
+        for b in better.tolist():
+            details[left[b]] = _left(name, outcome, excess[b], b)
+        if not attacker.watch and not len(left := left[accuracy[left] > 0]):
+            break
     return worst, details
 
 

@@ -108,7 +108,10 @@ class RowLimit:
             MemoryShortageError: if there was one row only, or the number is fixed.
         """
         if isinstance(error, MemoryShortageError) or not is_out_of_memory(error):
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # this frame is in its traceback: it would hold itself, and the failed graph
         said = excerpt(error, 120)
         free(error)
         tried = self.rows if tried is None else tried
