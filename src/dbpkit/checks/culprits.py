@@ -33,7 +33,8 @@ class Plain:
     def __call__(self, x: Tensor, *, noise: NoisePlan) -> Tensor:
         """Returns logits (B, K); the noise is ignored."""
         del noise
-        return call_apart(self.module, x)  # a module that works in place spoils no image of the next check
+        logits: Tensor = call_apart(self.module, x)  # a copy: one that works in place spoils no image
+        return logits
 
 
 class Call(NamedTuple):

@@ -83,7 +83,7 @@ class Effect(NamedTuple):
 )
 def precision(probe: Probe) -> list[Flag | Note]:
     """Tells what each precision does to the model; flags the chosen one if too many verdicts change."""
-    chosen, told = current_precision(), []
+    chosen, told = current_precision(), list[Flag | Note]()
     others = [name for name in PRECISIONS if name != EXACT and _matters(name, probe.x)]
     with precise(EXACT):
         images = torch.cat([probe.x, white_box(probe, MANY)])  # verdicts change near the boundary

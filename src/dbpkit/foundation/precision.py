@@ -9,6 +9,7 @@ and steps that run again there must meet the precision that they first ran in.
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -128,7 +129,7 @@ def _read() -> list[Callable[[], None]]:
         convolution = torch.backends.cudnn.allow_tf32
         undo.append(lambda: setattr(torch.backends.cudnn, "allow_tf32", convolution))
     for place, _ in _places():
-        undo.append(lambda place=place, was=place.fp32_precision: setattr(place, "fp32_precision", was))
+        undo.append(partial(setattr, place, "fp32_precision", place.fp32_precision))
     return undo
 
 
