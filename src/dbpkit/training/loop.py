@@ -21,7 +21,6 @@ from dbpkit.foundation.compiled import compiling
 from dbpkit.foundation.errors import check_kind, check_progress
 from dbpkit.foundation.files import write_atomically
 from dbpkit.foundation.locking import writing
-from dbpkit.foundation.precision import Precision
 from dbpkit.foundation.png import eight_bits, png_bytes
 from dbpkit.foundation.precision import Precision
 from dbpkit.models.weights import fill, rounded, save_weights
