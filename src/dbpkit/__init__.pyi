@@ -9,6 +9,8 @@ from dbpkit.analyses.law.law import law as law
 from dbpkit.analyses.run import analyse as analyse
 from dbpkit.evaluation.benchmark import Benchmark as Benchmark
 from dbpkit.evaluation.benchmark import benchmark as benchmark
+from dbpkit.evaluation.estimate import Estimate as Estimate
+from dbpkit.evaluation.estimate import estimate as estimate
 from dbpkit.evaluation.purify_files import purify_files as purify_files
 from dbpkit.checks import Checked as Checked
 from dbpkit.evaluation.quick_check import check as check

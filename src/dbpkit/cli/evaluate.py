@@ -96,6 +96,29 @@ def evaluate_command(
         printing.evaluation(summary, report([run]), as_json)
 
 
+@app.command("estimate")
+def estimate_command(
+    spec: SpecFile,
+    machines: Annotated[
+        int, typer.Option(min=1, max=MOST, help="Machines like this one that would share the examples.")
+    ] = 1,
+    overrides: Set = [],
+    plugin: Plugin = [],
+    device: Device = AUTO,
+    batch_size: BatchSize = 16,
+    micro_batch: MicroBatch = AUTO,
+    memory: Memory = AUTO,
+    deterministic: Deterministic = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what an evaluation will take before it begins: passes, calls, hours and memory of every row."""
+    from dbpkit import EvaluationSpec, Execution, estimate, read_spec
+
+    begin(plugin, computes=True, share=not deterministic)
+    execution = Execution(device, batch_size, micro_batch, deterministic, memory)
+    printing.estimated(estimate(read_spec(spec, EvaluationSpec, overrides), execution, machines), as_json)
+
+
 @app.command("check")
 def check_command(
     spec: SpecFile,

@@ -9,6 +9,7 @@ from dbpkit.foundation.packaged import title
 from dbpkit.foundation.spec import as_toml
 
 if TYPE_CHECKING:
+    from dbpkit.evaluation.estimate import Estimate
     from dbpkit.evaluation.quick_check import Checked
     from dbpkit.evaluation.reproduction import Reproduction
     from dbpkit.experiment.execution import Execution
@@ -94,6 +95,25 @@ def share_of_analyses(execution: "Execution", results: Sequence["AnalysisResult"
         console.as_json({"shard": shard, "concluded": names})
         return
     console.say(f"Shard {shard} is done; concluded so far: {', '.join(names) or 'nothing'}.")
+
+
+def estimated(found: "Estimate", as_json: bool) -> None:
+    """What an evaluation will take: a line for every row, and the total."""
+    from dbpkit.evaluation.estimate import duration
+
+    if as_json:
+        console.as_json(found.as_json())
+        return
+    console.say("per example: forward passes, gradient passes, network calls; in all: time, memory", "bold")
+    for row in found.rows:
+        console.say(
+            f"  {', '.join(row.rows)}: {row.forward_passes:,}, {row.gradient_passes:,},"
+            f" {row.network_calls:,}; {duration(row.hours / found.machines)}, {row.memory / 2**30:.1f} GiB"
+        )
+    console.say(found.sentence)
+    console.say(
+        "Counted for an example that withstands everything; attacks that stop early take less.", "dim"
+    )
 
 
 def checked(found: "Checked", as_json: bool) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dbpkit.checks import Checked
 from dbpkit.checks.preflight import preflight
+from dbpkit.evaluation.estimate import foretell
 from dbpkit.evaluation.rows import Rows
 from dbpkit.evaluation.session import enter_session, refuse_other_parts
 from dbpkit.evaluation.strip import write_strip
@@ -128,7 +129,7 @@ def evaluate_share(
         with setting_up(run.path, shard, lambda: progress(0.0, "waiting for another rank's checks")):
             refuse_other_parts(run, parts)
             if run.checks() is None:
-                progress(0.0, "checks")
+                foretell(spec, parts, execution)
                 found = _checked(parts, spec, progress, checks)
                 try_attacks(spec, parts, runner.rows)
             # Claimed only now: a spec whose parts cannot be built or do not fit leaves no directory behind.
@@ -275,6 +276,7 @@ def _note_changes(run: RunDirectory, changes: list[Flag]) -> None:
 
 def _checked(parts: Parts, spec: EvaluationSpec, progress: Progress, own: Checks | None) -> ChecksFile:
     """What the checks before the run find, and which of them ran; nobody knows that of a caller's own."""
+    progress(0.0, "checks")
     found = (own or preflight)(parts, spec, progress)
     return ChecksFile([f._asdict() for f in found.flags], found.words if own is None else None)
 

@@ -110,8 +110,8 @@ def quality(
     """
     same = _are_same(data, reference, chain)
     start, real = _dealt(data, reference, images, seed)
-    where = checked_device(device or own_device(denoiser))
-    gaussians = _Gaussians(features, whole(batch_size, "batch_size", 1), where, precision)
+    size, where = whole(batch_size, "batch_size", 1), checked_device(device or own_device(denoiser))
+    gaussians = _Gaussians(features, size, where, precision)
     target = gaussians.of(real)
     made = gaussians.of_generated(denoiser, start, chain, seed, progress)
     return Quality(

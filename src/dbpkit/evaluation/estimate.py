@@ -1,0 +1,179 @@
+"""What an evaluation will take, before it begins: passes, network calls, hours and memory of every row.
+
+Passes are counted (`dbpkit.evaluation.counting`), a few calls are timed on this machine
+(`dbpkit.evaluation.timing`), and the cost is linear in both and in the examples.
+"""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from dbpkit.evaluation.counting import Passes, passes
+from dbpkit.evaluation.timing import Clock
+from dbpkit.experiment.build import Parts, build
+from dbpkit.experiment.execution import Execution, check_execution, kernels
+from dbpkit.experiment.sizing import settled
+from dbpkit.experiment.spec import EvaluationSpec
+from dbpkit.foundation.errors import check_kind
+from dbpkit.foundation.inputs import whole
+from dbpkit.results.executed import executed
+
+log = logging.getLogger("dbpkit.examples")
+
+
+class RowEstimate(NamedTuple):
+    """What rows that are made together will take.
+
+    Attributes:
+        rows: their names, as in the table.
+        forward_passes: purifications per example that the attack runs, all tapes together.
+        gradient_passes: those of them that it differentiates.
+        network_calls: forward calls of the network per example that these mean.
+        hours: of one machine, for all examples, with the judging.
+        memory: bytes at the peak, with what the process holds anyway.
+    """
+
+    rows: tuple[str, ...]
+    forward_passes: int
+    gradient_passes: int
+    network_calls: int
+    hours: float
+    memory: int
+
+
+class Estimate(NamedTuple):
+    """What an evaluation will take if every example withstands everything; less where attacks stop early.
+
+    Attributes:
+        rows: of the table, in its order.
+        examples: how many.
+        network_calls: forward calls of the network in all, judging included.
+        hours: of one machine.
+        machines: how many would share the examples.
+        memory: bytes at the peak.
+        executed: what was chosen for device, rows, memory and threads.
+    """
+
+    rows: list[RowEstimate]
+    examples: int
+    network_calls: int
+    hours: float
+    machines: int
+    memory: int
+    executed: str
+
+    @property
+    def hours_each(self) -> float:
+        """Hours of each of the machines."""
+        return self.hours / self.machines
+
+    @property
+    def sentence(self) -> str:
+        """The total in one line."""
+        several = f", {duration(self.hours_each)} on each of {self.machines}" if self.machines > 1 else ""
+        return (
+            f"{self.examples} examples take about {duration(self.hours)} on this machine{several}, and at"
+            f" most {self.network_calls:,} network calls ({self.executed})."
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns plain dictionaries and lists."""
+        return {
+            **self._asdict(),
+            "rows": [row._asdict() for row in self.rows],
+            "hours_each": self.hours_each,
+            "sentence": self.sentence,
+        }
+
+
+def duration(hours: float) -> str:
+    """Returns hours as people say them: seconds, minutes, hours or days."""
+    for unit, size in (("days", 24.0), ("hours", 1.0), ("minutes", 1 / 60)):
+        if hours >= 2 * size:
+            return f"{hours / size:.1f} {unit}"
+    return f"{3600 * hours:.0f} seconds"
+
+
+def estimate(spec: EvaluationSpec, execution: Execution | None = None, machines: int = 1) -> Estimate:
+    """Tells what an evaluation will take on this machine, without running it.
+
+    Args:
+        spec: what will be evaluated.
+        execution: how; None takes a GPU if there is one, and what is fastest there.
+        machines: how many machines like this one would share the examples.
+
+    Returns:
+        Passes, network calls, hours and memory of every row, and in all. Passes are those of an example that
+        is never misclassified, so attacks that stop early take less.
+
+    Raises:
+        UserError: if the parts of the spec cannot be made.
+    """
+    check_kind(spec, EvaluationSpec, "estimate: spec", "Make one with read_spec(path, EvaluationSpec).")
+    whole(machines, "machines", 1)
+    execution = check_execution(execution)
+    with kernels(execution.deterministic, spec.precision):
+        parts = build(spec, execution.device, execution.budget)
+        return of_parts(spec, parts, settled(execution, parts), machines)
+
+
+def of_parts(
+    spec: EvaluationSpec, parts: Parts, execution: Execution, machines: int = 1, steps: int = 3
+) -> Estimate:
+    """Tells what an evaluation with parts that are made already will take; ``steps`` of them are timed."""
+    clock, count = Clock(parts, execution, steps), len(parts.data)
+    base = _held(execution.device)
+    found, calls = [], 0
+    for row in passes(spec, parts, execution):
+        seconds, own = _of_one(row, clock, execution, count)
+        calls += own * count
+        memory = base + _peak(row, clock, execution)
+        found.append(RowEstimate(*row[:4], seconds * count / 3600, memory))
+    noted = {**execution.noted(), "threads": torch.get_num_threads()}
+    hours, peak = sum(r.hours for r in found), max(r.memory for r in found)
+    return Estimate(found, count, calls, hours, machines, peak, executed([noted]))
+
+
+def foretell(spec: EvaluationSpec, parts: Parts, execution: Execution) -> None:
+    """Logs what an evaluation that begins will take, from one step; nothing where that does not work."""
+    try:
+        log.info("%s", of_parts(spec, parts, execution, steps=1).sentence)
+    except Exception:  # whatever is wrong with a model is told where it is used
+        log.debug("no estimate", exc_info=True)
+
+
+def _of_one(row: Passes, clock: Clock, execution: Execution, count: int) -> tuple[float, int]:
+    """Seconds and network calls of one example, attacked with as many others as a batch has."""
+    together, most = min(execution.batch_size, count), clock.most
+    seconds, network_calls = 0.0, 0
+    for (model, differentiated, rows), times in row.asked.items():
+        calls = row.calls[model]
+        full, rest = divmod(rows * together, most)
+        rest = most if rest and execution.deterministic else rest
+        one = full * clock.seconds(model, calls, differentiated, most) if full else 0.0
+        one += clock.seconds(model, calls, differentiated, rest) if rest else 0.0
+        seconds += times * one / together
+        network_calls += times * rows * calls
+    return seconds, network_calls
+
+
+def _peak(row: Passes, clock: Clock, execution: Execution) -> int:
+    """Bytes that the calls of a row take beside the weights."""
+    if clock.need is None:
+        return 0
+    if not any(differentiated and row.calls[model] for model, differentiated, _ in row.asked):
+        return clock.most * clock.need.rest
+    return clock.need.rows(clock.most) + min(execution.budget, clock.need.kept(clock.most))
+
+
+def _held(device: torch.device) -> int:
+    """Bytes that this process holds on a device now."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 0

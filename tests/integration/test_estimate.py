@@ -1,0 +1,142 @@
+"""What an evaluation takes is told before it: the counts of its records, and its time."""
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dbpkit import EvaluationSpec, Execution, estimate, evaluate
+from dbpkit.attacks import AttackOutcome
+from dbpkit.evaluation.rows import Rows
+from dbpkit.evaluation.timing import Clock
+from dbpkit.experiment.build import build
+from dbpkit.experiment.sizing import Need
+from dbpkit.purification.replay import DEFAULT_MEMORY
+from dbpkit.results.run_directory import RunDirectory
+from tests.oracles import GaussianDenoiser
+
+Tiny = Callable[..., EvaluationSpec]
+
+PAUSE = 0.004
+"""Seconds that a call of the slow denoiser takes, whatever its rows and however busy the machine is."""
+
+CLOSE = 1.5
+"""Factor within which a time that is told must lie of one that is measured."""
+
+
+class Slow(nn.Module):
+    """A denoiser that sleeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = GaussianDenoiser(-0.1, 0.05)
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        time.sleep(PAUSE)
+        return self.inner(x, sigma)
+
+
+def slow() -> nn.Module:
+    return Slow()
+
+
+def stubborn(target, x, y, *, threat, noise, turns: int = 4):
+    """An attack of the user's own that asks in a way that no formula knows."""
+    losses = []
+    for i in range(turns):
+        found = target.gradient(x, y, noise=noise.at(i), eot=1 + i)
+        target(x, noise=noise.at(i))
+        losses.append(found.loss)
+    loss = torch.stack(losses, 1)
+    return AttackOutcome(x, loss, torch.ones_like(loss))
+
+
+ATTACKS = {
+    "pgd": [{"name": "pgd", "options": {"iterations": 3, "eot": 2}}],
+    "two": [{"name": "pgd", "options": {"iterations": 2, "eot": 3}}, {"name": f"{__name__}:stubborn"}],
+    "apgd": [{"name": "apgd", "options": {"iterations": 5, "eot": 2, "n_restarts": 1}}],
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_passes_and_calls_are_those_that_a_run_records(name: str, tiny: Tiny, tmp_path: Path) -> None:
+    spec = tiny(attacks=ATTACKS[name], examples={"count": 2})
+    told = {row: one for one in estimate(spec, Execution("cpu")).rows for row in one.rows}
+    found = evaluate(spec, tmp_path / "run", Execution("cpu"))
+    assert {row.name for row in found.rows} == set(told)
+    for row in found.rows:
+        recorded = (row.forward_passes, row.gradient_passes, row.network_calls or 0)
+        mine = told[row.name]
+        said = (mine.forward_passes, mine.gradient_passes, mine.network_calls)
+        if row.name == "transfer":
+            continue  # made together with 'undefended', which has its passes
+        if name == "apgd":  # one that is fooled may stop
+            assert all(a <= b for a, b in zip(recorded, said, strict=True)), row.name
+        else:
+            assert recorded == said, row.name
+
+
+def test_views_with_another_chain_or_none_count_their_own_calls(tiny: Tiny, tmp_path: Path) -> None:
+    knowledge = [
+        "white_box",
+        "blind",
+        "bpda",
+        {"name": "short", "gradient": "surrogate", "gradient_options": {"steps": 50}},
+    ]
+    spec = tiny(knowledge=knowledge, examples={"count": 2}, purifier={"sampler": "heun", "steps": 100})
+    told = {one.rows[0]: one.network_calls for one in estimate(spec, Execution("cpu")).rows}
+    found = evaluate(spec, tmp_path / "run", Execution("cpu"))
+    assert {row.name: row.network_calls for row in found.rows if row.network_calls} == {
+        name: calls for name, calls in told.items() if calls
+    }
+    assert told["short"] < told["white_box"]
+
+
+def test_time_is_that_of_the_work_itself(tiny: Tiny, tmp_path: Path) -> None:
+    spec = tiny(
+        denoiser=f"{__name__}:slow",
+        attacks=ATTACKS["pgd"],
+        knowledge=["white_box", "dw_both"],
+        examples={"count": 2},
+    )
+    execution = Execution("cpu", batch_size=2, micro_batch=4, memory_bytes=DEFAULT_MEMORY)
+    told = 3600 * estimate(spec, execution).hours
+    rows = Rows(spec, build(spec, "cpu"), execution, RunDirectory(tmp_path))
+    began = time.perf_counter()
+    for unit in rows.units():
+        unit.work(rows.batch(torch.arange(2)))
+    assert told / CLOSE < time.perf_counter() - began < told * CLOSE
+
+
+def test_gradient_costs_what_is_replayed_and_no_more() -> None:
+    """N (F + B) + (N - k) F, with the k that the budget keeps, from times that are given."""
+    clock = Clock.__new__(Clock)
+    clock.execution, clock.need = Execution("cpu", memory_bytes=3000), Need(100, 0, 11)
+    assert clock._kept(11, 10) == 3
+    assert clock._kept(11, 1) == 11
+    assert clock._kept(11, 1000) == 1
+
+
+def test_machines_share_the_hours_and_a_sentence_says_all(tiny: Tiny) -> None:
+    one, four = (estimate(tiny(examples={"count": 8}), Execution("cpu"), machines) for machines in (1, 4))
+    assert one.network_calls == four.network_calls > 0
+    assert four.hours_each == four.hours / 4
+    assert one.memory == max(row.memory for row in one.rows) > 0
+    assert "8 examples take about" in four.sentence
+    assert "on each of 4" in four.sentence
+    assert "on cpu, 32 rows at a time" in four.sentence
+    assert four.as_json()["rows"][0]["rows"] == ("undefended_clean", "clean", "noise_control")
+
+
+def test_evaluate_says_the_line_before_it_starts_and_once(
+    tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "dbpkit.examples")
+    spec = tiny(examples={"count": 1}, knowledge=["dw_both"])
+    for _ in range(2):
+        evaluate(spec, tmp_path, Execution("cpu"))
+    assert sum("network calls (on cpu" in message for message in caplog.messages) == 1
