@@ -140,7 +140,7 @@ def of_parts(
 def foretell(spec: EvaluationSpec, parts: Parts, execution: Execution) -> None:
     """Logs what an evaluation that begins will take, from one step; nothing where that does not work."""
     try:
-        log.info("%s", of_parts(spec, parts, execution, steps=1).sentence)
+        log.info("%s", of_parts(spec, parts, execution, execution.world, steps=1).sentence)
     except Exception:  # whatever is wrong with a model is told where it is used
         log.debug("no estimate", exc_info=True)
 

@@ -58,9 +58,8 @@ class Clock:
     def seconds(self, model: Any, calls: int, differentiated: bool, rows: int) -> float:
         """Seconds of one call of a model with at most `most` rows, ``calls`` times through its network."""
         purifier = _chain(model)
-        if purifier is None or not calls:
-            alone = getattr(model, "classifier", model) if calls == 0 else model
-            return _of(self._timed(model if calls else alone), differentiated, rows)
+        if purifier is None:
+            return _of(self._timed(model), differentiated, rows)
         network = self._timed(purifier)
         plain, graph = (_of(network, g, rows) for g in (False, True))
         after = _of(self._timed(model_classifier(model)), differentiated, rows)
