@@ -18,6 +18,9 @@ from dbpkit.foundation.errors import UserError
 LARGEST = 2**28
 """Bytes of the largest file that is read as a whole, if nothing else is said."""
 
+_PIECE = 2**20
+"""Bytes of a file that are hashed at once."""
+
 LONGEST_LINE = 2**26
 """Bytes of the longest line of a file that is read line by line."""
 
@@ -92,6 +95,15 @@ def stamp_of(path: Path) -> tuple[int, int, int] | None:
 
 
 def sha256_of(path: Path) -> str:
-    """Returns the hexadecimal sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Returns the hexadecimal sha256 of a file; OSError if it is none, such as a pipe or a device."""
+    # A pipe would wait for its writer. The file's object and its buffer would cost more than a small file.
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise OSError(errno.EINVAL, "it is not a file", str(path))
+        digest = hashlib.sha256()
+        while content := os.read(file, _PIECE):
+            digest.update(content)
+    finally:
+        os.close(file)
+    return digest.hexdigest()
