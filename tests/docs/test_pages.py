@@ -254,7 +254,7 @@ def lend_runs(words: list[str], last: str | None) -> str | None:
 def small(words: list[str], whole: bool) -> list[str]:
     """The same command for two images and short attacks."""
     match words[0]:
-        case "evaluate":
+        case "evaluate" | "estimate":
             return evaluated(words)
         case "analyse":
             named = [w for w in words[2:4] if w.isidentifier() and words[words.index(w) - 1] != "--out"]
