@@ -33,7 +33,7 @@ def _bytes(value: str | float) -> str | int:
     except ValueError:
         gibibytes = -1
     if not 0 <= gibibytes <= 2**20:
-        raise typer.BadParameter(f"{value} is neither auto nor a number of GiB from 0 to {2**20}")
+        raise typer.BadParameter(f"{value} is not a number of GiB from 0 to {2**20}, nor auto")
     return int(gibibytes * 2**30)
 
 
