@@ -93,7 +93,7 @@ def analyse(
 
 def _launch(made: Mapping[str, Analysis]) -> str:
     """What ranks must agree on to write together, in words: the analyses, and a hash of their options."""
-    options = {name: asdict(one) if is_dataclass(one) else {} for name, one in made.items()}
+    options: dict[str, Any] = {n: asdict(one) if is_dataclass(one) else {} for n, one in made.items()}
     return f"dbpkit analyse {' '.join(made)} (options {canonical_hash(json.loads(json.dumps(options)))[:8]})"
 
 

@@ -203,7 +203,7 @@ class RecordsFile:
 
     def _journal(self, name: str) -> Journal:
         """One of the files; the own one still knows where it ends."""
-        own = getattr(self, "journal", None)
+        own: Journal | None = getattr(self, "journal", None)
         if own is not None and own.path == self.folder / name:
             return own
         return Journal(self.folder / name, REMEDY, digests=self.digests or name != OF_ALL)
