@@ -101,13 +101,13 @@ def eot(size: Much) -> dict[str, Any]:
 
 
 def noise(size: Much) -> dict[str, Any]:
-    """One draw of noise over one call of the network."""
-    rows = []
-    for name in dict.fromkeys((size.large, size.small)):
-        for count in size.batches:
-            with precise("tf32"):
-                rows.append(costs.noise(subject(name, count, size.device), 5 * size.rounds))
-    return {"rows": rows}
+    """One draw of noise over one call of the network, in milliseconds; operations: without its kernel."""
+    from benchmarks.noise import compared
+
+    device, tiny = torch.device(size.device), size.name == "quick"
+    names, blocks = (("embedded",), 1) if tiny else (("ddpm-cifar10", "embedded"), 7)
+    with precise("tf32"):
+        return {"rows": [compared(device, name, n, blocks) for name in names for n in size.batches]}
 
 
 def memory(size: Much) -> dict[str, Any]:
