@@ -199,10 +199,9 @@ def training(size: Much) -> dict[str, Any]:
     device, tiny = torch.device(size.device), size.name == "quick"
     rows = []
     for compiles in (False, True) if size.left() > 120 and not tiny else (False,):
-        setting = part.Setting(
-            "tiny" if tiny else "ddpm-cifar10", 2 if tiny else 128, device, "bfloat16", compiles
-        )
-        found = part.measured(setting, device, size.rounds, 1 if tiny else 5)
+        setting = part.Setting("tiny" if tiny else "ddpm-cifar10", 2 if tiny else 128, device, "bfloat16")
+        with part.compiling(compiles):
+            found = part.measured(setting, device, size.rounds, 1 if tiny else 5)
         parts = {f"{name}, ms": value for name, value in found.pop("milliseconds").items()}
         rows.append({"images": len(setting.x), "compiled": compiles, **found, **parts})
     return {"rows": rows}
