@@ -3,7 +3,7 @@
 What is published comes from report draws, on which nothing was chosen.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import repeat
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dbpkit.attacks import Attack, Target
+from dbpkit.attacks import Attack, AttackOutcome, Target
 from dbpkit.evaluation.cost import network_calls
 from dbpkit.evaluation.watch import Watch
 from dbpkit.evaluation.work import Batch, Made, Unit, joined
@@ -146,7 +146,7 @@ class Rows:
             for name, part in zip(dict(attacks), self.spec.attacks, strict=False)
             if "stop" in part.options
         }
-        return [(n, partial(a, stop=True) if n in STOPPING - told else a) for n, a in attacks]
+        return [(n, _stopping(a) if n in STOPPING - told else a) for n, a in attacks]
 
     def _view(self, row: str) -> Any:
         """What the attacker of a row differentiates."""
@@ -257,6 +257,11 @@ class Rows:
             grey = torch.full_like(batch.x[:1], 0.5)
             self._calls[row] = network_calls(self._view(row), grey, batch.noise.rows(slice(0, 1)))
         return self._calls[row]
+
+
+def _stopping(attack: Callable[..., AttackOutcome]) -> Attack:
+    """An attack that leaves an image alone once it is broken."""
+    return partial(attack, stop=True)
 
 
 def _iterations(name: str, options: dict[str, Any]) -> int:
