@@ -202,7 +202,7 @@ def test_interrupt_says_how_to_continue(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dbpkit.evaluate", interrupted)
+    monkeypatch.setattr("dbpkit.evaluation.run.evaluate_share", interrupted)
     code, _, err = run("evaluate", tiny_toml, "--out", tmp_path / "run")
     assert code == 130
     assert "run the same command again" in err

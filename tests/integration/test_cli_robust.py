@@ -98,7 +98,7 @@ def test_unforeseen_fault_is_a_sentence_and_a_report(
     def broken(*_: object, **__: object) -> None:
         raise ValueError("too many values to unpack (expected 2)")
 
-    monkeypatch.setattr("dbpkit.evaluate", broken)
+    monkeypatch.setattr("dbpkit.evaluation.run.evaluate_share", broken)
     monkeypatch.setenv(crash.FOLDER, str(tmp_path / "crashes"))
     code, out, err = run("evaluate", tiny_toml, "--out", tmp_path / "run")
     (report,) = (tmp_path / "crashes").iterdir()

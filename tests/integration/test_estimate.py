@@ -135,7 +135,7 @@ def test_machines_share_the_hours_and_a_sentence_says_all(tiny: Tiny) -> None:
 def test_evaluate_says_the_line_before_it_starts_and_once(
     tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "dbpkit.examples")
+    caplog.set_level(logging.INFO, "dbpkit.estimates")
     spec = tiny(examples={"count": 1}, knowledge=["dw_both"])
     for _ in range(2):
         evaluate(spec, tmp_path, Execution("cpu"))

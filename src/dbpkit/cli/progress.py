@@ -5,6 +5,7 @@ like one that hangs. Here a clock writes a line every half minute whatever the w
 """
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -111,8 +112,10 @@ def working(as_json: bool, talk: bool | None = None, *, continues: bool = True) 
         talk: what ``--verbose/--quiet`` says; None if neither was given.
         continues: whether the same command goes on where it stopped.
     """
+    silent = as_json or talk is False
+    logging.getLogger(console.ESTIMATES).setLevel(logging.WARNING if silent else logging.INFO)
     try:
-        with progress(as_json or talk is False, talk is True) as report:
+        with progress(silent, talk is True) as report:
             yield report
     except KeyboardInterrupt:
         again = "; run the same command again to continue where it left off" if continues else ""

@@ -17,11 +17,12 @@ from dbpkit.experiment.build import Parts, build
 from dbpkit.experiment.execution import Execution, check_execution, kernels
 from dbpkit.experiment.sizing import settled
 from dbpkit.experiment.spec import EvaluationSpec
+from dbpkit.foundation import console
 from dbpkit.foundation.errors import check_kind
 from dbpkit.foundation.inputs import whole
 from dbpkit.results.executed import executed
 
-log = logging.getLogger("dbpkit.examples")
+log = logging.getLogger(console.ESTIMATES)
 
 
 class RowEstimate(NamedTuple):
@@ -138,7 +139,12 @@ def of_parts(
 
 
 def foretell(spec: EvaluationSpec, parts: Parts, execution: Execution) -> None:
-    """Logs what an evaluation that begins will take, from one step; nothing where that does not work."""
+    """Logs what an evaluation that begins will take, from one step; nothing where that does not work.
+
+    Nothing is computed where nobody reads it.
+    """
+    if not log.isEnabledFor(logging.INFO):
+        return
     try:
         log.info("%s", of_parts(spec, parts, execution, execution.world, steps=1).sentence)
     except Exception:  # whatever is wrong with a model is told where it is used
