@@ -20,6 +20,7 @@ from dbpkit.foundation.noise import (
     seeded_generator,
 )
 from dbpkit.foundation.philox import philox4x32
+from dbpkit.models.heads import _Watcher
 from tests.oracles import golden
 
 MANY = 1_000_000
@@ -558,3 +559,13 @@ def test_padded_repeats_the_last_row(count: int, draws: list[int]) -> None:
     plan = dataclasses.replace(NoisePlan.of(0, [5, 7]), draw=torch.tensor([1, 2]))
     assert plan.padded(count).draw.tolist() == draws
     assert plan.padded(count).example_ids.tolist() == [5, 7, 7, 7][:count]
+
+
+def test_noise_drawn_while_operations_are_watched_is_the_same() -> None:
+    """Whoever watches a model hands it copies of what looks like logits, (B, K)."""
+    plan, like = NoisePlan.of(0, [1, 2, 3]), torch.zeros(3, 3, 8, 8)
+    drawn: list[Tensor] = []
+    with _Watcher():
+        drawn += [plan.normal("forward", 0, like), plan.uniform("forward", 0, like)]
+    assert torch.equal(drawn[0], plan.normal("forward", 0, like))
+    assert torch.equal(drawn[1], plan.uniform("forward", 0, like))

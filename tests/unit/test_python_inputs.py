@@ -235,7 +235,11 @@ def test_public_function_with_an_argument_of_another_kind_says_what_to_do(call: 
         call()
 
 
-@pytest.mark.parametrize("execution", [None, 16, Execution(world=2)])
+def test_check_execution_without_one_is_the_usual_one() -> None:
+    assert check_execution(None) == Execution()
+
+
+@pytest.mark.parametrize("execution", [16, Execution(world=2)])
 def test_check_execution_of_another_kind_or_of_several_processes_is_refused(execution: Any) -> None:
     with pytest.raises(UserError, match="execution"):
         check_execution(execution)

@@ -56,12 +56,13 @@ def values(like: Tensor, rows: Rows, key: tuple[int, int], last: int, kind: int)
         return by_operations(like, rows, key, last, kind)
     compute, n = _uniforms if kind == UNIFORM else _normals, math.prod(like.shape[1:])
     block = torch.arange(-(-n // 4))[None]
-    out = torch.empty(like.shape, dtype=like.dtype)
     step = max(1, CHUNK // max(1, block.numel()))
-    for i in range(0, len(like), step):
-        words = _on_cpu(rows.ids[i : i + step], rows.draws[i : i + step], block, last, key)
-        out.view(len(out), n)[i : i + step] = _shaped(compute(words), n)
-    return out
+    # Joined, not written into place: what watches operations may hand out a copy where a view is asked for.
+    parts = [
+        _shaped(compute(_on_cpu(rows.ids[i : i + step], rows.draws[i : i + step], block, last, key)), n)
+        for i in range(0, len(like), step)
+    ]
+    return torch.cat([part.to(like.dtype) for part in parts] or [like[:0].detach()]).reshape(like.shape)
 
 
 def by_operations(like: Tensor, rows: Rows, key: tuple[int, int], last: int, kind: int) -> Tensor:
