@@ -243,7 +243,8 @@ SLOPE = Line(lambda u: 40 * u - 0.6)
 
 @pytest.mark.parametrize("name", [n for n in checks if checks.get(n).stage == "short attacks"])
 def test_sanity_check_of_a_straight_slope_is_silent(name: str) -> None:
-    assert checks.get(name).look(Probe(SLOPE, GREY, ZEROS, PLAN, Linf(EPS))) == []
+    told = checks.get(name).look(Probe(SLOPE, GREY, ZEROS, PLAN, Linf(EPS)))
+    assert [flag for flag in told if isinstance(flag, Flag)] == []
 
 
 def reversed_slope() -> Plain:
