@@ -98,10 +98,10 @@ def test_init_names_every_key_and_its_comments_are_the_defaults() -> None:
     """Every key of a spec is there; with the # of its settings taken away, the spec stays the same."""
     text = packaged.TEMPLATE.read_text()
     written = read_spec(packaged.TEMPLATE, EvaluationSpec)
-    settings = re.compile(r"^# (?=(?:protocol|seed|name|options|grid|first|order|select) = )", re.M)
+    settings = re.compile(r"^# (?=(?:protocol|precision|seed|name|options|grid|first|order|select) = )", re.M)
     full = tomllib.loads(settings.sub("", text))
     assert spec_hash(EvaluationSpec.model_validate(full)) == spec_hash(written)
-    assert full.keys() | {"protocol"} >= EvaluationSpec.model_fields.keys() - {"analyses"}
+    assert full.keys() | {"protocol", "precision"} >= EvaluationSpec.model_fields.keys() - {"analyses"}
     assert "# [analyses." in text
     assert "clamp" in text
     for part in ("purifier", "threat", "examples", "draws"):

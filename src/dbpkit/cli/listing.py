@@ -166,6 +166,7 @@ def _check_part(kind: str, name: str, given: Mapping[str, Any]) -> None:
     """Raises UserError unless a part of this name takes these options, as far as its signature says."""
     registry = REGISTRIES[kind]
     part, what, known = registry.get(name), f"{registry.kind} '{name}'", options(kind, name)
+    given = getattr(part, "spelled_out", dict)(given)  # a name or a file that stands for a value
     plain = {n: v for n, v in given.items() if n not in known or not _names_code(v)}
     if callable(part):
         checked_options(part, plain, what, PARTS[kind].given)
