@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dbpkit import Execution, UserError
-from dbpkit.experiment.execution import checked_device, kernels, launched, shared
+from dbpkit.experiment.execution import BATCHES, checked_device, kernels, launched, shared
 
 
 @pytest.fixture
@@ -142,3 +142,11 @@ def test_shared_each_process_of_a_machine_takes_its_own_gpu(monkeypatch: pytest.
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(UserError, match=r"'cuda:2' was asked for, but there are 2"):
         shared(Execution("cuda"))
+
+
+def test_batch_size_is_a_rule_of_the_kind_of_device() -> None:
+    """Ranks of one launch cut the examples alike, however much memory each finds."""
+    assert Execution("cpu").batch_size == BATCHES["cpu"] == 16
+    assert Execution("cpu", batch_size="auto", deterministic=True).batch_size == 16
+    with pytest.raises(UserError, match="batch_size"):
+        Execution("cpu", batch_size="all")  # type: ignore[arg-type]

@@ -21,6 +21,9 @@ from dbpkit.purification.replay import DEFAULT_MEMORY
 DEFAULT_ROWS = 32
 """Rows in one call on a CPU, and wherever the number is fixed."""
 
+BATCHES = {"cpu": 16, "cuda": 128}
+"""Examples attacked together where "auto" is asked for; a rule of the kind of device, so that ranks agree."""
+
 AUTO: Literal["auto"] = "auto"
 """Leaves a number to `dbpkit.experiment.sizing.settled`."""
 
@@ -35,7 +38,8 @@ class Execution:
     Attributes:
         device: given as a `torch.device`, ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"`` for a GPU if
             there is one.
-        batch_size: examples attacked together and recorded together; training has it in its spec.
+        batch_size: examples attacked together and recorded together, or ``"auto"``: 16 on a CPU and 128 on a
+            GPU. Training has it in its spec.
         micro_batch: rows (examples times draws) in one call of the model, or ``"auto"``: what is fastest in
             the memory that is free when the work begins.
         deterministic: only kernels that give the same bits every time; and every call of an evaluated model
@@ -75,7 +79,7 @@ class Execution:
     def __init__(
         self,
         device: str | torch.device = AUTO,
-        batch_size: int = 16,
+        batch_size: int | Literal["auto"] = AUTO,
         micro_batch: int | Literal["auto"] = AUTO,
         deterministic: bool = False,
         memory_bytes: int | Literal["auto"] = AUTO,
@@ -84,8 +88,11 @@ class Execution:
         world: int = 1,
         compile: bool = False,  # noqa: A002 - its name in torch
     ) -> None:
+        found = checked_device(device)
+        if isinstance(batch_size, str) and batch_size == AUTO:
+            batch_size = BATCHES.get(found.type, BATCHES["cuda"])
         checked = {
-            "device": checked_device(device),
+            "device": found,
             "batch_size": whole(batch_size, "execution.batch_size", 1),
             "micro_batch": _whole_or_auto(micro_batch, "execution.micro_batch", 1),
             "deterministic": deterministic,
