@@ -46,13 +46,13 @@ CIFAR10_DDPM: dict[str, Any] = {
 MIB = 2**20
 
 
-def evaluation(count: int, iterations: int, eot: int, batch: int) -> None:
+def evaluation(count: int, iterations: int, eot: int, batch: int, sampler: str = "ddpm") -> None:
     """Runs white box and DW_Both against the embedded models and prints what is resident after each batch."""
     attack = {"name": "pgd", "options": {"iterations": iterations, "eot": eot}}
     table = {
         "name": "memory",
         "examples": {"count": count},
-        "purifier": {"sampler": "ddpm", "steps": 50},
+        "purifier": {"sampler": sampler, "steps": 50},
         "attacks": [attack],
         "draws": {"report": 4, "select": 4},
         "knowledge": ["white_box", "dw_both"],
@@ -181,6 +181,7 @@ if __name__ == "__main__":
     parser.add_argument("--iterations", type=int, default=3)
     parser.add_argument("--eot", type=int, default=4)
     parser.add_argument("--batch", type=int, default=16, help="examples attacked together")
+    parser.add_argument("--sampler", default="ddpm", help="with 50 steps; one_step makes one call")
     parser.add_argument("--rows", type=int, default=2, help="images of a gradient")
     parser.add_argument("--repetitions", type=int, default=4, help="gradients")
     parser.add_argument("--give-back", action="store_true", help="do not keep freed memory")
@@ -190,4 +191,4 @@ if __name__ == "__main__":
     if chosen.what == "gradient":
         gradients(chosen.rows, chosen.repetitions)
     else:
-        evaluation(chosen.count, chosen.iterations, chosen.eot, chosen.batch)
+        evaluation(chosen.count, chosen.iterations, chosen.eot, chosen.batch, chosen.sampler)
