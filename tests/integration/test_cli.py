@@ -64,6 +64,7 @@ def test_evaluate_set_overrides_a_leaf(run, tiny_toml: Path, tmp_path: Path) -> 
     [
         (["evaluate", "missing.toml", "--out", "x"], "spec 'missing.toml' does not exist"),
         (["show", "missing"], "spec or run 'missing' does not exist"),
+        (["estimate", "."], "spec '.' is a directory. Give the path of a TOML file"),
         (["show", "tiny.tml"], "spec or run 'tiny.tml' does not exist. Give the path"),
         (
             ["evaluate", "x.toml", "--set"],

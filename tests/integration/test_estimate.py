@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dbpkit import EvaluationSpec, Execution, estimate, evaluate
 from dbpkit.attacks import AttackOutcome
+from dbpkit.evaluation.estimate import Estimate, duration
 from dbpkit.evaluation.rows import Rows
 from dbpkit.evaluation.timing import Clock
 from dbpkit.experiment.build import build
@@ -104,12 +105,17 @@ def test_time_is_that_of_the_work_itself(tiny: Tiny, tmp_path: Path) -> None:
         examples={"count": 2},
     )
     execution = Execution("cpu", batch_size=2, micro_batch=4, memory_bytes=DEFAULT_MEMORY)
-    told = 3600 * estimate(spec, execution).hours
     rows = Rows(spec, build(spec, "cpu"), execution, RunDirectory(tmp_path))
-    began = time.perf_counter()
-    for unit in rows.units():
-        unit.work(rows.batch(torch.arange(2)))
-    assert told / CLOSE < time.perf_counter() - began < told * CLOSE
+
+    def real_over_told() -> float:
+        told = 3600 * estimate(spec, execution).hours
+        began = time.perf_counter()
+        for unit in rows.units():
+            unit.work(rows.batch(torch.arange(2)))
+        return (time.perf_counter() - began) / told
+
+    # Another process that takes the core spoils a try, but not three.
+    assert any(1 / CLOSE < real_over_told() < CLOSE for _ in range(3))
 
 
 def test_gradient_costs_what_is_replayed_and_no_more() -> None:
@@ -122,7 +128,8 @@ def test_gradient_costs_what_is_replayed_and_no_more() -> None:
 
 
 def test_machines_share_the_hours_and_a_sentence_says_all(tiny: Tiny) -> None:
-    one, four = (estimate(tiny(examples={"count": 8}), Execution("cpu"), machines) for machines in (1, 4))
+    spec = tiny(examples={"count": 8})
+    one, four = (estimate(spec, Execution("cpu", batch_size=2), machines) for machines in (1, 4))
     assert one.network_calls == four.network_calls > 0
     assert four.hours_each == four.hours / 4
     assert one.memory == max(row.memory for row in one.rows) > 0
@@ -130,6 +137,27 @@ def test_machines_share_the_hours_and_a_sentence_says_all(tiny: Tiny) -> None:
     assert "on each of 4" in four.sentence
     assert "on cpu, 32 rows at a time" in four.sentence
     assert four.as_json()["rows"][0]["rows"] == ("undefended_clean", "clean", "noise_control")
+
+
+def told(hours: float, machines: int, batches: int) -> Estimate:
+    return Estimate([], 12, 2304, hours, machines, batches, 0, "on cpu")
+
+
+def test_machines_take_whole_batches_and_the_fullest_is_told() -> None:
+    assert told(6.0, 4, 6).hours_each == 2.0
+    assert told(6.0, 4, 1).hours_each == 6.0
+    assert (
+        "6.0 hours on each of 4 (3 of them without a batch: lower --batch-size)" in told(6.0, 4, 1).sentence
+    )
+    assert "without a batch" not in told(6.0, 4, 4).sentence
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.01, "1 second"), (1.4, "1 second"), (1.6, "2 seconds"), (90, "90 seconds"), (120, "2.0 minutes")],
+)
+def test_duration_is_in_words(seconds: float, words: str) -> None:
+    assert duration(seconds / 3600) == words
 
 
 def test_evaluate_says_the_line_before_it_starts_and_once(

@@ -104,15 +104,20 @@ def estimated(found: "Estimate", as_json: bool) -> None:
     if as_json:
         console.as_json(found.as_json())
         return
-    console.say("per example: forward passes, gradient passes, network calls; in all: time, memory", "bold")
+    console.say(
+        "per example: forward passes, gradient passes, network calls; here, for all: time, memory",
+        "bold",
+    )
     for row in found.rows:
         console.say(
             f"  {', '.join(row.rows)}: {row.forward_passes:,}, {row.gradient_passes:,},"
-            f" {row.network_calls:,}; {duration(row.hours / found.machines)}, {row.memory / 2**30:.1f} GiB"
+            f" {row.network_calls:,}; {duration(row.hours)}, {row.memory / 2**30:.1f} GiB"
         )
     console.say(found.sentence)
     console.say(
-        "Counted for an example that withstands everything; attacks that stop early take less.", "dim"
+        "Counted for an example that withstands everything; attacks that stop early take less. The checks"
+        " before a run and the page after it are not counted.",
+        "dim",
     )
 
 

@@ -5,6 +5,7 @@ Passes are counted (`dbpkit.evaluation.counting`), a few calls are timed on this
 """
 
 import logging
+import math
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,6 +55,7 @@ class Estimate(NamedTuple):
         network_calls: forward calls of the network in all, judging included.
         hours: of one machine.
         machines: how many would share the examples.
+        batches: how many the examples make; a machine takes whole ones.
         memory: bytes at the peak.
         executed: what was chosen for device, rows, memory and threads.
     """
@@ -63,18 +65,21 @@ class Estimate(NamedTuple):
     network_calls: int
     hours: float
     machines: int
+    batches: int
     memory: int
     executed: str
 
     @property
     def hours_each(self) -> float:
-        """Hours of each of the machines."""
-        return self.hours / self.machines
+        """Hours of the machine that has the most batches."""
+        return self.hours * math.ceil(self.batches / self.machines) / self.batches
 
     @property
     def sentence(self) -> str:
         """The total in one line."""
         several = f", {duration(self.hours_each)} on each of {self.machines}" if self.machines > 1 else ""
+        if idle := max(0, self.machines - self.batches):
+            several += f" ({idle} of them without a batch: lower --batch-size)"
         return (
             f"{self.examples} examples take about {duration(self.hours)} on this machine{several}, and at"
             f" most {self.network_calls:,} network calls ({self.executed})."
@@ -95,7 +100,8 @@ def duration(hours: float) -> str:
     for unit, size in (("days", 24.0), ("hours", 1.0), ("minutes", 1 / 60)):
         if hours >= 2 * size:
             return f"{hours / size:.1f} {unit}"
-    return f"{3600 * hours:.0f} seconds"
+    seconds = max(1, round(3600 * hours))
+    return f"{seconds} seconds" if seconds > 1 else "1 second"
 
 
 def estimate(spec: EvaluationSpec, execution: Execution | None = None, machines: int = 1) -> Estimate:
@@ -135,7 +141,8 @@ def of_parts(
         found.append(RowEstimate(*row[:4], seconds * count / 3600, memory))
     noted = {**execution.noted(), "threads": torch.get_num_threads()}
     hours, peak = sum(r.hours for r in found), max(r.memory for r in found)
-    return Estimate(found, count, calls, hours, machines, peak, executed([noted]))
+    batches = math.ceil(count / execution.batch_size)
+    return Estimate(found, count, calls, hours, machines, batches, peak, executed([noted]))
 
 
 def foretell(spec: EvaluationSpec, parts: Parts, execution: Execution) -> None:

@@ -126,10 +126,11 @@ def evaluate_share(
         execution = settled(execution, parts, given=given)
         state = parts_state(parts)
         runner, found = _Runner(spec, parts, execution, run, progress), None
+        if run.checks() is None:  # before the lock, so that it is also told by a rank that waits
+            foretell(spec, parts, execution)
         with setting_up(run.path, shard, lambda: progress(0.0, "waiting for another rank's checks")):
             refuse_other_parts(run, parts)
             if run.checks() is None:
-                foretell(spec, parts, execution)
                 found = _checked(parts, spec, progress, checks)
                 try_attacks(spec, parts, runner.rows)
             # Claimed only now: a spec whose parts cannot be built or do not fit leaves no directory behind.

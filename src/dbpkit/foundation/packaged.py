@@ -56,8 +56,11 @@ def find_spec(path: str | Path, *, or_run: bool = False) -> Path:
     known = specs()
     if name not in known:
         what, or_folder = ("spec or run", " or a run directory") if or_run else ("spec", "")
+        is_not, guess = "does not exist.", nearest(name, known)
+        if path.is_dir():
+            is_not, guess = "is a directory.", ""
         raise UserError(
-            f"{what} '{path}' does not exist.{nearest(name, known)} Give the path of a TOML file{or_folder},"
+            f"{what} '{path}' {is_not}{guess} Give the path of a TOML file{or_folder},"
             " or the name of a published spec such as cifar10-ddpm (dbpkit list specs)."
         )
     return known[name]
