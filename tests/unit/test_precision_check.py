@@ -115,3 +115,10 @@ def test_check_of_a_module_carries_the_notes() -> None:
     assert "precision" in found.checks
     assert "precision_changes_verdicts" in found.words
     assert len(found.notes) == 1
+
+
+@pytest.mark.parametrize("name", ["derivative", "jacobian"])
+def test_gradients_are_compared_in_float32_whatever_is_chosen(name: str) -> None:
+    """Rounded to bfloat16 these logits are multiples of 4, and their differences nothing but rounding."""
+    with precise("bfloat16"):
+        assert run_check(checks.get(name), probe_of(Offset())) == []

@@ -12,6 +12,7 @@ from dbpkit.checks.check import Probe, checks
 from dbpkit.checks.culprits import detaching_module
 from dbpkit.checks.fit import first_line
 from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.precision import EXACT, precise
 from dbpkit.purification.replay import directional_derivatives
 from dbpkit.results.flags import Flag
 
@@ -43,6 +44,7 @@ REMEDY = "Look for a path that is detached, or that autograd is told another der
     remedy=REMEDY,
     raises=("gradient_mismatch",),
 )
+@precise(EXACT)  # a difference of two rounded losses would measure the rounding
 def derivative(probe: Probe) -> list[Flag]:
     """Flags a gradient that disagrees with the numeric derivative along itself."""
     leaf = probe.x.detach().requires_grad_()
@@ -75,6 +77,7 @@ def derivative(probe: Probe) -> list[Flag]:
     remedy=REMEDY,
     raises=("gradient_mismatch",),
 )
+@precise(EXACT)  # a difference of two rounded losses would measure the rounding
 def jacobian(probe: Probe) -> list[Flag]:
     """Flags derivatives of the logits that disagree with numeric ones in random directions.
 

@@ -44,7 +44,7 @@ def train_command(
 ) -> None:
     """Train or fine-tune a classifier or a denoiser; run the same command again to continue.
 
-    On several processes or devices: accelerate launch --num_processes N -m dbpkit.cli train ...
+    On several processes or devices: accelerate launch --multi_gpu --num_processes N -m dbpkit.cli train ...
     """
     from dbpkit import Execution, TrainingSpec, read_spec, train
     from dbpkit.experiment.execution import launched
