@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -240,3 +241,11 @@ def test_projection_in_features_crosses_nothing() -> None:
     x = torch.empty(2, 3, 8, 8, device=DEVICE)
     found = crossings(lambda: Perceptual(0.1, features).project(x, x + 1))
     assert not found
+
+
+@pytest.mark.parametrize("level", [np.array(0.5), np.float32(0.5), np.array([0.5, 0.5]), [0.5, 0.5], 0.5])
+def test_level_is_anything_that_becomes_a_tensor(level: Any) -> None:
+    x = torch.ones(2, 3, 4, 4)
+    for adapter in (EDMDenoiser, VPDenoiser):
+        denoiser: Any = adapter(lambda x, t: x + t[:, None, None, None] / 1000)
+        assert torch.equal(denoiser(x, level), denoiser(x, torch.tensor(0.5)))

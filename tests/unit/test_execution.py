@@ -150,3 +150,17 @@ def test_batch_size_is_a_rule_of_the_kind_of_device() -> None:
     assert Execution("cpu", batch_size="auto", deterministic=True).batch_size == 16
     with pytest.raises(UserError, match="batch_size"):
         Execution("cpu", batch_size="all")  # type: ignore[arg-type]
+
+
+def test_device_that_was_left_out_stays_so_when_something_else_is_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Parts that are given then run where they are, also as one of several processes."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    automatic, named = Execution(batch_size=3), Execution("cpu")
+    for execution in (automatic, replace(automatic, batch_size=4), launched(automatic)):
+        assert execution.device_is_auto
+    for execution in (named, replace(named, batch_size=4), replace(automatic, device="cpu"), launched(named)):
+        assert not execution.device_is_auto
+    assert not replace(automatic, device=torch.device("cpu")).device_is_auto

@@ -1,5 +1,6 @@
 """The noise plan: a published generator, keyed by example, independent in every part of the key."""
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable
@@ -569,3 +570,22 @@ def test_noise_drawn_while_operations_are_watched_is_the_same() -> None:
         drawn += [plan.normal("forward", 0, like), plan.uniform("forward", 0, like)]
     assert torch.equal(drawn[0], plan.normal("forward", 0, like))
     assert torch.equal(drawn[1], plan.uniform("forward", 0, like))
+
+
+@pytest.mark.parametrize("change", [lambda plan: plan, lambda plan: plan.repeat(2).rows([1, 2])])
+def test_plan_that_first_draws_inside_a_transform_keeps_nothing_of_it(
+    change: Callable[[NoisePlan], NoisePlan],
+) -> None:
+    """A twin that `torch.func` has wrapped has no memory once that is over: no kernel can read it."""
+    plan = NoisePlan.of(0, [5, 7])
+    x = torch.zeros(2, 3, 4, 4, device=THERE)
+    torch.func.grad(lambda x: (x * change(plan).normal("forward", 0, x)).sum())(x)
+    assert all(twin.lasts for twin in plan.placed(THERE).twins.values())
+    assert change(plan).normal("forward", 0, x).shape == x.shape
+
+
+def test_plan_is_copied_without_what_belongs_to_a_device() -> None:
+    """A copy must not share what the first one notes; nor is it there where another process reads one."""
+    for again in (copy.copy(placed()), copy.deepcopy(placed())):
+        assert not again.twins
+        assert torch.equal(flat(again.rows([1]), "reverse"), flat(placed().rows([1]), "reverse"))

@@ -140,3 +140,20 @@ def test_an_error_raised_from_one_of_memory_counts() -> None:
 def test_rows_are_a_whole_number_from_one_on(rows: object) -> None:
     with pytest.raises(UserError, match="micro_batch must be a whole number"):
         RowLimit(rows)  # type: ignore[arg-type]
+
+
+def test_failed_call_gives_no_more_rows_than_a_call_inside_it_could_take() -> None:
+    limit, inner = RowLimit(16), Tight(2, out_of_memory)
+    x, _, noise = images(16)
+    before: list[int] = []
+
+    def work(part: slice) -> int:
+        count = part.stop - part.start
+        before.append(limit.rows)
+        limit.over(count, lambda rows: inner(x[rows], noise=noise.rows(rows)))
+        if count > 8:
+            raise out_of_memory()
+        return count
+
+    assert sum(limit.over(16, work)) == 16
+    assert before[:2] == [16, 2]

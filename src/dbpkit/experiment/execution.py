@@ -27,6 +27,9 @@ BATCHES = {"cpu": 16, "cuda": 128}
 AUTO: Literal["auto"] = "auto"
 """Leaves a number to `dbpkit.experiment.sizing.settled`."""
 
+_AUTOMATIC = {kind: torch.device(kind) for kind in ("cpu", "cuda")}
+"""The very objects that an automatic device becomes: by them it stays one under `dataclasses.replace`."""
+
 NOTED = ("device", "batch_size", "micro_batch", "deterministic", "memory_bytes", "reverse", "compile")
 """What a session of a run notes of its execution."""
 
@@ -88,11 +91,12 @@ class Execution:
         world: int = 1,
         compile: bool = False,  # noqa: A002 - its name in torch
     ) -> None:
+        automatic = device == AUTO or any(device is one for one in _AUTOMATIC.values())
         found = checked_device(device)
         if isinstance(batch_size, str) and batch_size == AUTO:
             batch_size = BATCHES.get(found.type, BATCHES["cuda"])
         checked = {
-            "device": found,
+            "device": _AUTOMATIC[found.type] if automatic else found,
             "batch_size": whole(batch_size, "execution.batch_size", 1),
             "micro_batch": _whole_or_auto(micro_batch, "execution.micro_batch", 1),
             "deterministic": deterministic,
@@ -104,7 +108,7 @@ class Execution:
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
-        object.__setattr__(self, "device_is_auto", device == AUTO)
+        object.__setattr__(self, "device_is_auto", automatic)
         if deterministic:
             self._take("micro_batch", DEFAULT_ROWS)
             self._take("memory_bytes", DEFAULT_MEMORY)
@@ -245,7 +249,7 @@ def kernels(deterministic: bool, precision: Precision | None = EXACT) -> Iterato
     """
     before = torch.are_deterministic_algorithms_enabled()
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    tf32 = torch.backends.cudnn.allow_tf32 if precision is None else None
+    tf32 = torch.backends.cudnn.allow_tf32 if deterministic and precision is None else None
     with precise(precision) if precision else contextlib.nullcontext():
         try:
             if deterministic:

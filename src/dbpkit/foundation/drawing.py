@@ -29,6 +29,15 @@ class Rows(NamedTuple):
     ids: Tensor
     draws: Tensor
 
+    def to(self, device: torch.device) -> "Rows":
+        """Returns the same rows on a device, by one copy."""
+        return self if device.type == "cpu" else Rows(*torch.stack(self).to(device).unbind())
+
+    @property
+    def lasts(self) -> bool:
+        """Whether these are plain tensors; those that a transform or a mode has wrapped end with it."""
+        return type(self.ids) is Tensor and not torch._C._functorch.is_functorch_wrapped_tensor(self.ids)
+
 
 def values(like: Tensor, rows: Rows, key: tuple[int, int], last: int, kind: int) -> Tensor:
     """Draws for every row.

@@ -194,12 +194,20 @@ class NoisePlan:
         Drawing there then copies nothing from the host. A plan that is placed already is returned as it is; a
         draw places the plan that it is asked of, but not the one that it was made of.
         """
-        if device.type != "cpu":
-            if device not in self.twins:
-                self.twins[device] = Rows(*torch.stack([self.example_ids, self.draw]).to(device).unbind())
-            for source in self.shared.values():
-                source.placed(device)
+        self._rows_on(device)
+        for source in self.shared.values():
+            source.placed(device)
         return self
+
+    def _rows_on(self, device: torch.device) -> Rows:
+        """Ids and draws on a device; the twin is kept, but for one that ends before the plan does."""
+        twin = self.twins.get(device) or Rows(self.example_ids, self.draw).to(device)
+        if device.type != "cpu" and twin.lasts:
+            self.twins[device] = twin
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:  # who reads it may have no such device
+        return {**self.__dict__, "twins": {}}
 
     def _changed(
         self, rows: Callable[[Tensor], Tensor], draws: Callable[[Tensor], Tensor] | None = None
@@ -231,20 +239,17 @@ class NoisePlan:
         if not 0 <= whole(step, "noise step", low=-(1 << 62)) < 1 << 24:
             raise UserError(f"noise step {step} is outside [0, 2**24).")
         if math.prod(like.shape[1:]) > 4 << BLOCK_BITS:
-            raise UserError(
-                f"an example of {tuple(like.shape[1:])} values exceeds 2**22, the most a noise plan draws."
-            )
-        rows = self.placed(like.device).twins.get(like.device) or Rows(self.example_ids, self.draw)
+            shape = tuple(like.shape[1:])
+            raise UserError(f"an example of {shape} values exceeds 2**22, the most a noise plan draws.")
         key = stream_key(self.seed, self.stream, self.lane)
-        return values(like, rows, key, place(kind, site, step), kind)
+        return values(like, self._rows_on(like.device), key, place(kind, site, step), kind)
 
 
 def permutation(seed: int, count: int, epoch: int) -> Tensor:
     """Returns a random order of ``range(count)``, (count,) int64, one per epoch and seed."""
     plan = NoisePlan.of(seed, torch.arange(count), "train", draw=epoch)
-    return torch.argsort(
-        plan.uniform("order", 0, torch.zeros(count, 1, dtype=torch.float64))[:, 0], stable=True
-    )
+    order = plan.uniform("order", 0, torch.zeros(count, 1, dtype=torch.float64))[:, 0]
+    return torch.argsort(order, stable=True)
 
 
 @contextlib.contextmanager

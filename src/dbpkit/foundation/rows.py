@@ -126,7 +126,7 @@ class RowLimit:
                 "one row of the model needs more memory than there is. Lower --memory, or use a smaller"
                 f" network or a device with more memory ({said})."
             ) from None
-        self.rows = max(1, tried // 2)
+        self.rows = max(1, min(self.rows, tried // 2))  # a call inside the failed one may know better
         log.warning("%d rows at a time ran out of memory; going on with %d", tried, self.rows)
 
 

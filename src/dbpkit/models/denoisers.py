@@ -217,8 +217,10 @@ def _columns(sigma: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     exact = torch.promote_types(x.dtype, torch.float32)
     if isinstance(sigma, Tensor):
         sigma = sigma.to(x.device, exact)
-    else:  # filled there: a number would be copied
+    elif isinstance(sigma, int | float):  # filled there: a number would be copied
         sigma = torch.full((), sigma, dtype=exact, device=x.device)
+    else:
+        sigma = torch.as_tensor(sigma, dtype=exact, device=x.device)
     label = sigma.expand(x.shape[0])
     return label, label.to(x.dtype)[:, None, None, None]
 
