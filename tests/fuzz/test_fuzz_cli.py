@@ -42,6 +42,7 @@ WORDS: dict[str, list[str]] = {
     "evaluate": ["evaluation.toml", "--out", "run"],
     "analyse": ["evaluation.toml", "--out", "run"],
     "check": ["evaluation.toml"],
+    "estimate": ["evaluation.toml"],
     "purify": ["no.png", "--out", "out", "--denoiser", "tests.parts:gaussian_denoiser", "--steps", "100"],
     "train": ["training.toml", "--out", "run"],
     "quality": ["tests.parts:gaussian_denoiser", "--data", "tests.parts:no_such_data"],
