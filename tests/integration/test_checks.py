@@ -8,10 +8,15 @@ import torch
 from torch import Tensor
 
 from dbpkit import evaluate
-from dbpkit.checks.preflight import preflight
+from dbpkit.checks.gradient import replay
+from dbpkit.checks.outputs import squashed_outputs
+from dbpkit.checks.passes import slopes
+from dbpkit.checks.preflight import passes_of, preflight, probe_of
 from dbpkit.evaluation.quick_check import quick_check
 from dbpkit.experiment.build import build
 from dbpkit.experiment.spec import EvaluationSpec
+from dbpkit.purification.diffusion import Purifier
+from dbpkit.purification.replay import Replay
 from dbpkit.results.flags import Flag, record_flags
 from dbpkit.results.run_directory import RunDirectory
 from dbpkit.results.summary import Summary
@@ -112,6 +117,59 @@ def test_preflight_network_that_changes_is_flagged_twice(tiny: Tiny) -> None:
 
 def test_preflight_sampler_that_hides_a_tensor_from_its_step_is_flagged(tiny: Tiny) -> None:
     assert "replay_differs" in names(tiny(purifier={"sampler": "tests.parts:captures"}))
+
+
+def test_preflight_makes_as_many_passes_as_the_estimate_says(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, rows = tiny(), []
+    built = build(spec)
+    estimate_of = Purifier._estimate
+    monkeypatch.setattr(Purifier, "_estimate", lambda p, x, s: (rows.append(len(x)), estimate_of(p, x, s))[1])
+    assert preflight(built, spec).flags == []
+    _, plain, differentiated = passes_of(built, spec)
+    passes = sum(rows) / built.model.purifier.calls
+    # A pass is differentiated three times, for three sums of the logits.
+    assert 0.85 * (plain + differentiated) <= passes <= plain + differentiated
+
+
+def test_replay_check_takes_no_more_memory_than_an_attack_and_one_image(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, budgets, rows = tiny(), [], []
+    built = build(spec, memory_bytes=12345)
+
+    class Noted(Replay):
+        def __init__(self, steps: int, memory_bytes: int, **more: Any) -> None:
+            budgets.append(memory_bytes)
+            super().__init__(steps, memory_bytes, **more)
+
+        def __call__(self, step: Any, state: Any) -> Any:
+            rows.append(len(state[0]))
+            return super().__call__(step, state)
+
+    probe = probe_of(built, spec, 4)
+    assert slopes(probe) is not None
+    monkeypatch.setattr("dbpkit.purification.diffusion.Replay", Noted)
+    assert replay(probe) == []
+    assert (budgets, set(rows)) == ([0, 12345], {1})
+    assert built.model.purifier.memory_bytes == 12345
+
+
+def test_squashed_outputs_keeps_no_graph_of_the_diffusion_chain(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network's time embedding has the shape of logits, and noting it made the whole chain's graph."""
+    spec, graphs = tiny(), []
+    built = build(spec)
+    estimate_of = Purifier._estimate
+    monkeypatch.setattr(
+        Purifier,
+        "_estimate",
+        lambda p, x, s: (graphs.append(torch.is_grad_enabled()), estimate_of(p, x, s))[1],
+    )
+    assert squashed_outputs(probe_of(built, spec, 4)) == []
+    assert set(graphs) == {False}
 
 
 @pytest.mark.parametrize(

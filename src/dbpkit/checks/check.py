@@ -59,6 +59,7 @@ class Probe:
         noise: plan of the B images.
         threat: the budget.
         planned: what will be done with the model.
+        made: what checks have made for one another with just this probe, see `dbpkit.checks.passes`.
     """
 
     model: RandomisedClassifier
@@ -67,6 +68,7 @@ class Probe:
     noise: NoisePlan
     threat: ThreatModel
     planned: Planned = Planned()
+    made: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -79,7 +81,10 @@ class Probe:
 
     def first(self, count: int) -> "Probe":
         """Returns the probe of the first images."""
-        few = slice(0, count)
+        return self.rows(slice(0, count))
+
+    def rows(self, few: slice) -> "Probe":
+        """Returns the probe of some images."""
         return replace(self, x=self.x[few], y=self.y[few], noise=self.noise.rows(few))
 
     def under(self, threat: ThreatModel) -> "Probe":
@@ -96,9 +101,13 @@ class Probe:
 
     def is_random(self) -> bool:
         """Whether the outputs depend on the draw."""
-        one = self.first(1)
-        with torch.no_grad():
-            return not torch.equal(one.outputs(), one.model(one.x, noise=one.noise.at(1)))
+        if "is random" not in self.made:
+            one = self.first(1)
+            with torch.no_grad():
+                fresh = one.model(one.x, noise=one.noise.at(1))
+                self.made["is random"] = not torch.equal(one.outputs(), fresh)
+        found: bool = self.made["is random"]
+        return found
 
 
 class Note(NamedTuple):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dbpkit.checks.check import Probe, checks
+from dbpkit.checks.passes import purified
 from dbpkit.foundation.types import Denoiser
 from dbpkit.models.denoisers import Prediction, VPDenoiser, reinterpreted
 from dbpkit.purification.diffusion import Purifier
@@ -114,10 +115,11 @@ def purifier_destroys(probe: Probe) -> list[Flag]:
     sigma^2), no perfect denoiser has more, and a perfect sample of the posterior has twice as much as that.
     """
     purifier = probe.diffusion
-    if purifier is None:
+    images = purified(probe)
+    if purifier is None or images is None:
         return []
     sigma, clean, noisy = _noised(purifier, probe)
-    error = _distance(2 * purifier(probe.x, noise=probe.noise) - 1, clean)
+    error = _distance(2 * images - 1, clean)
     baseline, what = _baseline(clean, sigma)
     if error <= POSTERIOR * baseline:
         return []

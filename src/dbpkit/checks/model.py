@@ -5,6 +5,7 @@ from torch import Tensor
 
 from dbpkit.checks.check import Probe, checks
 from dbpkit.checks.culprits import coupling_module, flat_module, random_module
+from dbpkit.checks.passes import repeated
 from dbpkit.results.flags import Flag
 
 RUNS = 3
@@ -28,7 +29,7 @@ and short moves seldom cross a step of a quantiser; float32 resolves the move.""
 @torch.no_grad()
 def probabilities(probe: Probe) -> list[Flag]:
     """Flags a model whose outputs are probabilities, which flattens the loss of every attack."""
-    logits = probe.outputs()
+    (logits,) = repeated(probe, 1)
     if bool((logits >= 0).all()) and torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0]), atol=1e-4):
         message = "The classifier returns probabilities (rows sum to 1); return logits before the softmax."
         return [Flag("probabilities", "error", message)]
@@ -44,8 +45,8 @@ def probabilities(probe: Probe) -> list[Flag]:
 @torch.no_grad()
 def untracked_randomness(probe: Probe) -> list[Flag]:
     """Flags a model that gives two results for the same image and the same noise, and names the submodule."""
-    first = probe.outputs()
-    gap = max(_gap(first, probe.outputs()) for _ in range(RUNS - 1))
+    first, *others = repeated(probe, RUNS)
+    gap = max(_gap(first, other) for other in others)
     if gap == 0:
         return []
     named = (random_module(probe.model, probe.x, probe.noise) for _ in range(RUNS))
@@ -70,8 +71,8 @@ def batch_dependence(probe: Probe) -> list[Flag]:
     if len(probe) < 2:
         return []
     order = torch.arange(len(probe)).flip(0)
-    logits = probe.outputs()
-    if not torch.equal(logits, probe.outputs()):
+    logits, again = repeated(probe, 2)
+    if not torch.equal(logits, again):
         return []  # `untracked_randomness` says so
     turned = probe.model(probe.x[order], noise=probe.noise.rows(order))[order]
     alone = probe.model(probe.x[:1], noise=probe.noise.rows([0]))

@@ -4,16 +4,18 @@ The thing people get wrong: a head that changes no prediction is taken for harml
 label, no attack with a gradient of the outputs pushes the label down.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, one_hot
 
-from dbpkit.attacks import cross_entropy
 from dbpkit.checks.check import Probe, checks
 from dbpkit.checks.culprits import heading_module
+from dbpkit.checks.passes import purified, repeated, slopes, softmax_error
+from dbpkit.foundation.types import RandomisedClassifier
 from dbpkit.models.heads import Head, heads_of
+from dbpkit.purification.classifier import PurifiedClassifier, Undefended
 from dbpkit.results.flags import Flag
 
 LOST = 2.0**-24
@@ -63,14 +65,11 @@ def saturated_loss(probe: Probe) -> list[Flag]:
     Source:
         Carlini & Wagner 2017 (arXiv:1608.04644), section V: why defensive distillation seems to work.
     """
-    leaf = probe.x.detach().requires_grad_()
-    logits = probe.outputs(leaf)
-    if not logits.requires_grad:
+    found = slopes(probe)
+    if found is None:
         return []
-    loss = cross_entropy(logits, probe.y).sum()
-    (grad,) = torch.autograd.grad(loss, leaf, retain_graph=True, materialize_grads=True)
-    error = softmax_error(logits.detach(), probe.y)
-    (exact,) = torch.autograd.grad(logits, leaf, error, materialize_grads=True)
+    logits, exact = found.logits, found.exact
+    grad = torch.zeros_like(exact) if found.loss is None else found.loss
     best = (probe.threat.steepest(exact) * exact).flatten(1).sum(1)
     rise = (probe.threat.steepest(grad) * exact).flatten(1).sum(1)
     judged = (logits.argmax(1) == probe.y) & (best > 0)
@@ -104,23 +103,42 @@ def squashed_outputs(probe: Probe) -> list[Flag]:
         Carlini & Wagner 2017 (arXiv:1608.04644), section V: a saturated output has no gradient to follow.
     """
     x, y = probe.x, probe.y
-    both, plan = torch.cat([x, 1 - x]), probe.noise.rows(torch.arange(len(x)).repeat(2))
-    heads = heads_of(lambda: probe.model(both, noise=plan))
+    plan = probe.noise.rows(torch.arange(len(x)).repeat(2))
+    model, both = _behind_purification(probe)
+    heads = heads_of(lambda: model(both, noise=plan))
     if not heads:
-        return _piled_up(probe.outputs().detach(), y)
+        return _piled_up(repeated(probe, 1)[0], y)
     right = heads[0].outputs[: len(x)].argmax(dim=1) == y
     found: list[Flag] = []
     for number, head in enumerate(heads):
         weights = head.weights(softmax_error(head.outputs, y.repeat(2)))[: len(x)][right].double().abs()
-        culprit = heading_module(probe.model, both, plan, head.values) if head.operations else ""
-        found += _flattened(head, weights, y[right], culprit, REMEDY_OF_A_PART if number else REMEDY)
+        found += _flattened(
+            head,
+            weights,
+            y[right],
+            partial(heading_module, model, both, plan, head.values),
+            REMEDY_OF_A_PART if number else REMEDY,
+        )
         if found and not number:
             break
     errors = [flag for flag in found if flag.severity == "error"]
     return (errors or found)[-1:] or _piled_up(heads[0].outputs[: len(x)], y)
 
 
-def _flattened(head: Head, weights: Tensor, y: Tensor, culprit: str, remedy: str) -> list[Flag]:
+def _behind_purification(probe: Probe) -> tuple[RandomisedClassifier, Tensor]:
+    """What may have a head, and the probe's and the inverted images (2B, C, H, W) as it gets them.
+
+    Behind a diffusion chain that is the classifier alone, which is cheap: no graph of the chain is needed.
+    """
+    model, inverted = probe.model, 1 - probe.x
+    images = purified(probe) if isinstance(model, PurifiedClassifier) else None
+    if images is None or not isinstance(model, PurifiedClassifier):
+        return model, torch.cat([probe.x, inverted])
+    with torch.no_grad():
+        return Undefended(model.classifier), torch.cat([images, model.purifier(inverted, noise=probe.noise)])
+
+
+def _flattened(head: Head, weights: Tensor, y: Tensor, culprit: Callable[[], str], remedy: str) -> list[Flag]:
     """A flag if the label or all others have hardly any of the weights (B, K) of a head's values."""
     label = weights.gather(1, y[:, None])[:, 0]
     lost = ~(label > LOST * weights.amax(dim=1))
@@ -133,10 +151,11 @@ def _flattened(head: Head, weights: Tensor, y: Tensor, culprit: str, remedy: str
         if bool(lost.any())
         else f"The label has {float(share.median()):.1%} of the gradient's weights where logits give it 50%"
     )
+    named = culprit()
     message = (
         f"{what}: values of {float(head.values.amin()):.3g} to {float(head.values.amax()):.3g} are squashed"
         f" to outputs of {float(head.outputs.amin()):.3g} to {float(head.outputs.amax()):.3g}"
-        f" {f'in {culprit}' if culprit else f'by {head.operations[0]}'}. {remedy}"
+        f" {f'in {named}' if named else f'by {head.operations[0]}'}. {remedy}"
     )
     severe = int(lost.sum()) > LOST_SHARE * len(weights)
     return [Flag("squashed_outputs", "error" if severe else "warning", message)]
@@ -150,14 +169,6 @@ def undone(flags: Sequence[Flag]) -> list[Flag]:
         else f
         for f in flags
     ]
-
-
-def softmax_error(logits: Tensor, y: Tensor) -> Tensor:
-    """The direction of softmax(z) - e_y, (B, K), without cancellation at the label and of length 1."""
-    label = one_hot(y, logits.shape[1]).bool()
-    others = logits.double().masked_fill(label, -torch.inf).softmax(dim=1)  # sums to 1 without the label
-    error = torch.where(label, -torch.ones_like(others), others)
-    return normalize(error, dim=1).to(logits)
 
 
 def _piled_up(outputs: Tensor, y: Tensor) -> list[Flag]:

@@ -51,6 +51,19 @@ def preflight(
     return check_settings(probe, found.once())
 
 
+def passes_of(parts: Parts, spec: EvaluationSpec) -> tuple[int, int, int]:
+    """Returns what the checks before a run ask of a sound model, for an estimate of their time.
+
+    Returns:
+        How many images are looked at, how many rows the model classifies, and how many it differentiates.
+    """
+    count = min(PROBE_EXAMPLES, len(parts.data))
+    few = min(NOISE_EXAMPLES, len(parts.data))
+    noise = averages(spec) > 0 and sees_noise(parts, spec)
+    # Repeated calls 3, another order 1, moved pixels 2, heads 2, differences 2 and 8; one image, thrice.
+    return count, 18 * count + (3 if noise else 1), 3 * count + 2 + (few * (EOT_DRAWS // 2) if noise else 0)
+
+
 def check_settings(probe: Probe, found: Checked) -> Checked:
     """Adds what the checks of the settings find: where purification starts, in how many steps, and more."""
     for check in checks.of("settings", probe):

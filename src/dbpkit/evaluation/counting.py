@@ -116,7 +116,7 @@ class _Stood(Rows):
         real = {**self.views, UNDEFENDED.name: parts.undefended}
         models = [parts.model, *(view for view in real.values() if view is not None)]
         x = self.batch(torch.tensor([0])).x
-        self.chains = {model: _chain_calls(model, x) for model in models}
+        self.chains = {model: chain_calls(model, x) for model in models}
         self._calls = {row: self.chains[v] or _said(v) for row, v in real.items() if v is not None}
         self.views = {name: Unbroken(view, label, classes) for name, view in self.views.items()}
         undefended = parts.undefended and Unbroken(parts.undefended, label, classes)
@@ -164,7 +164,7 @@ def _sum(records: list[Record], key: str) -> int:
     return sum(int(cast(Any, record).get(key, 0)) for record in records)
 
 
-def _chain_calls(model: Any, x: Tensor) -> int:
+def chain_calls(model: Any, x: Tensor) -> int:
     """Network calls of one pass of a model: of its diffusion chains, around a network that costs nothing."""
     chains = [m for m in model.modules() if isinstance(m, Purifier)] if isinstance(model, nn.Module) else []
     calls = 0

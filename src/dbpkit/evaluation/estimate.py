@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dbpkit.evaluation.counting import Passes, passes
+from dbpkit.checks.preflight import passes_of
+from dbpkit.evaluation.counting import Passes, chain_calls, passes
 from dbpkit.evaluation.timing import Clock
 from dbpkit.experiment.build import Parts, build
 from dbpkit.experiment.execution import Execution, check_execution, kernels
@@ -58,6 +59,7 @@ class Estimate(NamedTuple):
         batches: how many the examples make; a machine takes whole ones.
         memory: bytes at the peak.
         executed: what was chosen for device, rows, memory and threads.
+        checks: hours of the checks before a run, which come on top.
     """
 
     rows: list[RowEstimate]
@@ -68,6 +70,7 @@ class Estimate(NamedTuple):
     batches: int
     memory: int
     executed: str
+    checks: float = 0.0
 
     @property
     def hours_each(self) -> float:
@@ -82,7 +85,8 @@ class Estimate(NamedTuple):
             several += f" ({idle} of them without a batch: lower --batch-size)"
         return (
             f"{self.examples} examples take about {duration(self.hours)} on this machine{several}, and at"
-            f" most {self.network_calls:,} network calls ({self.executed})."
+            f" most {self.network_calls:,} network calls ({self.executed}). The checks before they begin take"
+            f" about {duration(self.checks)} more."
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -142,7 +146,8 @@ def of_parts(
     noted = {**execution.noted(), "threads": torch.get_num_threads()}
     hours, peak = sum(r.hours for r in found), max(r.memory for r in found)
     batches = math.ceil(count / execution.batch_size)
-    return Estimate(found, count, calls, hours, machines, batches, peak, executed([noted]))
+    checks = _of_checks(spec, parts, clock) / 3600
+    return Estimate(found, count, calls, hours, machines, batches, peak, executed([noted]), checks)
 
 
 def foretell(spec: EvaluationSpec, parts: Parts, execution: Execution) -> None:
@@ -156,6 +161,15 @@ def foretell(spec: EvaluationSpec, parts: Parts, execution: Execution) -> None:
         log.info("%s", of_parts(spec, parts, execution, execution.world, steps=1).sentence)
     except Exception:  # whatever is wrong with a model is told where it is used
         log.debug("no estimate", exc_info=True)
+
+
+def _of_checks(spec: EvaluationSpec, parts: Parts, clock: Clock) -> float:
+    """Seconds of the checks before a run, of a model that raises no flag."""
+    count, plain, differentiated = passes_of(parts, spec)
+    calls = chain_calls(parts.model, parts.data.x(slice(0, 1)))
+    seconds = (clock.seconds(parts.model, calls, graph, count) for graph in (False, True))
+    each, slope = (s / count for s in seconds)
+    return plain * each + differentiated * slope
 
 
 def _of_one(row: Passes, clock: Clock, execution: Execution, count: int) -> tuple[float, int]:

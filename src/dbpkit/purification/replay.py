@@ -246,6 +246,12 @@ def directional_derivatives(
     leaf = x.detach().requires_grad_()
     (grad,) = torch.autograd.grad(function(leaf).sum(), leaf)
     exact = (grad * direction).flatten(1).sum(dim=1)
-    with torch.no_grad():
-        numeric = (function(x + step * direction) - function(x - step * direction)) / (2 * step)
-    return exact, numeric
+    return exact, central_difference(function, x, direction, step)
+
+
+@torch.no_grad()
+def central_difference(
+    function: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor, step: float
+) -> Tensor:
+    """(f(x + h d) - f(x - h d)) / 2h, the numeric part of `directional_derivatives`, (B,) or (B, K)."""
+    return (function(x + step * direction) - function(x - step * direction)) / (2 * step)
