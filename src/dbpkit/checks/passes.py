@@ -56,7 +56,8 @@ def purified(probe: Probe) -> Tensor | None:
     if purifier is None:
         return None
     with torch.no_grad():
-        return _once(probe, "purified", lambda: purifier(probe.x, noise=probe.noise))
+        found: Tensor = _once(probe, "purified", lambda: purifier(probe.x, noise=probe.noise))
+    return found
 
 
 def softmax_error(logits: Tensor, y: Tensor) -> Tensor:
