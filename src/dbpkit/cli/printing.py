@@ -115,8 +115,8 @@ def estimated(found: "Estimate", as_json: bool) -> None:
         )
     console.say(found.sentence)
     console.say(
-        "Counted for an example that withstands everything; attacks that stop early take less. The checks"
-        " before a run and the page after it are not counted.",
+        "Counted for an example that withstands everything; attacks that stop early take less. The page"
+        " after a run is not counted.",
         "dim",
     )
 
