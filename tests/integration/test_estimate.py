@@ -149,6 +149,8 @@ def test_machines_take_whole_batches_and_the_fullest_is_told() -> None:
     assert (
         "6.0 hours on each of 4 (3 of them without a batch: lower --batch-size)" in told(6.0, 4, 1).sentence
     )
+    assert told(6.0, 4, 1).sentence.startswith("12 examples take about")
+    assert told(6.0, 1, 1)._replace(examples=1).sentence.startswith("1 example takes about")
     assert "without a batch" not in told(6.0, 4, 4).sentence
 
 

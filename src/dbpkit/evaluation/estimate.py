@@ -83,8 +83,9 @@ class Estimate(NamedTuple):
         several = f", {duration(self.hours_each)} on each of {self.machines}" if self.machines > 1 else ""
         if idle := max(0, self.machines - self.batches):
             several += f" ({idle} of them without a batch: lower --batch-size)"
+        what = "1 example takes" if self.examples == 1 else f"{self.examples} examples take"
         return (
-            f"{self.examples} examples take about {duration(self.hours)} on this machine{several}, and at"
+            f"{what} about {duration(self.hours)} on this machine{several}, and at"
             f" most {self.network_calls:,} network calls ({self.executed}). The checks before they begin take"
             f" about {duration(self.checks)} more."
         )
