@@ -208,7 +208,7 @@ def test_identity_network_of_the_users_own_is_not_changed() -> None:
         (lambda: train(None, "run"), "spec must be of type TrainingSpec, not None"),
         (lambda: summarise("run"), r"'run' is no\w* .*run directory: it has no spec"),
         (lambda: read_spec(3, EvaluationSpec), "named by its path or its published name, not by 3"),
-        (lambda: read_spec(".", EvaluationSpec), r"spec '\.' does not exist\. Give the path"),
+        (lambda: read_spec(".", EvaluationSpec), r"spec '\.' is a directory"),
         (lambda: RunDirectory(3), "a run directory is named by its path, not by 3"),
         (lambda: trust(3), "3 is not an import path"),
         (

@@ -53,9 +53,8 @@ def share(execution: "Execution", run: "RunDirectory", as_json: bool) -> None:
     if as_json:
         console.as_json({"shard": shard, "recorded": done, "of": wanted})
         return
-    rest = f"See 'dbpkit show {run.path}'."
-    if done < wanted:
-        rest = "Start the others if they are not running; whoever does the last writes the table."
+    others = "Start the others if they do not run; whoever does the last writes the table."
+    rest = others if done < wanted else f"See 'dbpkit show {run.path}'."
     console.say(f"Shard {shard} is done; {done} of {wanted} results are recorded. {rest}")
 
 

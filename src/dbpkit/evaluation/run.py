@@ -113,9 +113,7 @@ def evaluate_share(
     check_progress(progress, "evaluate")
     execution = check_execution(execution, shared=True)
     run.refuse_other(spec.model_dump(mode="json"))  # at once, before seconds or minutes of work
-    order = " --reverse" if execution.reverse else ""
-    launch = f"dbpkit evaluate --batch-size {execution.batch_size}{order}"
-    shard = Shard(execution.rank, execution.world, launch)
+    shard = _share_of(execution)
     with (
         writing(run.path, f"dbpkit evaluate --out {run.path}", shard),
         kernels(execution.deterministic, spec.precision),
@@ -141,6 +139,13 @@ def evaluate_share(
             runner.run_all()
         with setting_up(run.path, shard):
             return runner.conclude(lambda: state_changes(state, parts_state(parts)))
+
+
+def _share_of(execution: Execution) -> Shard:
+    """This process's share, and the launch that all shares must be of: it cuts the batches."""
+    order = " --reverse" if execution.reverse else ""
+    launch = f"dbpkit evaluate --batch-size {execution.batch_size}{order}"
+    return Shard(execution.rank, execution.world, launch)
 
 
 class _Runner:
