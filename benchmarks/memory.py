@@ -17,31 +17,18 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from benchmarks.subjects import DDPM_CIFAR10
 from dbpkit import NoisePlan, Purifier, evaluate
 from dbpkit.experiment.execution import Execution
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.foundation.machine import settle
 from dbpkit.foundation.spec import validate
 from dbpkit.models.denoisers import VPDenoiser
+from dbpkit.models.diffusers import build_unet
 from dbpkit.results.kinds import baseline_rows
-
-CIFAR10_DDPM: dict[str, Any] = {
-    "sample_size": 32,
-    "in_channels": 3,
-    "out_channels": 3,
-    "layers_per_block": 2,
-    "block_out_channels": (128, 256, 256, 256),
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-    "downsample_padding": 0,
-    "flip_sin_to_cos": False,
-    "freq_shift": 1,
-}
-"""Topology of google/ddpm-cifar10-32, 35.7 M weights."""
 
 MIB = 2**20
 
@@ -106,10 +93,7 @@ def in_use() -> int:
 
 def large_purifier(steps: int, memory_bytes: int) -> Purifier:
     """A purifier around the large network with random weights."""
-    from diffusers import UNet2DModel
-
-    network = UNet2DModel(**CIFAR10_DDPM)
-    return Purifier(VPDenoiser(network), "ddim", steps=steps, memory_bytes=memory_bytes)
+    return Purifier(VPDenoiser(build_unet(DDPM_CIFAR10)), "ddim", steps=steps, memory_bytes=memory_bytes)
 
 
 def one_graph(rows: int) -> int:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.subjects import TINY
 from dbpkit.data import Dataset
 from dbpkit.experiment.execution import checked_device
 from dbpkit.foundation.compiled import compiling
@@ -34,14 +35,6 @@ from dbpkit.training.objectives import Batch, make_objective
 from dbpkit.training.run import make_optimiser
 from dbpkit.training.spec import OptimiserSpec
 
-TINY = {
-    "sample_size": 32,
-    "block_out_channels": [16, 32],
-    "layers_per_block": 1,
-    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
-    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
-    "norm_num_groups": 8,
-}
 IMAGES = 4096
 """Size of the data set; only its pixels' number matters."""
 
