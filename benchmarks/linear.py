@@ -68,6 +68,7 @@ def plot(rows: Sequence[dict[str, Any]]) -> str:
     import io
 
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.add_subplot()
@@ -82,6 +83,8 @@ def plot(rows: Sequence[dict[str, Any]]) -> str:
     axes.set(xscale="log", yscale="log", xlabel="times as many", ylabel="seconds of one gradient")
     axes.set_xticks(factors, [f"{f:g}" for f in factors])
     axes.minorticks_off()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.legend(frameon=False)
     drawn = io.StringIO()
     figure.savefig(drawn, format="svg", metadata={"Date": None})
