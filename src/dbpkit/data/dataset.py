@@ -46,7 +46,7 @@ class Dataset:
     origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        self._check_kinds()
+        self._check_images()
         if self.images.ndim != 4 or not len(self.images) == len(self.labels) == len(self.ids):
             raise UserError(
                 f"data '{self.name}': expected images (N, C, H, W) with N labels and ids, got "
@@ -56,6 +56,12 @@ class Dataset:
             raise UserError(
                 f"data '{self.name}': there are no pixels in images of shape {tuple(self.images.shape)}."
             )
+        self._check_labels()
+        if self.images.dtype != torch.uint8:
+            check_pixels(self.images, f"data '{self.name}'", self.ids)
+
+    def _check_labels(self) -> None:
+        """Refuses labels, ids and names that do not fit each other; nothing is asked of images."""
         if self.labels.ndim != 1 or self.ids.ndim != 1:
             raise UserError(
                 f"data '{self.name}': labels and ids must have shape (N,), not {tuple(self.labels.shape)} and"
@@ -77,34 +83,39 @@ class Dataset:
                 f"data '{self.name}': labels must lie in [0, {len(self.class_names)}), "
                 f"they span {int(self.labels.min())} to {int(self.labels.max())}."
             )
-        if self.origins and len(self.origins) != len(self.images):
+        if self.origins and len(self.origins) != len(self.labels):
             raise UserError(
-                f"data '{self.name}': {len(self.images)} images came with {len(self.origins)} origins."
+                f"data '{self.name}': {len(self.labels)} images came with {len(self.origins)} origins."
             )
-        if self.images.dtype != torch.uint8:
-            check_pixels(self.images, f"data '{self.name}'", self.ids)
 
-    def _check_kinds(self) -> None:
-        """Refuses anything but text, tensors and names; lists of names become tuples."""
+    def _check_images(self) -> None:
+        """Refuses anything but tensors in memory, and images of other types than pixels have."""
         if not isinstance(self.name, str):
             raise UserError(f"a data set's name must be text, not {shown(self.name)}.")
         for what in ("images", "labels", "ids"):
-            value = getattr(self, what)
-            if not isinstance(value, Tensor):
-                hint = "Use torch.as_tensor." if what != "images" else "Use torch.stack or torch.as_tensor."
-                raise UserError(
-                    f"data '{self.name}': {what} must be a torch tensor, not {type(value).__name__}. {hint}"
-                )
-            if value.device.type != "cpu" or value.layout != torch.strided:
-                raise UserError(
-                    f"data '{self.name}': {what} must lie in memory as a dense tensor on the CPU, not on"
-                    f" {value.device} as {value.layout}. Use .cpu(); batches are moved when they are used."
-                )
+            self._check_tensor(what)
         if self.images.dtype != torch.uint8 and not self.images.is_floating_point():
             raise UserError(
                 f"data '{self.name}': images must be uint8 in 0..255 or floating point in [0, 1], not"
                 f" {str(self.images.dtype).removeprefix('torch.')}."
             )
+        self._check_names()
+
+    def _check_tensor(self, what: str) -> None:
+        value = getattr(self, what)
+        if not isinstance(value, Tensor):
+            hint = "Use torch.as_tensor." if what != "images" else "Use torch.stack or torch.as_tensor."
+            raise UserError(
+                f"data '{self.name}': {what} must be a torch tensor, not {type(value).__name__}. {hint}"
+            )
+        if value.device.type != "cpu" or value.layout != torch.strided:
+            raise UserError(
+                f"data '{self.name}': {what} must lie in memory as a dense tensor on the CPU, not on"
+                f" {value.device} as {value.layout}. Use .cpu(); batches are moved when they are used."
+            )
+
+    def _check_names(self) -> None:
+        """Refuses anything but lists of texts, which become tuples."""
         for what in ("class_names", "origins"):
             names = getattr(self, what)
             if isinstance(names, str) or not isinstance(names, Sequence):
@@ -117,7 +128,7 @@ class Dataset:
             object.__setattr__(self, what, tuple(names))
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Returns the image (C, H, W) in [0, 1] and the label at a position, as torch's loaders want them."""
@@ -135,10 +146,15 @@ class Dataset:
     def sha256(self) -> str:
         """Hash of ids, labels and pixels in the order held, hexadecimal."""
         digest = hashlib.sha256()
-        for tensor in (self.ids, self.labels, self.images):
+        self._hash_labels(digest)
+        digest.update(str(tuple(self.images.shape)).encode() + str(self.images.dtype).encode())
+        digest.update(self.images.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def _hash_labels(self, digest: Any) -> None:
+        for tensor in (self.ids, self.labels):
             digest.update(str(tuple(tensor.shape)).encode() + str(tensor.dtype).encode())
             digest.update(tensor.contiguous().numpy().tobytes())
-        return digest.hexdigest()
 
     def x(self, index: Tensor | slice | Sequence[int] | None = None) -> Tensor:
         """Returns images as float32 in [0, 1], all or those at positions ``index``."""
@@ -148,14 +164,18 @@ class Dataset:
     def select(self, index: Tensor | slice | Sequence[int]) -> "Dataset":
         """Returns the data set of the examples at positions ``index``, ids kept."""
         index = self._positions(index)
-        origins = self.origins
-        if origins:
-            origins = (
-                origins[index] if isinstance(index, slice) else tuple(origins[i] for i in index.tolist())
-            )
         return replace(
-            self, images=self.images[index], labels=self.labels[index], ids=self.ids[index], origins=origins
+            self,
+            images=self.images[index],
+            labels=self.labels[index],
+            ids=self.ids[index],
+            origins=self._origins_of(index),
         )
+
+    def _origins_of(self, index: Tensor | slice) -> tuple[str, ...]:
+        if not self.origins or isinstance(index, slice):
+            return self.origins[index] if self.origins else ()
+        return tuple(self.origins[i] for i in index.tolist())
 
     def _positions(self, index: Any) -> Tensor | slice:
         """An index as a slice or as positions (n,); UserError if it is none or leads outside."""

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from dbpkit.data.classes import in_class_order
 from dbpkit.data.dataset import Dataset, datasets, path_id
-from dbpkit.data.pictures import EXTENSIONS, Mode, check_same_size, is_image, read_picture, stacked
+from dbpkit.data.deferred import from_files
+from dbpkit.data.pictures import EXTENSIONS, Mode, is_image, read_picture
 from dbpkit.foundation.errors import UserError, unknown_name
 from dbpkit.foundation.options import Count
 
@@ -65,47 +66,51 @@ def folder(
     by_class = _listing(root, classes)
     files = sorted((f for own in by_class.values() for f in own), key=lambda f: _inside(f, root))
     ids = _unique_ids(root, files)
-    images = _read(files, size, mode, unreadable)
-    _require_every_class(root, by_class, images)
+
+    def read(file: Path) -> Tensor:
+        try:
+            return read_picture(file, f"image '{file}'", size=size, mode=mode)
+        except UserError as error:
+            raise UserError(f'{error} Or set unreadable = "skip".') from error
+
+    if unreadable == "skip":
+        files = [file for file in files if _is_readable(file, size, mode)]
+        _require_every_class(root, by_class, files)
     label = {name: k for k, name in enumerate(by_class)}
-    return Dataset(
+    return from_files(
         root.name or "folder",
-        stacked(list(images.values())),
-        torch.tensor([label[file.relative_to(root).parts[0]] for file in images]),
-        torch.tensor([ids[file] for file in images]),
+        lambda number: read(files[number]),
+        torch.tensor([label[file.relative_to(root).parts[0]] for file in files]),
+        torch.tensor([ids[file] for file in files]),
         tuple(by_class),
-        tuple(_inside(file, root) for file in images),
+        tuple(_inside(file, root) for file in files),
+        called=lambda number: str(files[number]),
     )
 
 
-def _read(
-    files: list[Path], size: int | None, mode: Mode, unreadable: Literal["error", "skip"]
-) -> dict[Path, Tensor]:
-    """The pixels of every file that can be read."""
-    images: dict[Path, Tensor] = {}
-    for file in files:
-        try:
-            images[file] = read_picture(file, f"image '{file}'", size=size, mode=mode)
-        except UserError as error:
-            if unreadable == "error":
-                raise UserError(f'{error} Or set unreadable = "skip".') from error
-            log.warning("skipped: %s", error)
-    return images
+def _is_readable(file: Path, size: int | None, mode: Mode) -> bool:
+    """Whether an image can be read; logs why not."""
+    try:
+        read_picture(file, f"image '{file}'", size=size, mode=mode)
+    except UserError as error:
+        log.warning("skipped: %s", error)
+        return False
+    return True
 
 
-def _require_every_class(root: Path, by_class: dict[str, list[Path]], images: dict[Path, Tensor]) -> None:
-    """Raises UserError if no image, or none of some class, was readable, or two differ in size."""
-    if not images:
+def _require_every_class(root: Path, by_class: dict[str, list[Path]], readable: list[Path]) -> None:
+    """Raises UserError if no image, or none of some class, was readable."""
+    if not readable:
         count = sum(map(len, by_class.values()))
         raise UserError(
             f"{WHERE}: none of the {count} images in '{root}' is readable. See the warnings above."
         )
-    unread = next((name for name, own in by_class.items() if own and not images.keys() & set(own)), None)
+    found = set(readable)
+    unread = next((name for name, own in by_class.items() if own and not found & set(own)), None)
     if unread is not None:
         raise UserError(
             f"{WHERE}: no image of class '{unread}' in '{root}' is readable. See the warnings above."
         )
-    check_same_size({str(file): image for file, image in images.items()}, WHERE)
 
 
 def _part(root: Path, split: str | None, classes: tuple[str, ...] | None) -> Path:

@@ -6,15 +6,16 @@ before saving it gives its images other noise.
 
 import importlib
 import inspect
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dbpkit.data.classes import in_class_order
 from dbpkit.data.dataset import Dataset, datasets
-from dbpkit.data.pictures import Mode, check_same_size, read_picture, stacked
+from dbpkit.data.deferred import from_files
+from dbpkit.data.pictures import Mode, read_picture
 from dbpkit.foundation.errors import UserError, shown, unknown_name
 from dbpkit.foundation.options import Count
 
@@ -55,35 +56,39 @@ def huggingface(
     image_column = _column(table, image_column, "Image", "image_column", where)
     label_column = _column(table, label_column, "ClassLabel", "label_column", where)
     labels, class_names = _labels(table, label_column, where, classes)
-    files = list(_files(table, image_column, where))
-    images = {
-        f"row {row}": read_picture(source, f"{where}: the image of row {row}", size=size, mode=mode)
-        for row, source in enumerate(files)
-    }
-    check_same_size(images, where)
-    return Dataset(
+    rows = _undecoded(table, image_column)
+
+    def read(row: int) -> Tensor:
+        source = _source(rows[row][image_column], image_column, row, where)
+        return read_picture(source, f"{where}: the image of row {row}", size=size, mode=mode)
+
+    return from_files(
         Path(path).name or "huggingface",
-        stacked(list(images.values())),
+        read,
         torch.tensor(labels, dtype=torch.int64),
         torch.arange(len(table)),
         class_names,
+        called="row {}".format,
     )
 
 
-def _files(table: Any, column: str, where: str) -> Iterator[bytes | str]:
-    """Content or path of every row's image, not decoded: that is for our own reader."""
+def _undecoded(table: Any, column: str) -> Any:
+    """The rows of a table with contents or paths of images, which our own reader decodes."""
     if type(table.features[column]).__name__ == "Image":
         library: Any = importlib.import_module("datasets")
         table = table.cast_column(column, library.Image(decode=False))
-    for row, entry in enumerate(table.select_columns([column])):
-        held = entry[column]
-        source = held.get("bytes") or held.get("path") if isinstance(held, dict) else None
-        if not isinstance(source, (bytes, str)):
-            raise UserError(
-                f"{where}: column '{column}' of row {row} holds a {type(held).__name__}, not an image. "
-                "Set image_column, or cast it with datasets.Image()."
-            )
-        yield source
+    return table.select_columns([column])
+
+
+def _source(held: Any, column: str, row: int, where: str) -> bytes | str:
+    """Content or path of one row's image."""
+    source = held.get("bytes") or held.get("path") if isinstance(held, dict) else None
+    if not isinstance(source, (bytes, str)):
+        raise UserError(
+            f"{where}: column '{column}' of row {row} holds a {type(held).__name__}, not an image. "
+            "Set image_column, or cast it with datasets.Image()."
+        )
+    return source
 
 
 def _load_table(path: str, split: str, where: str) -> Any:
