@@ -27,9 +27,12 @@ NEEDED: dict[str, dict[str, Any]] = {
             "layers_per_block": 1,
             "norm_num_groups": 4,
         }
-    }
+    },
+    "adm": {"model_channels": 32, "channel_mult": [1, 1], "num_res_blocks": 1, "attention_resolutions": [2]}
+    | {"num_head_channels": 16, "learn_sigma": False},
+    "ncsnpp": {"nf": 8, "ch_mult": [1, 2], "num_res_blocks": 1},
 }
-"""Options without a default."""
+"""Options without a default, and those that make a network small."""
 
 each_network = pytest.mark.parametrize("name", list(networks))
 

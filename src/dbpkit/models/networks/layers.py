@@ -1,5 +1,6 @@
 """Layers and helpers that several of the package's networks are made of."""
 
+import math
 from typing import Any
 
 import torch
@@ -32,6 +33,29 @@ def conv_bn(inputs: int, outputs: int, *, pool: bool = False) -> nn.Sequential:
     if pool:
         layers.append(nn.MaxPool2d(2))
     return nn.Sequential(*layers, nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scaled dot products, softmax and mean of values: each (..., N, C) to (..., N, C).
+
+    Written out because torch's fused attention has no second derivative.
+
+    Source:
+        Vaswani et al. 2017 (arXiv:1706.03762), eq. 1.
+    """
+    return torch.softmax(q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1]), dim=-1) @ v
+
+
+def checked_sides(network: str, x: Tensor, multiple: int) -> None:
+    """Raises UserError if a side of images (B, C, H, W) is no multiple of what a network divides it by."""
+    if x.shape[-1] % multiple or x.shape[-2] % multiple:
+        raise UserError(f"{network}: image sides must be multiples of {multiple}, not {tuple(x.shape[-2:])}.")
+
+
+def refuse_label(network: str, label: Tensor | None) -> None:
+    """Raises UserError if a network that knows no classes is given one."""
+    if label is not None:
+        raise UserError(f"{network}: this network takes no class label. Leave the label out.")
 
 
 def zero(layer: nn.Module) -> None:
