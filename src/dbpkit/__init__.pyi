@@ -49,10 +49,13 @@ from dbpkit.models.denoisers import from_pretrained as from_pretrained
 from dbpkit.models.sources import load_classifier as load_classifier
 from dbpkit.models.sources import load_denoiser as load_denoiser
 from dbpkit.models.sources import load_embedded as load_embedded
+from dbpkit.models.stages import Resize as Resize
+from dbpkit.models.stages import StagedClassifier as StagedClassifier
 from dbpkit.models.weights import load_weights as load_weights
 from dbpkit.purification.classifier import PurifiedClassifier as PurifiedClassifier
 from dbpkit.purification.classifier import Undefended as Undefended
 from dbpkit.purification.diffusion import Purifier as Purifier
+from dbpkit.purification.fitting import FittedPurifier as FittedPurifier
 from dbpkit.threats.perceptual import FeatureDistance as FeatureDistance
 from dbpkit.threats.pixels import L2 as L2
 from dbpkit.threats.pixels import Linf as Linf

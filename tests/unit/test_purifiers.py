@@ -177,8 +177,8 @@ def test_spec_of_a_diffusion_is_written_as_it_always_was() -> None:
     [
         (
             {"name": "jpeg", "sampler": "ddpm"},
-            "'sampler' is a key of a diffusion chain, and purifier 'jpeg' has name and options only. "
-            """Leave it out; to replace a whole table, --set 'purifier={name="jpeg"}'""",
+            "'sampler' is a key of a diffusion chain, and purifier 'jpeg' has name, options, resize and pad "
+            """only. Leave it out; to replace a whole table, --set 'purifier={name="jpeg"}'""",
         ),
         ({"name": "jpeg", "option": {}}, "'option'. Did you mean 'options'"),
         ({"samplr": "ddpm"}, "unknown key 'purifier.samplr'. Did you mean 'sampler'"),

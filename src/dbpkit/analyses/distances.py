@@ -158,7 +158,8 @@ def distances_on_the_way(subject: Subject, x: Tensor, start: Tensor, noise: Nois
     levels = purifier.sampler.levels
 
     def distances_of(part: slice) -> Tensor:
-        clean, image, plan = x[part], 2 * start[part] - 1, noise.rows(part)
+        clean, plan = purifier.fitted(x[part]), noise.rows(part)  # compared in the network's size
+        image = 2 * purifier.fitted(start[part]) - 1
         points: list[Tensor] = []
 
         def note(state: Tensor) -> None:

@@ -119,7 +119,7 @@ def purifier_destroys(probe: Probe) -> list[Flag]:
     if purifier is None or images is None:
         return []
     sigma, clean, noisy = _noised(purifier, probe)
-    error = _distance(2 * images - 1, clean)
+    error = _distance(2 * images - 1, 2 * probe.x - 1)
     baseline, what = _baseline(clean, sigma)
     if error <= POSTERIOR * baseline:
         return []
@@ -133,7 +133,7 @@ def purifier_destroys(probe: Probe) -> list[Flag]:
 
 def _noised(purifier: Purifier, probe: Probe) -> tuple[float, Tensor, Tensor]:
     """The level where purification starts, and the images in [-1, 1], clean and noised to it."""
-    sigma, clean = purifier.sampler.levels[0], 2 * probe.x - 1
+    sigma, clean = purifier.sampler.levels[0], 2 * purifier.fitted(probe.x) - 1
     return sigma, clean, clean + sigma * probe.noise.on("control").normal("probe", 4, clean)
 
 

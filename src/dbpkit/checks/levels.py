@@ -76,8 +76,10 @@ def check_grid(probe: Probe) -> list[Flag]:
 def check_assumptions(probe: Probe) -> list[Flag]:
     """Flags what a denoiser's files do not say, and images of another size than its network's."""
     purifier = probe.diffusion
-    height, width = probe.x.shape[-2:]
-    return [] if purifier is None else assumptions(purifier.denoiser, (height, width))
+    if purifier is None:
+        return []
+    height, width = purifier.fitted(probe.x[:1]).shape[-2:]
+    return assumptions(purifier.denoiser, (height, width))
 
 
 def outside_trained_levels(denoiser: Any, levels: Sequence[float]) -> list[Flag]:

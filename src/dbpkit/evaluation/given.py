@@ -26,6 +26,7 @@ from dbpkit.foundation.spec import spec_hash, validate
 from dbpkit.models.sources import state_sha256
 from dbpkit.purification.classifier import PurifiedClassifier, Undefended
 from dbpkit.purification.diffusion import Purifier
+from dbpkit.purification.fitting import FittedPurifier
 from dbpkit.purification.purifier import ModulePurifier, takes_noise
 from dbpkit.purification.samplers import REVERSE_SITES
 from dbpkit.results.kinds import NO_DENOISER
@@ -79,8 +80,10 @@ class Given(NamedTuple):
             options = {k: v for k, v in purifier.settings.items() if v is not None}
             table["purifier"] = {**options, "clamp": purifier.clamp}
         elif purifier is not None:
-            inner = purifier.module if isinstance(purifier, ModulePurifier) else purifier
-            table["purifier"] = {"name": GIVEN, "options": {"type": type(inner).__qualname__}}
+            fit = purifier.fit.table() if isinstance(purifier, FittedPurifier) else {}
+            inner: Any = purifier.purifier if isinstance(purifier, FittedPurifier) else purifier
+            inner = inner.module if isinstance(inner, ModulePurifier) else inner
+            table["purifier"] = {"name": GIVEN, "options": {"type": type(inner).__qualname__}, **fit}
         return validate(table, EvaluationSpec, "benchmark")
 
     def parts(self, spec: EvaluationSpec, data: Dataset) -> Parts:

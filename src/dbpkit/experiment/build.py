@@ -19,6 +19,7 @@ from dbpkit.foundation.types import Denoiser
 from dbpkit.models.networks.layers import placed
 from dbpkit.models.sources import load_classifier, load_denoiser, state_sha256
 from dbpkit.purification.classifier import PurifiedClassifier, Undefended
+from dbpkit.purification.fitting import FittedPurifier, fitted
 from dbpkit.purification.purifier import ModulePurifier, PurifiesImages, takes_denoiser
 from dbpkit.purification.purifier import make_purifier as purifier_of
 from dbpkit.purification.replay import DEFAULT_MEMORY
@@ -64,13 +65,15 @@ def build(
     where = checked_device(device)
     data = chosen_examples(spec)
     tell_first(data)
-    classifier = placed(load_classifier(spec.classifier.name, spec.classifier.options), where)
+    chosen = spec.classifier
+    classifier = placed(load_classifier(chosen.name, chosen.options, **chosen.stages()), where)
     denoiser = needed_denoiser(spec.purifier, spec.denoiser, where)
     purifier = make_purifier(spec.purifier, denoiser, memory_bytes)
     placed(purifier, where)
     model = PurifiedClassifier(purifier, classifier, seed=spec.seed)
     threat = make_threat(spec.threat.norm, spec.threat.budget, spec.threat.options)
-    own = purifier.module if isinstance(purifier, ModulePurifier) else purifier  # that of the user
+    inner = purifier.purifier if isinstance(purifier, FittedPurifier) else purifier
+    own = inner.module if isinstance(inner, ModulePurifier) else inner  # that of the user
     network = {"purifier_sha256": own} if denoiser is None else {"denoiser_sha256": denoiser}
     weights = {"classifier_sha256": classifier, **network}
     hashes = {**{k: state_sha256(v) for k, v in weights.items()}, "data_sha256": data.sha256}
@@ -117,7 +120,8 @@ def make_purifier(
     spec: PurifierSpec, denoiser: Denoiser | None, memory_bytes: int = DEFAULT_MEMORY
 ) -> PurifiesImages:
     """Builds the purifier a spec describes, around a denoiser if it has one."""
-    return purifier_of(spec.name, spec.arguments(), denoiser=denoiser, memory_bytes=memory_bytes)
+    made = purifier_of(spec.name, spec.arguments(), denoiser=denoiser, memory_bytes=memory_bytes)
+    return made if spec.is_diffusion else fitted(made, **spec.fit())
 
 
 def chosen_examples(spec: EvaluationSpec) -> Dataset:

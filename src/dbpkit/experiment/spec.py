@@ -3,7 +3,7 @@
 Device, batch sizes and the output directory do not belong to it, because they must not change a result.
 """
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -13,12 +13,58 @@ from dbpkit.foundation.amounts import amount
 from dbpkit.foundation.errors import UserError, unknown_name
 from dbpkit.foundation.precision import EXACT, Precision
 from dbpkit.foundation.spec import Amount, PartSpec, Strict
+from dbpkit.models.stages import Interpolation, statistics_of
 from dbpkit.purification.purifier import DIFFUSION
 from dbpkit.results.kinds import BASELINE_ROWS, NO_DENOISER
 from dbpkit.results.protocols import DEFAULT, protocols
 
 _HEADLINE = ("white_box", "dw_fwd", "dw_rev", "dw_both", "fixed")
 """Settings a spec evaluates if it names none."""
+
+
+class ResizeSpec(Strict):
+    """Another size of images, see `dbpkit.models.stages.Resize`; a number or [height, width] alone is one."""
+
+    size: Annotated[int, Field(gt=0)] | Annotated[list[int], Field(min_length=2, max_length=2)]
+    mode: Interpolation = "bilinear"
+    antialias: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_size(cls, value: Any) -> Any:
+        return value if isinstance(value, dict | cls) else {"size": value}
+
+
+class NormaliseSpec(Strict):
+    """Mean and deviation of each channel, of pixels in [0, 1]."""
+
+    mean: list[float]
+    std: list[float]
+
+
+class ClassifierSpec(PartSpec):
+    """A classifier, and the stages before it; see `dbpkit.models.stages.StagedClassifier`.
+
+    Attributes:
+        resize: size of the images that it sees, a number (the shorter side) or a table; unset keeps theirs.
+        normalise: ``imagenet`` or another name, or mean and std; unset for one that normalises inside.
+    """
+
+    resize: ResizeSpec | None = None
+    normalise: str | NormaliseSpec | None = None
+
+    @field_validator("normalise")
+    @classmethod
+    def _sound(cls, value: Any) -> Any:
+        try:
+            statistics_of(value.model_dump() if isinstance(value, NormaliseSpec) else value or "half")
+        except UserError as error:
+            raise ValueError(str(error).rstrip(".")) from error
+        return value
+
+    def stages(self) -> dict[str, Any]:
+        """Returns the stages, as `dbpkit.models.sources.load_classifier` takes them."""
+        return {k: v for k, v in self.model_dump(mode="json").items() if k in ("resize", "normalise")}
 
 
 class PurifierSpec(Strict):
@@ -32,6 +78,8 @@ class PurifierSpec(Strict):
         options: keyword arguments of the purifier; of a diffusion those of the sampler.
         grid: of a diffusion: further keyword arguments of the sampler's grid.
         clamp: of a diffusion: whether its image is clipped to [0, 1]; unset does as published.
+        resize: size of the images that it sees, a number (the shorter side) or a table; unset keeps theirs.
+        pad: what their sides are padded to a multiple of, or ``auto``; unset pads nothing.
     """
 
     always: ClassVar[frozenset[str] | None] = frozenset(
@@ -45,6 +93,8 @@ class PurifierSpec(Strict):
     options: dict[str, Any] = Field(default_factory=dict)
     grid: dict[str, Any] = Field(default_factory=dict)
     clamp: bool | None = None
+    resize: ResizeSpec | None = None
+    pad: Annotated[int, Field(gt=0)] | Literal["auto"] | None = None
 
     @property
     def is_diffusion(self) -> bool:
@@ -52,25 +102,31 @@ class PurifierSpec(Strict):
         return self.name == DIFFUSION
 
     def arguments(self) -> dict[str, Any]:
-        """Returns the keyword arguments of the purifier of this name."""
+        """Returns the keyword arguments of the purifier of this name; any other is fitted from outside."""
         chain = {key: getattr(self, key) for key in _CHAIN_KEYS}
-        return {**chain, "options": self.options} if self.is_diffusion else self.options
+        return {**chain, "options": self.options, **self.fit()} if self.is_diffusion else self.options
+
+    def fit(self) -> dict[str, Any]:
+        """Returns how images are fitted to its network, see `dbpkit.purification.fitting.Fit`."""
+        resize = None if self.resize is None else self.resize.model_dump(mode="json")
+        return {k: v for k, v in (("resize", resize), ("pad", self.pad)) if v is not None}
 
     def left_out(self) -> set[str]:
         """Returns the keys that the table does not have: of another purifier all but name and options."""
-        return super().left_out() if self.is_diffusion else set(_CHAIN_KEYS)
+        return super().left_out() | (set() if self.is_diffusion else set(_CHAIN_KEYS))
 
     @model_validator(mode="before")
     @classmethod
     def _keys_of_its_kind(cls, value: Any) -> Any:
         table = {"name": value} if isinstance(value, str) else value
         name = table.get("name", DIFFUSION) if isinstance(table, dict) else DIFFUSION
-        own = ("name", "options")
+        own = ("name", "options", "resize", "pad")
         for key in sorted(table.keys() - set(own), key=str) if name != DIFFUSION else ():
             if key in _CHAIN_KEYS:
                 raise ValueError(
-                    f"'{key}' is a key of a diffusion chain, and purifier '{name}' has {' and '.join(own)}"
-                    f" only. Leave it out; to replace a whole table, --set 'purifier={{name=\"{name}\"}}'"
+                    f"'{key}' is a key of a diffusion chain, and purifier '{name}' has name, options, resize"
+                    " and pad only. Leave it out; to replace a whole table, --set"
+                    f" 'purifier={{name=\"{name}\"}}'"
                 )
             raise ValueError(str(unknown_name(f"key of purifier '{name}'", key, own)).rstrip("."))
         return table
@@ -201,7 +257,7 @@ class EvaluationSpec(Strict):
 
     name: str = "evaluation"
     data: PartSpec = PartSpec(name="embedded")
-    classifier: PartSpec = PartSpec(name="embedded")
+    classifier: ClassifierSpec = ClassifierSpec(name="embedded")
     denoiser: PartSpec = PartSpec(name="embedded")
     purifier: PurifierSpec = PurifierSpec()
     threat: ThreatSpec = ThreatSpec()

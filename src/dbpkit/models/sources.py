@@ -18,6 +18,7 @@ from dbpkit.foundation.registry import Registry, call_with_options
 from dbpkit.foundation.types import Denoiser
 from dbpkit.models.denoisers import from_pretrained
 from dbpkit.models.schedule import discrete_sigmas
+from dbpkit.models.stages import staged
 from dbpkit.models.weights import Architecture, load_weights, refuse_pickle
 
 classifier_sources: Registry[Callable[..., nn.Module]] = Registry("classifier")
@@ -106,16 +107,24 @@ def denoiser_from_diffusers(path: str, subfolder: str | None = None, prediction:
     return model
 
 
-def load_classifier(name: str, options: Mapping[str, Any] | None = None) -> nn.Module:
-    """Loads a classifier by registered name or import path.
+def load_classifier(
+    name: str, options: Mapping[str, Any] | None = None, *, resize: Any = None, normalise: Any = None
+) -> nn.Module:
+    """Loads a classifier by registered name or import path, behind its stages if it has any.
+
+    Args:
+        name: what loads it.
+        options: keyword arguments of that.
+        resize: see `dbpkit.models.stages.StagedClassifier`.
+        normalise: the same.
 
     Raises:
-        UserError: if it cannot be made, or is not an ``nn.Module``.
+        UserError: if it cannot be made, is not an ``nn.Module``, or a stage is wrong.
     """
     made = _make(classifier_sources, name, options)
     if not isinstance(made, nn.Module):
         raise UserError(f"classifier '{name}' must be a torch.nn.Module, not {type(made).__name__}.")
-    return made.requires_grad_(False).eval()
+    return staged(made, resize, normalise).requires_grad_(False).eval()
 
 
 def load_denoiser(name: str, options: Mapping[str, Any] | None = None) -> Denoiser:

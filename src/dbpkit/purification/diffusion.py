@@ -20,6 +20,7 @@ from dbpkit.foundation.precision import Precision, current_precision, kept
 from dbpkit.foundation.types import Denoiser, StepHook
 from dbpkit.models.denoisers import EDMDenoiser, VPDenoiser
 from dbpkit.purification.driver import Trace, drive
+from dbpkit.purification.fitting import Fit, blank_level
 from dbpkit.purification.purifier import DIFFUSION, check_call, purifiers
 from dbpkit.purification.replay import DEFAULT_MEMORY, Replay
 from dbpkit.purification.samplers import make_sampler
@@ -40,6 +41,8 @@ class Purifier(Frozen):
         options: keyword arguments of the sampler.
         grid: further keyword arguments of its grid.
         clamp: whether the purified image is clipped to [0, 1]; None does as published for the sampler.
+        resize: size of the images that the network sees, see `dbpkit.purification.fitting.Fit`; or None.
+        pad: what their sides are padded to a multiple of, a number or ``"auto"``; None pads nothing.
         memory_bytes: budget for kept graphs, see `dbpkit.purification.replay.Replay`.
 
     Raises:
@@ -54,6 +57,8 @@ class Purifier(Frozen):
         torch.Size([1, 3, 32, 32])
     """
 
+    fit: Fit | None = None
+
     def __init__(
         self,
         denoiser: Denoiser,
@@ -64,6 +69,8 @@ class Purifier(Frozen):
         options: Mapping[str, Any] | None = None,
         grid: Mapping[str, Any] | None = None,
         clamp: bool | None = None,
+        resize: Any = None,
+        pad: Any = None,
         memory_bytes: int = DEFAULT_MEMORY,
     ) -> None:
         super().__init__()
@@ -83,6 +90,9 @@ class Purifier(Frozen):
             "options": options,
             "grid": grid,
         }
+        if not (resize is None and pad is None):  # absent otherwise: hashes of models made earlier stay
+            self.fit = Fit(resize, pad)
+            self.settings |= self.fit.table()
         self.sampler = make_sampler(sampler, t_star, steps, options, grid)
         self.clamp = self.sampler.clamps if clamp is None else bool(clamp)
         self.memory_bytes = whole(memory_bytes, "memory_bytes")
@@ -152,7 +162,13 @@ class Purifier(Frozen):
                 f" {self.calls}; its states cannot be compared with forward states. Use an attack without"
                 " their deviation."
             )
-        return x_pure, trace.deviation(2 * x - 1, noise)
+        return x_pure, trace.deviation(2 * self.fitted(x) - 1, noise)
+
+    def fitted(self, x: Tensor) -> Tensor:
+        """Returns images (B, C, H, W) in [0, 1] in the size and with the margins that the network sees."""
+        if self.fit is None:
+            return x
+        return self.fit.there(x, self.denoiser, lambda blank: self._estimate(blank, blank_level(blank)))
 
     def _hook(self) -> Replay:
         return Replay(self.calls, self.memory_bytes, verify=self.verify_replay, settle=self.settle)
@@ -176,9 +192,13 @@ class Purifier(Frozen):
     def _purify(self, x: Tensor, noise: NoisePlan, hook: StepHook) -> Tensor:
         self.settle()
         denoise = partial(self._denoise, precision=current_precision())
-        x0 = drive(self.sampler, denoise, 2 * x - 1, noise, hook)
+        x0 = drive(self.sampler, denoise, 2 * self.fitted(x) - 1, noise, hook)
         x_pure = (x0 + 1) / 2
-        return x_pure.clamp(0, 1) if self.clamp else x_pure
+        x_pure = x_pure.clamp(0, 1) if self.clamp else x_pure
+        if self.fit is None:
+            return x_pure
+        x_pure = self.fit.back(x_pure, (x.shape[-2], x.shape[-1]))
+        return x_pure.clamp(0, 1) if self.clamp and self.fit.overshoots else x_pure
 
     def with_steps(self, steps: int) -> "Purifier":
         """Returns the same purifier on another step grid, sharing the weights."""
