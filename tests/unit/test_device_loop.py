@@ -23,8 +23,8 @@ from dbpkit.attacks.loss import losses
 from dbpkit.attacks.target import Target
 from dbpkit.foundation import drawing, noise
 from dbpkit.foundation.noise import NoisePlan
-from dbpkit.models import denoisers
 from dbpkit.models.denoisers import EDMDenoiser, VPDenoiser
+from dbpkit.models.discrete import linear_schedule, log_levels
 from dbpkit.purification.classifier import PurifiedClassifier
 from dbpkit.purification.diffusion import Purifier
 from dbpkit.purification.samplers import samplers
@@ -97,7 +97,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: torch.float32)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(noise, "values", kernel)
-    denoisers._log_sigmas(DEVICE)  # kept from the first time on
+    log_levels(linear_schedule(), DEVICE)  # kept from the first time on
 
 
 def kernel(like: Tensor, rows: drawing.Rows, *_: Any) -> Tensor:

@@ -18,7 +18,7 @@ from dbpkit.foundation.inputs import (
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.precision import Precision, current_precision, kept
 from dbpkit.foundation.types import Denoiser, StepHook
-from dbpkit.models.denoisers import EDMDenoiser, VPDenoiser
+from dbpkit.models.adapters import Adapter
 from dbpkit.purification.driver import Trace, drive
 from dbpkit.purification.fitting import Fit, blank_level
 from dbpkit.purification.purifier import DIFFUSION, check_call, purifiers
@@ -180,7 +180,7 @@ class Purifier(Frozen):
             return self._estimate(x, sigma)
 
     def _estimate(self, x: Tensor, sigma: Tensor) -> Tensor:
-        if isinstance(self.denoiser, VPDenoiser | EDMDenoiser):  # they see to their network themselves
+        if isinstance(self.denoiser, Adapter):  # they see to their network themselves
             estimate: Tensor = self.denoiser(x, sigma)
             return estimate
         x0 = call_apart(self.denoiser, x, sigma)
