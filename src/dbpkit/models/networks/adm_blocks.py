@@ -114,8 +114,11 @@ class Upsample(nn.Module):
         return self.conv(resampled(x, "up"))
 
 
-class Block(nn.Sequential):
+class Block(nn.ModuleList):
     """Modules in a row, of which the residual ones are told the time."""
+
+    def __init__(self, *modules: nn.Module) -> None:
+        super().__init__(modules)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """Maps features and the embedding of times (B, E) to features."""

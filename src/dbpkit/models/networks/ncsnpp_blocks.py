@@ -45,7 +45,7 @@ class Residual(nn.Module):
         h = functional.silu(self.GroupNorm_0(x))
         if self.resample != "none":
             halve = self.resample == "down"
-            h, x = _resampled(h, halve, self.fir), _resampled(x, halve, self.fir)
+            h, x = resampled(h, halve, self.fir), resampled(x, halve, self.fir)
         h = self.Conv_0(h) + self.Dense_0(embedding)[:, :, None, None]
         h = self.Conv_1(self.Dropout_0(functional.silu(self.GroupNorm_1(h))))
         return self.root * (self.Conv_2(x) + h)
@@ -155,7 +155,7 @@ def _filter(x: Tensor, gain: float) -> Tensor:
     return (gain / kernel.sum() * kernel).expand(x.shape[1], 1, -1, -1)
 
 
-def _resampled(x: Tensor, halve: bool, fir: bool) -> Tensor:
+def resampled(x: Tensor, halve: bool, fir: bool) -> Tensor:
     """Images (B, C, H, W) at half or twice their sides."""
     if halve and fir:
         return functional.conv2d(x, _filter(x, 1.0), stride=2, padding=1, groups=x.shape[1])

@@ -17,6 +17,13 @@ NEEDED = (
 )
 """What every such network has."""
 
+EXCEPTIONS: Mapping[tuple[int, tuple[float, ...], int], Mapping[str, Any]] = {
+    (192, (1, 2, 3, 4), 3): {"qkv_order": "blocks"},
+    (256, (1, 1, 2, 3, 4), 2): {"num_head_channels": None},
+}
+"""What guided-diffusion's ImageNet networks of 64 and of 128 pixels have otherwise than its others, by model
+channels, multiples and residual blocks; from the flags in the README of openai/guided-diffusion."""
+
 
 def options_from_shapes(shapes: Shapes) -> dict[str, Any]:
     """Recovers the options of a guided-diffusion network from its weights' names and shapes.
@@ -24,10 +31,9 @@ def options_from_shapes(shapes: Shapes) -> dict[str, Any]:
     What weights do not show is taken from the family. ``num_head_channels`` is 64 where residual blocks
     change the resolution (guided-diffusion, consistency models) and divides their widths, and there are 4
     heads where strided convolutions do (improved-diffusion). ``qkv_order`` is ``blocks`` where attention's
-    convolutions are two-dimensional (consistency models) and ``heads`` elsewhere. Replace them where the
-    network was trained otherwise: with ``use_new_attention_order``, as guided-diffusion's ImageNet-64
-    network, or with ``num_heads``, as its ImageNet-128 one. A network of one resolution shows neither way of
-    changing it.
+    convolutions are two-dimensional (consistency models) and ``heads`` elsewhere. The two published networks
+    of which that is not true are in `EXCEPTIONS`. Replace these options where the network was trained
+    otherwise. A network of one resolution shows neither way of changing it.
 
     Args:
         shapes: by name, such as ``input_blocks.0.0.weight``; tensors that are not the network's may be among
@@ -56,10 +62,11 @@ def options_from_shapes(shapes: Shapes) -> dict[str, Any]:
     channels = shapes[NEEDED[1]][1]
     qkv = [shape for name, shape in shapes.items() if name.endswith(".qkv.weight")]
     flat = bool(qkv) and len(qkv[0]) == 4
-    return {
+    multiples = [_plain(width / model_channels) for width in widths]
+    found = {
         "image_channels": channels,
         "model_channels": model_channels,
-        "channel_mult": [_plain(width / model_channels) for width in widths],
+        "channel_mult": multiples,
         "num_res_blocks": blocks - 1,
         "attention_resolutions": [
             2**level for level, i in enumerate(firsts) if f"input_blocks.{i}.1.qkv.weight" in shapes
@@ -73,6 +80,7 @@ def options_from_shapes(shapes: Shapes) -> dict[str, Any]:
         "qkv_order": "blocks" if flat else "heads",
         "qkv_dims": 2 if flat else 1,
     }
+    return found | EXCEPTIONS.get((model_channels, tuple(multiples), blocks - 1), {})
 
 
 def _numbers(shapes: Shapes, pattern: str) -> set[int]:
