@@ -1,17 +1,16 @@
 """Reads the pickles that CIFAR is published in, without unpickling: nothing in the file is ever called.
 
-A pickle is a program for a small stack machine. This is such a machine for what those files need: numbers,
-texts, byte strings, containers, and arrays of whole numbers, which are built here from their bytes. To admit
-harmless constructors would not be enough, because the file also chooses their arguments.
+The machine of `dbpkit.foundation.checkpoints` follows them. Here is what it may make for these files:
+numbers, texts, byte strings, containers, and arrays of whole numbers.
 """
 
 import math
-import pickletools
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
+from dbpkit.foundation.checkpoints.machine import Budget, Machine
+from dbpkit.foundation.checkpoints.regions import Source
 from dbpkit.foundation.errors import excerpt
 
 LARGEST = 2**30
@@ -39,7 +38,6 @@ class _Array:
         self.value = value
 
 
-_MARK = object()
 _ENCODE, _BYTES, _NDARRAY, _DTYPE, _RECONSTRUCT, _FROM_BUFFER = (_Global() for _ in range(6))
 _GLOBALS = {
     "_codecs.encode": _ENCODE,
@@ -65,7 +63,8 @@ def read_batch(content: bytes) -> dict[str, Any]:
     """
     if len(content) > LARGEST:
         raise ValueError(f"it has {len(content)} bytes, and no such file has more than {LARGEST}")
-    found = _Machine(len(content)).run(content)
+    budget = Budget(steps=len(content) + 1, text=len(content), bits=64, lazy=None)
+    found, _ = Machine(_Batches(len(content)), Source(content).whole(), budget).run()
     if not isinstance(found, dict):
         raise ValueError(f"it holds {_kind(found)}, not a dictionary")
     return {text_of(key): _finished(value) for key, value in found.items()}
@@ -95,130 +94,72 @@ def _kind(value: Any) -> str:
     return f"a {type(value).__name__.lstrip('_').lower()}"
 
 
-class _Machine:
-    """The stack and memo of one file.
+class _Batches:
+    """What stands for the objects of one file.
 
     Args:
         size: bytes of the file, which bound what may be made from it.
     """
 
+    subject = "a CIFAR batch"
+    more: frozenset[str] = frozenset()
+
     def __init__(self, size: int) -> None:
-        self.stack: list[Any] = []
-        self.memo: dict[int, Any] = {}
         self.left = size
 
-    def run(self, content: bytes) -> Any:
-        """Executes a whole file and returns what it leaves."""
-        for opcode, argument, _ in pickletools.genops(content):
-            name = opcode.name
-            if name in _READ:
-                self.stack.append(_READ[name](argument))
-            elif name in _CONSTANT:
-                self.stack.append(_CONSTANT[name])
-            elif name in _EMPTY:
-                self.stack.append(_EMPTY[name]())
-            elif name in _STEPS:
-                _STEPS[name](self, argument)
-            elif name == "STOP":
-                return self.pop()
-            elif name not in ("PROTO", "FRAME"):
-                raise ValueError(f"it needs '{name}', which is not part of a CIFAR batch")
-        raise ValueError("it does not end")
-
-    def pop(self) -> Any:
-        """Takes the newest value from the stack."""
-        if not self.stack or self.stack[-1] is _MARK:
-            raise ValueError("it takes a value that is not there")
-        return self.stack.pop()
-
-    def top(self, kind: type) -> Any:
-        """Returns the newest value, which must be of a kind."""
-        if not self.stack or not isinstance(self.stack[-1], kind):
-            raise ValueError(f"it fills something that is not a {kind.__name__}")
-        return self.stack[-1]
-
-    def since_mark(self) -> list[Any]:
-        """Takes everything since the last mark from the stack."""
-        place = next((i for i in range(len(self.stack) - 1, -1, -1) if self.stack[i] is _MARK), None)
-        if place is None:
-            raise ValueError("it takes values that are not there")
-        values = self.stack[place + 1 :]
-        del self.stack[place:]
-        return values
-
-    def several(self, count: int) -> tuple[Any, ...]:
-        """Takes the newest ``count`` values, oldest first."""
-        return tuple(reversed([self.pop() for _ in range(count)]))
-
-    def remember(self, place: int | None) -> None:
-        """Stores the newest value under a number, the next free one if not given."""
-        if not self.stack or self.stack[-1] is _MARK:
-            raise ValueError("it remembers a value that is not there")
-        self.memo[len(self.memo) if place is None else int(place)] = self.stack[-1]
-
-    def recall(self, place: int) -> None:
-        """Puts a stored value on the stack again."""
-        if int(place) not in self.memo:
-            raise ValueError("it recalls a value that is not there")
-        self.stack.append(self.memo[int(place)])
-
-    def append(self, values: Iterable[Any]) -> None:
-        """Appends to the list on the stack."""
-        self.top(list).extend(values)
-
-    def put_into(self, items: list[Any]) -> None:
-        """Puts pairs into the dictionary on the stack."""
-        table = self.top(dict)
-        if len(items) % 2:
-            raise ValueError("it has a key without a value")
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            if not isinstance(key, str | bytes):
-                raise ValueError(f"it names something by {_kind(key)}, not by a text")
-            table[key] = value
-
-    def make_dictionary(self) -> None:
-        """Makes a dictionary of everything since the last mark."""
-        items = self.since_mark()
-        self.stack.append({})
-        self.put_into(items)
-
-    def name(self, module: Any, name: Any) -> None:
-        """Puts the name of an admitted function on the stack."""
+    def named(self, module: Any, name: Any) -> _Global:
+        """What stands for an admitted function."""
         path = f"{text_of(module)}.{text_of(name)}"
         if path not in _GLOBALS:
             said = excerpt(path)
             raise ValueError(f"it would call '{said}', which is not part of a CIFAR batch and is refused")
-        self.stack.append(_GLOBALS[path])
+        return _GLOBALS[path]
 
-    def make(self) -> None:
+    def made(self, function: Any, arguments: Any) -> Any:
         """Makes what an admitted function would have returned."""
-        function, arguments = self.several(2)
         if not isinstance(arguments, tuple):
             raise ValueError("it calls something without arguments")
-        made: Any
         if function is _RECONSTRUCT and arguments and arguments[0] is _NDARRAY:
-            made = _Array()
-        elif function is _ENCODE and len(arguments) == 2:
-            made = self._encoded(*arguments)
-        elif function is _BYTES and not arguments:
-            made = b""
-        elif function is _DTYPE and arguments:
-            made = _Type(self._type_name(arguments[0]))
-        elif function is _FROM_BUFFER and len(arguments) == 4:
-            made = _Array(self._array(*arguments[:3], is_fortran=arguments[3] == "F"))
-        else:
-            raise ValueError("it makes something that is not part of a CIFAR batch")
-        self.stack.append(made)
+            return _Array()
+        if function is _ENCODE and len(arguments) == 2:
+            return self._encoded(*arguments)
+        if function is _BYTES and not arguments:
+            return b""
+        if function is _DTYPE and arguments:
+            return _Type(_type_name(arguments[0]))
+        if function is _FROM_BUFFER and len(arguments) == 4:
+            return _Array(_array(*arguments[:3], is_fortran=arguments[3] == "F"))
+        raise ValueError("it makes something that is not part of a CIFAR batch")
 
-    def complete(self) -> None:
+    def completed(self, made: Any, state: Any) -> Any:
         """Gives an array its bytes, or a type its details."""
-        made, state = self.several(2)
         if isinstance(made, _Array) and isinstance(state, tuple) and len(state) in (4, 5):
             shape, dtype, is_fortran, data = state[-4:]
-            made.value = self._array(data, dtype, shape, is_fortran is True)
+            made.value = _array(data, dtype, shape, is_fortran is True)
         elif not (isinstance(made, _Type) and _is_plain(state, made.dtype)):
             raise ValueError("it holds an array that is not one of plain whole numbers")
-        self.stack.append(made)
+        return made
+
+    def key(self, key: Any) -> str | bytes:
+        """A dictionary's key, which must be a text."""
+        if not isinstance(key, str | bytes):
+            raise ValueError(f"it names something by {_kind(key)}, not by a text")
+        return key
+
+    def eight_bit(self, value: bytes) -> bytes:
+        """Python 2's strings are bytes."""
+        return value
+
+    def new(self, *_: Any) -> Any:
+        """No instance is part of a batch."""
+        raise ValueError("it makes something that is not part of a CIFAR batch")
+
+    def stored(self, _identity: Any) -> Any:
+        """Nothing lies beside a batch."""
+        raise ValueError("it names something that is not part of a CIFAR batch")
+
+    def inside(self, *_: Any) -> Any:
+        """No object of a batch holds another."""
 
     def _encoded(self, text: Any, encoding: Any) -> bytes:
         if not isinstance(text, str) or encoding not in ("latin1", b"latin1"):
@@ -231,24 +172,24 @@ class _Machine:
         except UnicodeEncodeError as error:
             raise ValueError("it holds a byte string that is none") from error
 
-    @staticmethod
-    def _type_name(value: Any) -> str:
-        name = text_of(value)
-        if name not in _WHOLE:
-            raise ValueError(f"it holds an array of type '{excerpt(name, 20)}'; whole numbers were expected")
-        return name
 
-    @staticmethod
-    def _array(data: Any, dtype: Any, shape: Any, is_fortran: bool) -> np.ndarray:
-        """An array made of its bytes, none of which are copied."""
-        if not isinstance(dtype, _Type) or not isinstance(data, bytes | bytearray):
-            raise ValueError("it holds an array that is not one of plain whole numbers")
-        sides = shape if isinstance(shape, tuple) and len(shape) <= 4 else (None,)
-        if any(type(side) is not int or not 0 <= side <= LARGEST for side in sides):
-            raise ValueError("it holds an array without a proper shape")
-        if math.prod(sides) * dtype.dtype.itemsize != len(data):
-            raise ValueError(f"it holds an array of shape {sides} with {len(data)} bytes")
-        return np.frombuffer(data, dtype.dtype).reshape(sides, order="F" if is_fortran else "C")
+def _type_name(value: Any) -> str:
+    name = text_of(value)
+    if name not in _WHOLE:
+        raise ValueError(f"it holds an array of type '{excerpt(name, 20)}'; whole numbers were expected")
+    return name
+
+
+def _array(data: Any, dtype: Any, shape: Any, is_fortran: bool) -> np.ndarray:
+    """An array made of its bytes, none of which are copied."""
+    if not isinstance(dtype, _Type) or not isinstance(data, bytes | bytearray):
+        raise ValueError("it holds an array that is not one of plain whole numbers")
+    sides = shape if isinstance(shape, tuple) and len(shape) <= 4 else (None,)
+    if any(type(side) is not int or not 0 <= side <= LARGEST for side in sides):
+        raise ValueError("it holds an array without a proper shape")
+    if math.prod(sides) * dtype.dtype.itemsize != len(data):
+        raise ValueError(f"it holds an array of shape {sides} with {len(data)} bytes")
+    return np.frombuffer(data, dtype.dtype).reshape(sides, order="F" if is_fortran else "C")
 
 
 def _is_plain(state: Any, dtype: np.dtype) -> bool:
@@ -257,52 +198,3 @@ def _is_plain(state: Any, dtype: np.dtype) -> bool:
         return False
     order = "|" if dtype.itemsize == 1 else "<"
     return state[1] in (order, order.encode()) and all(part is None for part in state[2:5])
-
-
-def _eight_bit(text: str) -> bytes:
-    """Python 2's strings are bytes; pickletools shows them as Latin-1."""
-    return text.encode("latin-1")
-
-
-def _whole(value: int) -> int:
-    if value.bit_length() > 64 and not isinstance(value, bool):
-        raise ValueError(f"it holds a whole number of {value.bit_length()} bits")
-    return value
-
-
-_CONSTANT = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "MARK": _MARK}
-"""Opcodes that put the same value on the stack whenever they occur."""
-
-_EMPTY: dict[str, Callable[[], Any]] = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple}
-"""Opcodes that put an empty container on the stack."""
-
-_READ: dict[str, Callable[[Any], Any]] = {
-    **dict.fromkeys(("INT", "LONG", "BININT", "BININT1", "BININT2", "LONG1", "LONG4"), _whole),
-    **dict.fromkeys(("FLOAT", "BINFLOAT"), float),
-    **dict.fromkeys(("STRING", "BINSTRING", "SHORT_BINSTRING"), _eight_bit),
-    **dict.fromkeys(("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"), str),
-    **dict.fromkeys(("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"), bytes),
-    "BYTEARRAY8": bytearray,
-}
-"""Opcodes that put their argument on the stack."""
-
-_STEPS: dict[str, Callable[[_Machine, Any], None]] = {
-    "TUPLE": lambda m, _: m.stack.append(tuple(m.since_mark())),
-    "TUPLE1": lambda m, _: m.stack.append(m.several(1)),
-    "TUPLE2": lambda m, _: m.stack.append(m.several(2)),
-    "TUPLE3": lambda m, _: m.stack.append(m.several(3)),
-    "LIST": lambda m, _: m.stack.append(m.since_mark()),
-    "DICT": lambda m, _: m.make_dictionary(),
-    "APPEND": lambda m, _: m.append(m.several(1)),
-    "APPENDS": lambda m, _: m.append(m.since_mark()),
-    "SETITEM": lambda m, _: m.put_into(list(m.several(2))),
-    "SETITEMS": lambda m, _: m.put_into(m.since_mark()),
-    "GLOBAL": lambda m, argument: m.name(*str(argument).split(" ", 1)),
-    "STACK_GLOBAL": lambda m, _: m.name(*m.several(2)),
-    "REDUCE": lambda m, _: m.make(),
-    "BUILD": lambda m, _: m.complete(),
-    "MEMOIZE": lambda m, _: m.remember(None),
-    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), lambda m, place: m.remember(place)),
-    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda m, place: m.recall(place)),
-}
-"""Opcodes that rearrange the stack."""

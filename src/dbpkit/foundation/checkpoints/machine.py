@@ -39,34 +39,29 @@ class Maker(Protocol):
     more: frozenset[str]
     """Opcodes that are admitted beyond those that every pickle of plain values has."""
 
-    def named(self, module: Any, name: Any) -> Any:
+    def named(self, module: Any, name: Any, /) -> Any:
         """What stands for a class or function."""
 
-    def made(self, function: Any, arguments: Any) -> Any:
+    def made(self, function: Any, arguments: Any, /) -> Any:
         """What stands for the result of a call."""
 
-    def new(self, kind: Any, arguments: Any, keywords: Any = None) -> Any:
+    def new(self, kind: Any, arguments: Any, keywords: Any = None, /) -> Any:
         """What stands for an instance of a class."""
 
-    def completed(self, made: Any, state: Any) -> Any:
+    def completed(self, made: Any, state: Any, /) -> Any:
         """What stands for an object that is given its state."""
 
-    def stored(self, identity: Any) -> Any:
+    def stored(self, identity: Any, /) -> Any:
         """What stands for an object that lies beside the pickle."""
 
-    def key(self, key: Any) -> Any:
+    def key(self, key: Any, /) -> Any:
         """A dictionary's key."""
 
-    def eight_bit(self, value: bytes) -> Any:
+    def eight_bit(self, value: bytes, /) -> Any:
         """A string of Python 2."""
 
-    def inside(self, target: Any, kind: type) -> Any:
+    def inside(self, target: Any, kind: type, /) -> Any:
         """The list or dictionary in an object that is neither, to be filled."""
-
-
-def kind_of(value: Any) -> str:
-    """What a value is, in words; its content is never shown."""
-    return f"a {type(value).__name__.lstrip('_').lower()}"
 
 
 class Machine:

@@ -23,7 +23,7 @@ def _argument(name: str) -> Callable[["Machine"], Any]:
     argument = OPCODES[_CODES[name]].arg
     if argument is None:
         return lambda _: None
-    reader = argument.reader
+    reader: Any = argument.reader
     if argument.n == pickletools.UP_TO_NEWLINE:
         return lambda machine: reader(machine.lines)
     return lambda machine: reader(machine.file)
