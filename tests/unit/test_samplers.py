@@ -605,7 +605,7 @@ def test_sampler_unknown_name_raises_with_nearest() -> None:
 @pytest.mark.parametrize("name", ["ddpm", "reverse_only"])
 def test_sampler_unknown_variance_raises(name: str) -> None:
     with pytest.raises(
-        UserError, match=rf"sampler '{name}': variance must be 'large' or 'small', not 'medium'"
+        UserError, match=rf"sampler '{name}': variance must be 'large', 'small' or 'learned', not 'medium'"
     ):
         make_sampler(name, 0.1, 50, {"variance": "medium"})
     with pytest.raises(UserError, match="variance must be 'large' or 'small', not 'medium'"):

@@ -132,12 +132,21 @@ class Recorder:
         self._starts = True
         return function(state)
 
-    def denoiser(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """The denoiser that a recorded sampler gets."""
+        self._see(x)
+        return self._denoiser(x, sigma)
+
+    def with_variance(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of a denoiser with a learned variance."""
+        self._see(x)
+        found: tuple[Tensor, Tensor] = self._denoiser.with_variance(x, sigma)  # type: ignore[attr-defined]
+        return found
+
+    def _see(self, x: Tensor) -> None:
         if self._starts:
             self._starts = False
             self._note(x)
-        return self._denoiser(x, sigma)
 
 
 @torch.no_grad()
@@ -170,7 +179,7 @@ def distances_on_the_way(subject: Subject, x: Tensor, start: Tensor, noise: Nois
             for level in reversed(levels[1:-1]):
                 note(diffuse(image, level, plan))
         recorder = Recorder(purifier.denoiser, note)
-        x0 = drive(purifier.sampler, recorder.denoiser, image, plan, recorder.step)
+        x0 = drive(purifier.sampler, recorder, image, plan, recorder.step)
         note(x0.clamp(-1, 1) if purifier.clamp else x0)
         return torch.stack(points, dim=2)
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
+
 from dbpkit.analyses.analysis import analyses
 from dbpkit.attacks import RESERVED, attacks, losses
 from dbpkit.checks import checks
@@ -15,9 +17,10 @@ from dbpkit.foundation.options import Option, check_needed, checked_options, opt
 from dbpkit.foundation.packaged import specs, title
 from dbpkit.foundation.plugins import load_plugins
 from dbpkit.foundation.registry import names_of
-from dbpkit.foundation.spec import Strict
+from dbpkit.foundation.spec import PartSpec, Strict
 from dbpkit.models.denoisers import denoiser_adapters
 from dbpkit.models.networks import networks
+from dbpkit.models.schedule import TRAIN_STEPS
 from dbpkit.models.sources import classifier_sources, denoiser_sources, source
 from dbpkit.purification.purifier import GIVEN, purifiers
 from dbpkit.purification.samplers import make_sampler, sampler_options, samplers
@@ -156,7 +159,7 @@ def check_parts(spec: Strict) -> None:
             if ":" not in name and kind != "samplers":
                 _check_part(kind, name, {**more, **given})
         if isinstance(spec, EvaluationSpec):
-            _check_purifier(spec.purifier)
+            _check_purifier(spec.purifier, spec.denoiser)
             if ":" not in spec.purifier.name:
                 gets_denoiser(spec.purifier, spec.denoiser)
             _check_budget(spec.threat)
@@ -173,10 +176,13 @@ def _check_part(kind: str, name: str, given: Mapping[str, Any]) -> None:
         check_needed(known, given, what)
 
 
-def _check_purifier(spec: PurifierSpec) -> None:
+def _check_purifier(spec: PurifierSpec, denoiser: PartSpec) -> None:
     """Raises UserError unless a registered sampler takes the purifier's options and grid."""
     if spec.is_diffusion and ":" not in spec.sampler:
-        make_sampler(spec.sampler, spec.t_star, min(spec.steps, MOST_STEPS), spec.options, spec.grid)
+        steps = min(spec.steps, MOST_STEPS)
+        own = TRAIN_STEPS % steps > 0 and denoiser.name != "embedded"  # it may have as many times as that
+        table = torch.arange(1.0, steps + 1) if own else None
+        make_sampler(spec.sampler, spec.t_star, steps, spec.options, spec.grid, table)
 
 
 def _check_budget(spec: ThreatSpec) -> None:

@@ -35,7 +35,7 @@ def discrete_sigmas() -> Tensor:
     return ((1 - alpha_bar) / alpha_bar).sqrt()
 
 
-def discrete_times(t_star: float, steps: int) -> list[int]:
+def discrete_times(t_star: float, steps: int, train_steps: int = TRAIN_STEPS) -> list[int]:
     """Discrete times that a strided DDPM or DDIM chain visits from t* down to 0.
 
     ``steps`` counts steps of the *whole* chain (S = 1000 is stride 1), as in the papers. The chain keeps
@@ -43,7 +43,8 @@ def discrete_times(t_star: float, steps: int) -> list[int]:
 
     Args:
         t_star: fraction of the chain where purification starts, in (0, 1).
-        steps: S, a divisor of 1000.
+        steps: S, a divisor of T.
+        train_steps: T, how many times the network knows; t* = 0.1 is t = T / 10.
 
     Returns:
         Times in decreasing order, the last one 0.
@@ -56,11 +57,12 @@ def discrete_times(t_star: float, steps: int) -> list[int]:
     """
     if not 0 < t_star < 1:
         raise UserError(f"t_star {t_star} is outside (0, 1). The papers use 0.1, which is t = 100 of 1000.")
-    if steps < 1 or TRAIN_STEPS % steps:
+    if steps < 1 or train_steps % steps:
+        few = [50, 100, 200, 500, 1000] if train_steps == TRAIN_STEPS else _divisors(train_steps)[-5:]
         raise UserError(
-            f"steps {steps} does not divide {TRAIN_STEPS}. Choose one of 50, 100, 200, 500, 1000."
+            f"steps {steps} does not divide {train_steps}. Choose one of {', '.join(map(str, few))}."
         )
-    stride = TRAIN_STEPS // steps
+    stride = train_steps // steps
     times = [stride * i for i in reversed(range(steps))]
     kept = times[max(round((1 - t_star) * steps) - 1, 0) :]
     if kept[0] == 0:
@@ -71,9 +73,29 @@ def discrete_times(t_star: float, steps: int) -> list[int]:
     return kept
 
 
-def discrete_levels(t_star: float, steps: int) -> Tensor:
-    """Noise levels of `discrete_times`, then 0; (calls + 1,) float64."""
-    sigmas = discrete_sigmas()[discrete_times(t_star, steps)]
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def discrete_levels(t_star: float, steps: int, table: Tensor | None = None) -> Tensor:
+    """Noise levels of `discrete_times`, then 0; (calls + 1,) float64.
+
+    Args:
+        t_star: fraction of the chain where purification starts, in (0, 1).
+        steps: S, a divisor of the number of times T.
+        table: noise levels of the denoiser's own times, (T,) increasing; unset is the linear DDPM schedule.
+
+    Raises:
+        UserError: if the arguments are out of range, or no image is left at the first level.
+    """
+    table = discrete_sigmas() if table is None else table
+    times = discrete_times(t_star, steps, len(table))
+    sigmas = table[times]
+    if bool(sigmas[0].isinf()):
+        raise UserError(
+            f"t_star {t_star} starts at t = {times[0]}, where this schedule leaves nothing of the image."
+            " Lower t_star."
+        )
     return torch.cat([sigmas, sigmas.new_zeros(1)])
 
 

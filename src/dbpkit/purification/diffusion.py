@@ -4,7 +4,6 @@ Only this file knows that diffusion models want [-1, 1].
 """
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from dbpkit.purification.driver import Trace, drive
 from dbpkit.purification.fitting import Fit, blank_level
 from dbpkit.purification.purifier import DIFFUSION, check_call, purifiers
 from dbpkit.purification.replay import DEFAULT_MEMORY, Replay
-from dbpkit.purification.samplers import make_sampler
+from dbpkit.purification.samplers import Chain, make_sampler
 
 
 @purifiers.register(DIFFUSION)
@@ -93,7 +92,9 @@ class Purifier(Frozen):
         if not (resize is None and pad is None):  # absent otherwise: hashes of models made earlier stay
             self.fit = Fit(resize, pad)
             self.settings |= self.fit.table()
-        self.sampler = make_sampler(sampler, t_star, steps, options, grid)
+        table = getattr(denoiser, "discrete_levels", None)
+        self.sampler = make_sampler(sampler, t_star, steps, options, grid, table)
+        _check_fit(self.sampler, denoiser)
         self.clamp = self.sampler.clamps if clamp is None else bool(clamp)
         self.memory_bytes = whole(memory_bytes, "memory_bytes")
         self.verify_replay = False
@@ -173,12 +174,6 @@ class Purifier(Frozen):
     def _hook(self) -> Replay:
         return Replay(self.calls, self.memory_bytes, verify=self.verify_replay, settle=self.settle)
 
-    def _denoise(self, x: Tensor, sigma: Tensor, precision: Precision) -> Tensor:
-        """One call of the denoiser, on a copy of the sampler's state in the denoiser's own precision."""
-        self._network_calls.take()
-        with kept(precision):  # a step may run again when the block of its first run is left
-            return self._estimate(x, sigma)
-
     def _estimate(self, x: Tensor, sigma: Tensor) -> Tensor:
         if isinstance(self.denoiser, Adapter):  # they see to their network themselves
             estimate: Tensor = self.denoiser(x, sigma)
@@ -191,8 +186,7 @@ class Purifier(Frozen):
 
     def _purify(self, x: Tensor, noise: NoisePlan, hook: StepHook) -> Tensor:
         self.settle()
-        denoise = partial(self._denoise, precision=current_precision())
-        x0 = drive(self.sampler, denoise, 2 * self.fitted(x) - 1, noise, hook)
+        x0 = drive(self.sampler, Asked(self), 2 * self.fitted(x) - 1, noise, hook)
         x_pure = (x0 + 1) / 2
         x_pure = x_pure.clamp(0, 1) if self.clamp else x_pure
         if self.fit is None:
@@ -207,4 +201,44 @@ class Purifier(Frozen):
             **{**self.settings, "steps": steps},
             clamp=self.clamp,
             memory_bytes=self.memory_bytes,
+        )
+
+
+class Asked:
+    """The denoiser of a purifier as its sampler calls it: counted, in the precision of the first call.
+
+    Args:
+        purifier: whose denoiser is asked.
+    """
+
+    def __init__(self, purifier: Purifier) -> None:
+        self.purifier = purifier
+        self.precision: Precision = current_precision()
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Returns x0, from a copy of the sampler's state in the denoiser's own precision."""
+        self.purifier._network_calls.take()
+        with kept(self.precision):  # a step may run again when the block of its first run is left
+            return self.purifier._estimate(x, sigma)
+
+    def with_variance(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns x0 and the share of the large variance in the logarithm, as `VPDenoiser.with_variance`."""
+        self.purifier._network_calls.take()
+        with kept(self.precision):
+            found: tuple[Tensor, Tensor] = self.purifier.denoiser.with_variance(x, sigma)  # type: ignore[attr-defined]
+        return found
+
+
+def _check_fit(sampler: Chain, denoiser: Any) -> None:
+    """Raises UserError if a denoiser has not what its sampler asks for: a variance, or a time."""
+    if getattr(sampler, "variance", None) == "learned" and getattr(denoiser, "variance", None) != "learned":
+        raise UserError(
+            'the sampler\'s variance = "learned" needs a denoiser whose network returns one, such as'
+            ' VPDenoiser with variance = "learned". Use "large" or "small".'
+        )
+    top = getattr(denoiser, "largest_level", None)
+    if top is not None and sampler.levels[0] > top * (1 + 1e-6):
+        raise UserError(
+            f"purification starts at noise level {sampler.levels[0]:.3g}, and the denoiser's path has no"
+            f" level above {top:.3g}. Lower t_star."
         )

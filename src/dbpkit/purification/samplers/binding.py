@@ -14,6 +14,9 @@ from dbpkit.purification.samplers.functions import FunctionSampler, Method, as_m
 RESERVED = ("t_star", "steps")
 """Arguments of a grid that have a place of their own in a spec."""
 
+TABLE = "table"
+"""Argument of a grid that walks the denoiser's own discrete times: their noise levels, (T,)."""
+
 
 def make_sampler(
     name: str,
@@ -21,6 +24,7 @@ def make_sampler(
     steps: int = 1000,
     options: Mapping[str, Any] | None = None,
     grid: Mapping[str, Any] | None = None,
+    table: Tensor | None = None,
 ) -> Chain:
     """Makes a sampler with its levels and options.
 
@@ -30,6 +34,8 @@ def make_sampler(
         steps: S of the sampler's published grid.
         options: its fields (``eta``, ``variance``, ``clip``, ...).
         grid: further keyword arguments of the grid (``sigma_max``, ...).
+        table: noise levels (T,) of the denoiser's own discrete times, increasing, for grids that walk them;
+            unset is the linear DDPM schedule.
 
     Raises:
         UserError: if a name or an option is unknown, or the levels do not decrease to 0.
@@ -37,22 +43,22 @@ def make_sampler(
     part, what = samplers.resolve(name), f"sampler '{name}'"
     if isinstance(part, type) and issubclass(part, Chain):
         chosen = checked_options(part, options or {}, what, GIVEN)
-        levels = _levels(part.grid, t_star, steps, grid, name)
+        levels = _levels(part.grid, t_star, steps, grid, name, table)
         if isabstract(part):
             raise UserError(f"{what} has no method step(denoiser, state, i, noise). Give it one.")
         return part(tuple(levels.tolist()), **chosen)
     method = as_method(part, name)
     chosen = checked_options(method.sample, options or {}, what, method.given)
-    levels = _levels(method.levels, t_star, steps, grid, name)
+    levels = _levels(method.levels, t_star, steps, grid, name, table)
     return FunctionSampler(tuple(levels.tolist()), method, chosen, levels)
 
 
 def sampler_options(part: Any) -> tuple[dict[str, Option], dict[str, Option]]:
     """Returns the options of a registered sampler and those of its grid, by name."""
     if isinstance(part, type) and issubclass(part, Chain):
-        return options_of(part, GIVEN), options_of(part.grid, RESERVED)
+        return options_of(part, GIVEN), options_of(part.grid, (*RESERVED, TABLE))
     method = part if isinstance(part, Method) else Method(part)
-    return options_of(method.sample, method.given), options_of(method.levels, RESERVED)
+    return options_of(method.sample, method.given), options_of(method.levels, (*RESERVED, TABLE))
 
 
 def check_levels(levels: Tensor, name: str) -> None:
@@ -67,7 +73,12 @@ def check_levels(levels: Tensor, name: str) -> None:
 
 
 def _levels(
-    grid: Callable[..., Tensor], t_star: float, steps: int, options: Mapping[str, Any] | None, name: str
+    grid: Callable[..., Tensor],
+    t_star: float,
+    steps: int,
+    options: Mapping[str, Any] | None,
+    name: str,
+    table: Tensor | None,
 ) -> Tensor:
     """The noise levels of a sampler's grid, (S + 1,)."""
     if not isinstance(options or {}, Mapping):
@@ -77,7 +88,11 @@ def _levels(
             raise UserError(
                 f"the grid of sampler '{name}' has no option '{reserved}'. Give it beside the grid."
             )
+    if TABLE in (options or {}):
+        raise UserError(f"the grid of sampler '{name}' has no option 'table'. It comes from the denoiser.")
     settings = {"t_star": t_star, "steps": steps, **(options or {})}
+    if table is not None and TABLE in options_of(grid):
+        settings[TABLE] = table
     levels: Tensor = call_with_options(grid, settings, f"the grid of sampler '{name}'")
     check_levels(levels, name)
     return levels

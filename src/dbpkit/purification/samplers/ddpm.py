@@ -2,8 +2,9 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from dbpkit.foundation.noise import NoisePlan
@@ -17,24 +18,44 @@ class DDPM(Chain):
     """DDPM ancestral sampling; every step adds fresh noise.
 
     Attributes:
-        variance: ``"large"`` (beta_t, published) or ``"small"`` (posterior beta_t).
+        variance: ``"large"`` (beta_t, published), ``"small"`` (posterior beta_t), or ``"learned"`` between
+            the two, pixel by pixel, of a network that returns it.
         clip: whether the clean estimate is limited to [-1, 1] at every step (published).
 
     Source:
-        Ho et al. 2020 (arXiv:2006.11239), eq. 7 and section 3.2, in sigma coordinates.
+        Ho et al. 2020 (arXiv:2006.11239), eq. 7 and section 3.2, in sigma coordinates; Nichol & Dhariwal 2021
+        (arXiv:2102.09672), eq. 15, for the learned variance.
     """
 
-    variance: Literal["large", "small"] = "large"
+    variance: Literal["large", "small", "learned"] = "large"
     clip: bool = True
 
     def step(self, denoiser: Denoiser, state: State, i: int, noise: NoisePlan) -> State:
         """One ancestral step; one call of the denoiser."""
         (x,), (sigma, sigma_next) = state, self.levels[i : i + 2]
+        if self.variance == "learned":
+            return (self._learned(denoiser, x, i, noise),)
         x0 = clipped(denoiser(x, level(sigma, x)), self.clip)
         if sigma_next == 0:
             return (x0,)
         mean, std = posterior(x, x0, sigma, sigma_next, self.variance)
         return (mean + std * noise.normal("reverse", i, x),)
+
+    def _learned(self, denoiser: Any, x: Tensor, i: int, noise: NoisePlan) -> Tensor:
+        """The image after a step whose variance is the network's."""
+        sigma, sigma_next = self.levels[i : i + 2]
+        x0, share = denoiser.with_variance(x, level(sigma, x))
+        x0 = clipped(x0, self.clip)
+        if sigma_next == 0:
+            return x0
+        mean, large = posterior(x, x0, sigma, sigma_next, "large")
+        _, small = posterior(x, x0, sigma, sigma_next, "small")
+        return mean + between(share, small, large) * noise.normal("reverse", i, x)
+
+
+def between(share: Tensor, small: float, large: float) -> Tensor:
+    """The deviation whose logarithm is ``share`` of the way from ``small`` to ``large``, of any shape."""
+    return torch.exp(share * math.log(large) + (1 - share) * math.log(small))
 
 
 def posterior(

@@ -10,9 +10,9 @@ from dbpkit.models.schedule import discrete_levels
 from dbpkit.purification.samplers.chain import Chain, clipped, level, samplers
 
 
-def one_level(t_star: float, steps: int) -> Tensor:
-    """The first level of the discrete grid, and 0; (2,) float64."""
-    return discrete_levels(t_star, steps)[[0, -1]]
+def one_level(t_star: float, steps: int, table: Tensor | None = None) -> Tensor:
+    """The first level of the discrete grid, and 0; (2,) float64; see `discrete_levels`."""
+    return discrete_levels(t_star, steps, table)[[0, -1]]
 
 
 @samplers.register("one_step")
