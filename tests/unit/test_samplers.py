@@ -608,7 +608,7 @@ def test_sampler_unknown_variance_raises(name: str) -> None:
         UserError, match=rf"sampler '{name}': variance must be 'large', 'small' or 'learned', not 'medium'"
     ):
         make_sampler(name, 0.1, 50, {"variance": "medium"})
-    with pytest.raises(UserError, match="variance must be 'large' or 'small', not 'medium'"):
+    with pytest.raises(UserError, match="variance must be 'large', 'small' or 'learned', not 'medium'"):
         on_grid(name, torch.tensor([0.3, 0.0]), variance="medium")
 
 
