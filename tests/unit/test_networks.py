@@ -18,7 +18,16 @@ from dbpkit.models.sources import state_sha256
 from dbpkit.models.weights import Architecture, load_weights, save_weights
 from tests.oracles import TinyNetwork, uniform
 
-NEEDED: dict[str, dict[str, Any]] = {
+RESIDUAL = {"channels": (4, 8, 8, 8), "blocks": (1, 1, 1, 1)}
+
+SMALL: dict[str, dict[str, Any]] = {
+    "dhariwal": {"img_resolution": 32, "model_channels": 8, "channel_mult": (1, 2), "num_blocks": 1},
+    "ho_ddpm": {"ch": 32, "ch_mult": (1, 1), "num_res_blocks": 1},
+    "preact_resnet18": RESIDUAL,
+    "resnet18_cifar": RESIDUAL,
+    "resnet50_cifar": RESIDUAL,
+    "songunet": {"model_channels": 8, "channel_mult": (1, 2), "num_blocks": 1},
+    "wideresnet": {"depth": 10, "widen_factor": 1},
     "diffusers": {
         "config": {
             "block_out_channels": [8, 8],
@@ -39,10 +48,10 @@ each_network = pytest.mark.parametrize("name", list(networks))
 
 def described(name: str) -> Architecture:
     """A network that takes a noise label is a denoiser's, one that takes images alone a classifier's."""
-    options = NEEDED.get(name, {})
+    options = SMALL.get(name, {})
     network: nn.Module = networks.get(name)(**options)
     given = [p for p in inspect.signature(network.forward).parameters.values() if p.default is p.empty]
-    denoiser = "vp" if name == "diffusers" else "edm"
+    denoiser = "vp" if name in ("diffusers", "ho_ddpm") else "edm"
     return Architecture("denoiser" if len(given) > 1 else "classifier", name, options, denoiser)
 
 

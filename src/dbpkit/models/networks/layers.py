@@ -1,6 +1,7 @@
 """Layers and helpers that several of the package's networks are made of."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,6 +26,27 @@ class Normalise(nn.Module):
         if x.shape[1] != self.mean.shape[1]:  # broadcasting would turn one channel into three without a word
             raise UserError(f"the classifier was made for {self.mean.shape[1]} channels, not {x.shape[1]}.")
         return (x - self.mean) / self.std
+
+
+def normalised(x: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Tensor:
+    """Images (B, C, H, W) less a mean, over a deviation, per channel; None for 0 and 1.
+
+    Unlike `Normalise` it keeps no tensors, so that a network can be made without first weights.
+
+    Raises:
+        UserError: if the images have other channels.
+    """
+    for values in (mean, std):
+        if values is not None and len(values) != x.shape[1]:
+            raise UserError(f"the classifier was made for {len(values)} channels, not {x.shape[1]}.")
+    if mean is not None:
+        x = x - _column(mean, x)
+    return x if std is None else x / _column(std, x)
+
+
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    """Numbers as (C, 1, 1); filled on the device, since a copy to it would make the GPU wait."""
+    return torch.cat([like.new_full((1, 1, 1), value) for value in values])
 
 
 def conv_bn(inputs: int, outputs: int, *, pool: bool = False) -> nn.Sequential:
