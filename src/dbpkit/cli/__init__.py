@@ -26,7 +26,8 @@ COMPLETION = "_DBPKIT_COMPLETE"
 def main() -> None:
     """Runs the command line; the exit status is that of `dbpkit.cli.crash`."""
     console.prepare()
-    logging.getLogger(console.EXAMPLES).setLevel(logging.INFO)
+    for told in (console.EXAMPLES, console.PICTURES):
+        logging.getLogger(told).setLevel(logging.INFO)
     sys.exit(guarded(_command))
 
 

@@ -43,6 +43,9 @@ def purify(
             help="Set an option of a part, such as purifier.options.eta=1 or denoiser.options.variant=addt.",
         ),
     ] = [],
+    tile: Annotated[
+        str, typer.Option(help="Side of the tiles of large images, or whole; auto is by the network's size.")
+    ] = "auto",
     device: Device = AUTO,
     precision: Precision = "float32",
     overwrite: Annotated[
@@ -57,7 +60,8 @@ def purify(
 
     begin(plugin, computes=True, share=False)  # the same image is purified alike
     chain = _purifier(purifier, {"sampler": sampler, "t_star": t_star, "steps": steps})
-    spec = _spec({"denoiser": denoiser, "purifier": chain, "precision": precision}, overrides)
+    table = {"denoiser": denoiser, "purifier": chain, "precision": precision, "tile": tile}
+    spec = _spec(table, overrides)
     with working(as_json, talk, continues=False) as progress:
         written = purify_files(
             images,
@@ -66,10 +70,9 @@ def purify(
             spec.denoiser.name,
             seed,
             progress,
-            options=spec.denoiser.options,
             device=device,
             overwrite=overwrite,
-            precision=spec.precision,
+            **_settings(spec),
         )
     printing.purified(written, out, as_json)
 
@@ -86,6 +89,13 @@ def _spec(table: dict[str, Any], overrides: list[str]) -> "PurifySpec":
     from dbpkit.foundation.overrides import override
     from dbpkit.foundation.spec import validate
 
+    table["tile"] = int(table["tile"]) if table["tile"].isdecimal() else table["tile"]
     for text in overrides:
         override(table, text, PurifySpec)
     return validate(table, PurifySpec, "dbpkit purify")
+
+
+def _settings(spec: "PurifySpec") -> dict[str, Any]:
+    """What of the spec is neither purifier nor denoiser, and the options of the latter."""
+    own = {"precision": spec.precision, "tile": spec.tile, "overlap": spec.overlap}
+    return {"options": spec.denoiser.options, **own}

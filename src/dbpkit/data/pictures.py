@@ -7,9 +7,10 @@ what lay under transparency in the picture. PNG files are written by `dbpkit.fou
 
 import stat
 import warnings
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -27,6 +28,8 @@ from torch import Tensor
 
 from dbpkit.foundation.errors import UserError, shown, unknown_name
 from dbpkit.foundation.options import Count
+
+T = TypeVar("T")
 
 _DECODERS = (
     PngImagePlugin,
@@ -50,7 +53,7 @@ Mode = Literal["L", "RGB"]
 ORIENTATION = 0x0112
 """The EXIF tag that says how a camera was held."""
 
-_TRANSPARENT = {"LA", "La", "PA", "RGBA", "RGBa"}
+TRANSPARENT = {"LA", "La", "PA", "RGBA", "RGBa"}
 _TURNS = {  # orientation: quarter turns anticlockwise, and whether it is mirrored left to right after them
     2: (0, True),
     3: (2, False),
@@ -84,13 +87,18 @@ def read_picture(
     where = where or f"image '{source if not isinstance(source, bytes) else '?'}'"
     if mode not in get_args(Mode):
         raise unknown_name("image mode", str(mode), get_args(Mode))
+    return opened(source, where, lambda image: _decoded(image, where, size, mode))
+
+
+def opened(source: str | Path | bytes, where: str, use: Callable[[Image.Image], T]) -> T:
+    """Returns what ``use`` makes of an opened image file; errors as `read_picture`."""
     try:
-        opened = BytesIO(source) if isinstance(source, bytes) else _regular(Path(source), where)
+        content = BytesIO(source) if isinstance(source, bytes) else _regular(Path(source), where)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # damaged metadata; what matters is an error
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(opened, formats=FORMATS) as image:
-                return _decoded(image, where, size, mode)
+            with Image.open(content, formats=FORMATS) as image:
+                return use(image)
     except UserError:
         raise
     except FileNotFoundError as error:
@@ -138,8 +146,8 @@ def _regular(path: Path, where: str) -> Path:
     return path
 
 
-def _decoded(image: Image.Image, where: str, size: int | None, mode: Mode) -> Tensor:
-    """The pixels of an opened image."""
+def loaded(image: Image.Image, where: str) -> Image.Image:
+    """Returns an opened image with its pixels; UserError if it holds several, or none."""
     if getattr(image, "is_animated", False) and image.format != "MPO":
         raise UserError(
             f"{where} holds several pictures (an animation, or pages). Save the one that is meant as a file."
@@ -147,10 +155,15 @@ def _decoded(image: Image.Image, where: str, size: int | None, mode: Mode) -> Te
     if 0 in image.size:
         raise UserError(f"{where} has no pixels: it is {image.width} x {image.height}.")
     image.load()
-    orientation = _orientation(image)
-    deep = _deep(image, where)
+    return image
+
+
+def _decoded(image: Image.Image, where: str, size: int | None, mode: Mode) -> Tensor:
+    """The pixels of an opened image."""
+    orientation = orientation_of(loaded(image, where))
+    deep = deep_pixels(image, where)
     flat = _flat(image, where, mode) if deep is None else Image.fromarray(deep)
-    flat = _upright(flat, orientation)
+    flat = upright(flat, orientation)
     if size is not None:
         flat = _square(flat, size, where)
     array = np.array(flat)
@@ -160,8 +173,8 @@ def _decoded(image: Image.Image, where: str, size: int | None, mode: Mode) -> Te
     return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
 
 
-def _deep(image: Image.Image, where: str) -> np.ndarray | None:
-    """Grey pixels of more than 8 bits as float32 (H, W) in [0, 1]; None where there are 8 bits."""
+def deep_pixels(image: Image.Image, where: str) -> np.ndarray | None:
+    """Returns grey pixels of more than 8 bits as float32 (H, W) in [0, 1]; None where there are 8 bits."""
     if not image.mode.startswith(("I", "F")):
         return None
     values = np.asarray(image)
@@ -185,7 +198,7 @@ def _deep(image: Image.Image, where: str) -> np.ndarray | None:
 
 def _flat(image: Image.Image, where: str, mode: Mode) -> Image.Image:
     """The image in mode L or RGB; UserError if something shines through."""
-    if image.mode in _TRANSPARENT or image.info.get("transparency") is not None:
+    if image.mode in TRANSPARENT or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
         if image.getchannel("A").getextrema() != (255, 255):
             raise UserError(f"{where} has transparent pixels. Put it on a background first.")
@@ -193,16 +206,16 @@ def _flat(image: Image.Image, where: str, mode: Mode) -> Image.Image:
     return image.convert(mode)
 
 
-def _orientation(image: Image.Image) -> int:
-    """How the picture must be turned, 1 to 8; 1 if the metadata do not say, or are damaged."""
+def orientation_of(image: Image.Image) -> int:
+    """Returns how the picture must be turned, 1 to 8; 1 if the metadata do not say, or are damaged."""
     try:
         return int(image.getexif().get(ORIENTATION, 1))
     except Exception:  # Pillow parses metadata with struct, and any of its errors comes through
         return 1
 
 
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    """The picture as its camera meant it; see `_TURNS`."""
+def upright(image: Image.Image, orientation: int) -> Image.Image:
+    """Returns the picture as its camera meant it; see `_TURNS`."""
     turns, mirrored = _TURNS.get(orientation, (0, False))
     turn = (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)[turns]
     image = image if turn is None else image.transpose(turn)

@@ -15,15 +15,15 @@ from torch import Tensor
 from dbpkit.checks.levels import outside_trained_levels, suspicious_grid
 from dbpkit.data.dataset import path_id
 from dbpkit.data.pictures import Mode, as_unit, read_picture
+from dbpkit.evaluation.photographs import PurifiesFiles, Tiling
+from dbpkit.evaluation.photographs import image_channels as image_channels
 from dbpkit.experiment.build import make_purifier
 from dbpkit.experiment.execution import AUTO, checked_device
 from dbpkit.experiment.spec import PurifierSpec
 from dbpkit.foundation.errors import UserError, excerpt
 from dbpkit.foundation.image_folder import ImageFolder
-from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.png import eight_bits, png_bytes
-from dbpkit.foundation.precision import EXACT, Precision, checked_precision, precise
-from dbpkit.foundation.rows import free, is_out_of_memory
+from dbpkit.foundation.precision import EXACT, Precision
 from dbpkit.models.networks.layers import placed
 from dbpkit.models.sources import load_denoiser, source
 from dbpkit.purification.diffusion import Purifier
@@ -65,14 +65,20 @@ def purify_files(
     device: str | torch.device | None = None,
     overwrite: bool = False,
     precision: Precision = EXACT,
+    tile: Tiling = "auto",
+    overlap: int | None = None,
 ) -> list[Path]:
     """Purifies image files one by one and writes ``<name>.png`` into a folder.
 
     What this function did not write is never overwritten; a second call replaces what the first one wrote.
     Whatever goes wrong with one image, the others are written.
 
+    An image keeps its size, upright, its opacity, its colour profile, grey, and 16 bits of grey. Margins are
+    added where the network does not divide its sides, and cut off again. Large images are purified in tiles
+    that fade into each other (`dbpkit.purification.tiles`).
+
     Args:
-        paths: image files of any size the denoiser accepts.
+        paths: image files.
         out: folder for the results.
         spec: purifier settings.
         denoiser: registered name, import path, or a weights file; loaded for a purifier that has one.
@@ -82,6 +88,9 @@ def purify_files(
         device: where the network runs; None or ``"auto"`` is a GPU if there is one.
         overwrite: whether other files of the results' names are replaced too; the images given never are.
         precision: what the network computes in: ``"float32"``, ``"tf32"`` or ``"bfloat16"``.
+        tile: side of tiles; ``"auto"`` is the network's own size, at least 64, for larger images, unless the
+            spec resizes them or there is no network; ``"whole"`` is no tiles.
+        overlap: least number of pixels that tiles share; None takes a quarter of their side, at most 32.
 
     Returns:
         The files written.
@@ -96,23 +105,37 @@ def purify_files(
     purifier = _purifier(spec, denoiser, options or {}, where)
     for flag in chain_flags(purifier, spec):
         log.warning("%s", flag.message)
-    one = _One(purifier, seed, where, precision)
-    written, problems = [], []
-    for done, (path, target) in enumerate(targets.items(), start=1):
+    one = PurifiesFiles(purifier, seed, where, precision, tile, overlap)
+    written, problems = _each(one, targets, folder, progress)
+    if problems:
+        raise UserError(
+            f"{len(written)} of {len(paths)} images were purified into '{out}'; not: {' '.join(problems)}"
+        )
+    return written
+
+
+def _each(
+    one: PurifiesFiles, targets: Mapping[Path, Path], folder: ImageFolder, progress: Progress
+) -> tuple[list[Path], list[str]]:
+    """Purifies image after image; the files written, and what went wrong with others."""
+    written: list[Path] = []
+    problems: list[str] = []
+    for done, (path, target) in enumerate(targets.items()):
+
+        def share(part: float, done: int = done, path: Path = path) -> None:
+            if part < 1:
+                progress((done + part) / len(targets), path.name)
+
         try:
-            folder.write(target, one(path))
+            folder.write(target, one(path, path_id(path.stem), share))
         except UserError as error:
             problems.append(str(error))
         except Exception as error:  # of the user's own denoiser or sampler, or of memory: the others go on
             problems.append(f"image '{path}' failed ({type(error).__name__}: {excerpt(error)}).")
         else:
             written.append(target)
-        progress(done / len(targets), path.name)
-    if problems:
-        raise UserError(
-            f"{len(written)} of {len(paths)} images were purified into '{out}'; not: {' '.join(problems)}"
-        )
-    return written
+        progress((done + 1) / len(targets), path.name)
+    return written, problems
 
 
 def _purifier(
@@ -124,7 +147,8 @@ def _purifier(
         name, own = source(denoiser)
         network = load_denoiser(name, {**own, **options})
         network = placed(network, where)
-    purifier = make_purifier(spec, network)
+    fitting = spec if spec.pad is not None else spec.model_copy(update={"pad": "auto"})
+    purifier = make_purifier(fitting, network)
     placed(purifier, where)
     return purifier
 
@@ -137,83 +161,3 @@ def chain_flags(purifier: PurifiesImages, spec: PurifierSpec) -> list[Flag]:
         *outside_trained_levels(purifier.denoiser, purifier.sampler.levels),
         *suspicious_grid(spec.sampler, purifier.calls),
     ]
-
-
-class _One:
-    """Purifies one file; the purifier's channels are found out with the first that can be read."""
-
-    def __init__(
-        self, purifier: PurifiesImages, seed: int, device: torch.device, precision: Precision = EXACT
-    ) -> None:
-        self.purifier = purifier
-        self.seed = seed
-        self.device = device
-        self.precision = checked_precision(precision)
-        self.mode: Mode = "RGB"
-        self.asked = False
-
-    @torch.no_grad()
-    def __call__(self, path: Path) -> bytes:
-        with precise(self.precision):
-            return self._png(path)
-
-    def _png(self, path: Path) -> bytes:
-        x = read_picture(path, mode=self.mode)
-        if not self.asked and self._takes_grey(x):
-            self.mode = "L"
-            x = read_picture(path, mode="L")
-        x = as_unit(x)[None].to(self.device)
-        try:
-            x_pure = self.purifier(x, noise=NoisePlan.of(self.seed, [path_id(path.stem)]))
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                free(error)
-                raise UserError(
-                    f"image '{path}' of shape {tuple(x.shape[1:])} needs more memory than there is. Make it"
-                    " smaller, or take a device with more."
-                ) from None
-            raise UserError(
-                f"image '{path}' of shape {tuple(x.shape[1:])} does not fit the {self._network}"
-                f" ({excerpt(error)})."
-            ) from error
-        except UserError as error:
-            raise UserError(f"image '{path}': {error}") from error
-        return as_png(x_pure[0], f"image '{path}'")
-
-    def _takes_grey(self, x: Tensor) -> bool:
-        """Whether the network takes images of one channel; asked again while no size fits it."""
-        channels = image_channels(self._ask, (x.shape[1], x.shape[2]), self.device)
-        self.asked = channels is not None
-        return channels == 1
-
-    def _ask(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """One call of the denoiser, or of a purifier without one."""
-        if isinstance(self.purifier, Purifier):
-            return self.purifier.denoiser(x, sigma)
-        return self.purifier(x, noise=NoisePlan.of(self.seed, [0]))
-
-    @property
-    def _network(self) -> str:
-        return "denoiser" if isinstance(self.purifier, Purifier) else "purifier"
-
-
-@torch.no_grad()
-def image_channels(denoiser: Any, size: tuple[int, int], device: torch.device | None = None) -> int | None:
-    """Returns the channels, 1 or 3, of the images that a denoiser takes, or None if it takes neither.
-
-    It is asked with a black image of 3 channels and with one of 1; one that takes both gets 3.
-
-    Args:
-        denoiser: any `dbpkit.foundation.types.Denoiser`.
-        size: height and width to ask with.
-        device: where it runs.
-    """
-    for channels in (3, 1):
-        x = torch.zeros(1, channels, *size, device=device)
-        try:
-            x0 = denoiser(x, torch.ones((), device=device))
-        except Exception:  # a network says in its own way that it does not take this
-            continue
-        if isinstance(x0, Tensor) and x0.shape == x.shape:
-            return channels
-    return None

@@ -9,62 +9,17 @@ from pydantic import Field, field_validator, model_validator
 
 from dbpkit.data.order import Order
 from dbpkit.experiment.knowledge import Knowledge, find_known, known
+from dbpkit.experiment.stages import ClassifierSpec, ResizeSpec
 from dbpkit.foundation.amounts import amount
 from dbpkit.foundation.errors import UserError, unknown_name
 from dbpkit.foundation.precision import EXACT, Precision
 from dbpkit.foundation.spec import Amount, PartSpec, Strict
-from dbpkit.models.stages import Interpolation, statistics_of
 from dbpkit.purification.purifier import DIFFUSION
 from dbpkit.results.kinds import BASELINE_ROWS, NO_DENOISER
 from dbpkit.results.protocols import DEFAULT, protocols
 
 _HEADLINE = ("white_box", "dw_fwd", "dw_rev", "dw_both", "fixed")
 """Settings a spec evaluates if it names none."""
-
-
-class ResizeSpec(Strict):
-    """Another size of images, see `dbpkit.models.stages.Resize`; a number or [height, width] alone is one."""
-
-    size: Annotated[int, Field(gt=0)] | Annotated[list[int], Field(min_length=2, max_length=2)]
-    mode: Interpolation = "bilinear"
-    antialias: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_size(cls, value: Any) -> Any:
-        return value if isinstance(value, dict | cls) else {"size": value}
-
-
-class NormaliseSpec(Strict):
-    """Mean and deviation of each channel, of pixels in [0, 1]."""
-
-    mean: list[float]
-    std: list[float]
-
-
-class ClassifierSpec(PartSpec):
-    """A classifier, and the stages before it; see `dbpkit.models.stages.StagedClassifier`.
-
-    Attributes:
-        resize: size of the images that it sees, a number (the shorter side) or a table; unset keeps theirs.
-        normalise: ``imagenet`` or another name, or mean and std; unset for one that normalises inside.
-    """
-
-    resize: ResizeSpec | None = None
-    normalise: str | NormaliseSpec | None = None
-
-    @field_validator("normalise")
-    @classmethod
-    def _sound(cls, value: Any) -> Any:
-        try:
-            statistics_of(value.model_dump() if isinstance(value, NormaliseSpec) else value or "half")
-        except UserError as error:
-            raise ValueError(str(error).rstrip(".")) from error
-        return value
-
-    def stages(self) -> dict[str, Any]:
-        """Returns the stages, as `dbpkit.models.sources.load_classifier` takes them."""
-        return {k: v for k, v in self.model_dump(mode="json").items() if k in ("resize", "normalise")}
 
 
 class PurifierSpec(Strict):
@@ -137,11 +92,21 @@ _CHAIN_KEYS = ("sampler", "t_star", "steps", "grid", "clamp")
 
 
 class PurifySpec(Strict):
-    """What purifies image files: a purifier, and the denoiser that a diffusion chain needs."""
+    """What purifies image files: a purifier, and the denoiser that a diffusion chain needs.
+
+    Attributes:
+        denoiser: the network of a diffusion chain.
+        purifier: what purifies them.
+        precision: what networks compute in.
+        tile: side of the tiles of large images; ``auto`` by the network's size, ``whole`` for none.
+        overlap: least number of pixels that tiles share; unset is a quarter of their side, at most 32.
+    """
 
     denoiser: PartSpec = PartSpec(name="embedded")
     purifier: PurifierSpec = PurifierSpec()
     precision: Precision = EXACT
+    tile: Annotated[int, Field(gt=0)] | Literal["auto", "whole"] = "auto"
+    overlap: Annotated[int, Field(ge=0)] | None = None
 
 
 class ThreatSpec(Strict):

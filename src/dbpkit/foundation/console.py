@@ -29,6 +29,9 @@ UNKNOWN_WIDTH = 160
 EXAMPLES = "dbpkit.examples"
 """Name of the log that says which file has which label, which is for everyone to see."""
 
+PICTURES = "dbpkit.pictures"
+"""Name of the log that says how an image file was purified."""
+
 ESTIMATES = "dbpkit.estimates"
 """Name of the log that says what a run will take; commands that show their progress show it."""
 

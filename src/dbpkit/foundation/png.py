@@ -1,4 +1,4 @@
-"""The one writer of PNG files: images in [0, 1] become 8-bit pixels, and pixels the content of a file."""
+"""The one writer of PNG files: images in [0, 1] become pixels of 8 or 16 bits, and pixels a file."""
 
 import io
 from typing import Any
@@ -18,20 +18,32 @@ def eight_bits(image: Any) -> Array:
     Returns:
         uint8 (H, W) for one channel, else (H, W, 3), rounded to the nearest of 256 values.
     """
+    return whole_numbers(image, 8)
+
+
+def whole_numbers(image: Any, bits: int) -> Array:
+    """Returns what `eight_bits` does, in 8 bits or in 16, whose white is 65,535."""
     values = np.asarray(image)
-    pixels = np.rint(values.clip(0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
+    kind, white = (np.uint8, 255) if bits == 8 else (np.uint16, 65535)
+    pixels = np.rint(values.clip(0, 1) * white).astype(kind).transpose(1, 2, 0)
     return np.asarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
 
 
-def png_bytes(pixels: Array, *, smallest: bool = True, dpi: int | None = None) -> bytes:
+def png_bytes(
+    pixels: Array, *, smallest: bool = True, dpi: int | None = None, profile: bytes | None = None
+) -> bytes:
     """Returns pixels as the content of a PNG file, which holds nothing but them: no date, no program.
 
     Args:
-        pixels: uint8, (H, W) grey, (H, W, 3) RGB or (H, W, 4) RGB with opacity.
+        pixels: uint8, (H, W) grey, (H, W, 2) grey with opacity, (H, W, 3) RGB or (H, W, 4) RGB with opacity;
+            or uint16 (H, W) grey.
         smallest: takes longer over the compression.
         dpi: dots per inch that the file asks to be printed at.
+        profile: ICC profile of the colours.
     """
     file = io.BytesIO()
-    resolution = {} if dpi is None else {"dpi": (dpi, dpi)}
-    Image.fromarray(np.ascontiguousarray(pixels)).save(file, format="PNG", optimize=smallest, **resolution)
+    more: dict[str, Any] = {} if dpi is None else {"dpi": (dpi, dpi)}
+    if profile is not None:
+        more["icc_profile"] = profile
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file, format="PNG", optimize=smallest, **more)
     return file.getvalue()
