@@ -1,6 +1,15 @@
 """The reader of foreign checkpoints against torch's own, and against the objects that were stored."""
 
-from pathlib import Path
+import argparse
+import datetime
+import io
+import pickle  # noqa: TID251 - to make the files that the reader must read
+import sys
+import types
+import warnings
+import zipfile
+from collections import OrderedDict, defaultdict, namedtuple
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -9,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dbpkit.foundation.checkpoints import Stored, read_checkpoint, size
+from dbpkit.foundation.checkpoints import Record, Stored, read_checkpoint, size, tensors_of
 from dbpkit.foundation.errors import UserError
 
 DTYPES = (
@@ -144,3 +153,289 @@ def test_missing_file_and_folder_are_one_sentence(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "none.pt")
     with pytest.raises(UserError, match=r"cannot read '.*': it is not a file|Is a directory"):
         read_checkpoint(tmp_path)
+
+
+# ------------------------------------------------------------------ pickles of objects
+
+
+class EasyDict(dict[str, Any]):
+    """As in dnnlib: items that can be read as attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self:
+            raise AttributeError(name)
+        return self[name]
+
+
+def _reconstruct_persistent_obj(meta: Any) -> Any:
+    raise AssertionError("a file was obeyed")
+
+
+class Persistent:
+    """Stands for a module that torch_utils.persistence stores: a call of a function with a description."""
+
+    def __init__(self, name: str, state: dict[str, Any]) -> None:
+        self.name, self.state = name, state
+
+    def __reduce__(self) -> Any:
+        source = f"raise AssertionError('the source of {self.name} was run')\n" * 50
+        meta = EasyDict(type="class", version=6, module_src=source, class_name=self.name, state=self.state)
+        return _reconstruct_persistent_obj, (meta,)
+
+
+@pytest.fixture
+def edm_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets pickle write the names of EDM's modules, which are gone when the file is read."""
+    for name, parts in {
+        "dnnlib.util": [EasyDict],
+        "torch_utils.persistence": [_reconstruct_persistent_obj],
+    }.items():
+        module = types.ModuleType(name)
+        for part in parts:
+            monkeypatch.setattr(part, "__module__", name)
+            setattr(module, part.__name__, part)
+        monkeypatch.setitem(sys.modules, name, module)
+        monkeypatch.setitem(sys.modules, name.split(".")[0], types.ModuleType(name.split(".")[0]))
+
+
+def edm_network() -> tuple[Persistent, dict[str, Tensor]]:
+    """A network as EDM stores it, and its tensors."""
+    conv, norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+    conv.register_buffer("resample_filter", numbers((1, 1, 2, 2)))
+    norm.register_buffer("table", numbers((5,)), persistent=False)
+    inner = {
+        **conv.__dict__, "_init_args": (), "_init_kwargs": {"in_channels": 3, "kernel": 3, "up": False},
+    }  # fmt: skip
+    outer = {
+        "training": False, "_parameters": OrderedDict(), "_buffers": OrderedDict(),
+        "_modules": OrderedDict(
+            model=Persistent("SongUNet", {
+                "_parameters": OrderedDict(gain=nn.Parameter(numbers((4,)), requires_grad=False)),
+                "_buffers": {}, "_modules": OrderedDict(enc=nn.ModuleDict({"8x8_conv": norm}),
+                                                        conv=Persistent("Conv2d", inner)),
+            })
+        ),
+        "_init_kwargs": EasyDict(img_resolution=32, model_type="SongUNet", channel_mult=[2, 2, 2]),
+        "sigma_data": np.float64(0.5), "img_channels": np.int64(3),
+    }  # fmt: skip
+    names = {
+        "model.gain": numbers((4,)), "model.conv.weight": conv.weight, "model.conv.bias": conv.bias,
+        "model.conv.resample_filter": conv.resample_filter,
+        **{f"model.enc.8x8_conv.{n}": t for n, t in norm.state_dict().items()},
+    }  # fmt: skip
+    return Persistent("EDMPrecond", outer), names
+
+
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_edm_pickle_gives_its_records_and_tensors(protocol: int, edm_modules: None, tmp_path: Path) -> None:
+    network, tensors = edm_network()
+    path = tmp_path / "edm.pkl"
+    content = {"ema": network, "loss_fn": Persistent("EDMLoss", {"P_mean": -1.2}), "augment_pipe": None}
+    path.write_bytes(
+        pickle.dumps({**content, "dataset_kwargs": EasyDict(path="x", max_size=50000)}, protocol)
+    )
+    for name in ("dnnlib.util", "torch_utils.persistence"):
+        sys.modules.pop(name)
+    found = read_checkpoint(path)
+    assert found.container == "pickle"
+    ema = found.content["ema"]
+    assert isinstance(ema, Record)
+    assert (ema.name, ema.state["sigma_data"], ema.state["img_channels"]) == ("EDMPrecond", 0.5, 3)
+    assert ema.state["_init_kwargs"] == {
+        "img_resolution": 32, "model_type": "SongUNet", "channel_mult": [2, 2, 2],
+    }  # fmt: skip
+    assert found.content["loss_fn"].state == {"P_mean": -1.2}
+    assert found.content["dataset_kwargs"] == {"path": "x", "max_size": 50000}
+    got = tensors_of(ema)
+    assert sorted(got) == sorted(tensors)
+    assert all(same_bits(got[name].read(), tensor.detach()) for name, tensor in tensors.items())
+    assert "dnnlib.util" not in sys.modules
+
+
+class WideResNet(nn.Module):
+    """A whole module that a file names: its class must not be needed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 3)
+        self.layer1 = nn.Sequential(nn.BatchNorm2d(4), nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_whole_module_is_read_without_its_class(
+    legacy: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = types.ModuleType("networks_of_nobody")
+    package.WideResNet = WideResNet  # type: ignore[attr-defined]
+    model = nn.DataParallel(WideResNet())
+    with monkeypatch.context() as patched, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch looks for the source of the class and says that there is none
+        patched.setitem(sys.modules, "networks_of_nobody", package)
+        patched.setattr(WideResNet, "__module__", "networks_of_nobody")
+        path = written({"net": model, "acc": 95.8, "epoch": 199}, tmp_path / "origin.t7", legacy)
+    found = read_checkpoint(path).content
+    assert (found["acc"], found["epoch"]) == (95.8, 199)
+    inner = found["net"].state["_modules"]["module"]
+    assert inner.name == "networks_of_nobody.WideResNet"
+    assert_same(tensors_of(found["net"]), dict(model.state_dict()))
+    assert_same(tensors_of(inner), dict(model.module.state_dict()))
+
+
+def test_legacy_file_with_the_source_of_a_class_is_read(tmp_path: Path) -> None:
+    """torch stores the source beside a module whose class it can find; it is dropped."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = written(nn.Sequential(nn.Linear(2, 3)), tmp_path / "module.pt", legacy=True)
+    assert b"class Linear(Module)" in path.read_bytes()
+    found = read_checkpoint(path).content
+    assert found.name == "torch.nn.modules.container.Sequential"
+    assert {name: stored.shape for name, stored in tensors_of(found).items()} == {
+        "0.weight": (3, 2), "0.bias": (3,),
+    }  # fmt: skip
+
+
+class Average:
+    """An exponential average as trainers keep it."""
+
+    def __init__(self) -> None:
+        self.decay, self.shadow_params = 0.999, [numbers((2,)), numbers((3,))]
+
+
+Point = namedtuple("Point", "x y")
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_objects_of_every_kind_are_records(protocol: int, tmp_path: Path) -> None:
+    content = {
+        "args": argparse.Namespace(lr=0.1, arch="ddpmpp"), "ema": Average(), "point": Point(1, 2.5),
+        "ordered": OrderedDict(a=1), "default": defaultdict(list, a=[1]), "easy": EasyDict(a=1),
+        "set": {3}, "frozen": frozenset({4}), "complex": 1 + 2j, "bytes": b"\x00\xff",
+        "when": datetime.date(2020, 1, 2), "path": PurePosixPath("/etc/passwd"), "class": Average,
+        "function": numbers, "size": torch.Size([2, 3]),
+        "dtype": torch.float16, "device": torch.device("cpu"), "array": numbers((3, 2)).numpy(),
+        "bytes_array": bytearray(b"ab"), 7: "by number", (1, "a"): "by a tuple", None: "by nothing",
+    }  # fmt: skip
+    path = tmp_path / "objects.pkl"
+    path.write_bytes(pickle.dumps(content, protocol))
+    found = read_checkpoint(path).content
+    assert found["args"].name == "argparse.Namespace"
+    assert found["args"].state == {"lr": 0.1, "arch": "ddpmpp"}
+    assert found["ema"].name == f"{__name__}.Average"
+    assert_same(tensors_of(found["ema"]), {f"shadow_params.{i}": numbers((n,)) for i, n in enumerate((2, 3))})
+    assert found["point"].arguments == (1, 2.5)
+    assert (found["ordered"], found["default"]) == ({"a": 1}, {"a": [1]})
+    assert (found["easy"].items if isinstance(found["easy"], Record) else found["easy"]) == {"a": 1}
+    assert (list(found["set"]), list(found["frozen"]), found["complex"]) == ([3], [4], 1 + 2j)
+    assert (bytes(found["bytes"]), bytes(found["bytes_array"])) == (b"\x00\xff", b"ab")
+    assert (found["when"].name, found["path"].name.split(".")[-1]) == ("datetime.date", "PurePosixPath")
+    assert (found["class"].name, found["function"].name) == (f"{__name__}.Average", f"{__name__}.numbers")
+    assert (found["size"], found["dtype"], found["device"]) == ((2, 3), torch.float16, "cpu")
+    assert_same(found["array"], numbers((3, 2)))
+    assert (found[7], found[1, "a"], found[None]) == ("by number", "by a tuple", "by nothing")
+
+
+ARRAYS = {
+    "C": np.arange(6.0).reshape(2, 3), "F": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    "other byte order": np.arange(6, dtype=">i4"), "other order of floats": np.arange(3, dtype=">f8"),
+    "truth": np.array([True, False]), "half": np.arange(3, dtype="f2"), "none": np.zeros((0, 3)),
+    "one": np.array(2.5), "complex": np.arange(3) * 1j, "unsigned": np.arange(3, dtype="u2"),
+    "other complex": (np.arange(3) * 1j).astype(">c16"), "large": np.arange(5000.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_arrays_of_numpy_are_tensors(protocol: int, tmp_path: Path) -> None:
+    path = tmp_path / "arrays.pkl"
+    path.write_bytes(pickle.dumps(ARRAYS, protocol))
+    found = read_checkpoint(path).content
+    native = {name: array.astype(array.dtype.newbyteorder("=")) for name, array in ARRAYS.items()}
+    assert_same(
+        found,
+        {name: torch.from_numpy(np.ascontiguousarray(a).reshape(a.shape)) for name, a in native.items()},
+    )
+
+
+def test_arrays_of_other_things_are_left_out_and_said_to_be_none(tmp_path: Path) -> None:
+    path = tmp_path / "arrays.pkl"
+    odd = {
+        "texts": np.array(["a", "b"]),
+        "objects": np.array([{}, None]),
+        "records": np.zeros(2, [("a", "f4")]),
+    }
+    path.write_bytes(pickle.dumps({**odd, "numbers": np.arange(2.0), "when": np.array(["2020"], "M8[Y]")}))
+    found = read_checkpoint(path).content
+    assert list(tensors_of(found)) == ["numbers"]
+    with pytest.raises(UserError, match="holds no numbers"):
+        found["texts"].read()
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "numbers.pkl"
+    given = {"f": np.float32(0.5), "i": np.int64(-3), "b": np.bool_(True), "c": np.complex64(1j)}
+    path.write_bytes(pickle.dumps(given))
+    found = read_checkpoint(path).content
+    assert found == {name: value.item() for name, value in given.items()}
+    assert [type(value) for value in found.values()] == [float, int, bool, complex]
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_modules_that_know_each_other_are_read(legacy: bool, tmp_path: Path) -> None:
+    one, other = Average(), Average()
+    one.friend, other.friend = other, one  # type: ignore[attr-defined]
+    found = read_checkpoint(written(one, tmp_path / "circle.pt", legacy)).content
+    assert found.state["friend"].state["friend"] is found
+    with pytest.raises(UserError, match="holds itself"):
+        tensors_of(found)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: torch.eye(3).to_sparse(), "not dense"),
+        (lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "quantised"),
+        (lambda: torch.ones(3, device="meta"), "without numbers"),
+        (lambda: torch.ones(3, dtype=torch.complex64).conj(), "conjugated"),
+    ],
+    ids=["sparse", "quantised", "meta", "conjugated"],
+)
+def test_tensors_of_other_kinds_are_refused_in_a_sentence(make: Any, said: str, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = written({"w": make()}, tmp_path / "w.pt")
+    with pytest.raises(UserError, match=said):
+        read_checkpoint(path)
+
+
+def zip_with(path: Path, content: Any, change: dict[str, bytes | None]) -> Path:
+    """A file of torch.save some of whose entries are replaced or left out."""
+    stream = io.BytesIO()
+    torch.save(content, stream)  # noqa: TID251
+    with zipfile.ZipFile(stream) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            short = name.partition("/")[2]
+            data = change.get(short, old.read(name))
+            if data is not None:
+                new.writestr(name, data)
+    return path
+
+
+def test_old_zip_without_byte_order_is_read_as_little_endian(tmp_path: Path) -> None:
+    content = {"w": numbers((3,)), "step": 4}
+    gone = ("byteorder", ".format_version", ".storage_alignment", ".data/serialization_id")
+    assert_same(read_checkpoint(zip_with(tmp_path / "old.pt", content, dict.fromkeys(gone))).content, content)
+
+
+def test_zip_of_the_other_byte_order_is_turned_round(tmp_path: Path) -> None:
+    swapped = {"w": numbers((3,)), "z": torch.tensor([1 + 2j])}
+    stored = {name: torch.from_numpy(t.numpy().byteswap()) for name, t in swapped.items()}
+    found = read_checkpoint(zip_with(tmp_path / "big.pt", stored, {"byteorder": b"big"})).content
+    assert_same(found, swapped)
+
+
+def test_zip_whose_names_have_no_folder_is_read(tmp_path: Path) -> None:
+    stream, path = io.BytesIO(), tmp_path / "flat.pt"
+    torch.save({"w": numbers((3,))}, stream)  # noqa: TID251
+    with zipfile.ZipFile(stream) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            new.writestr(name.partition("/")[2], old.read(name))
+    assert_same(read_checkpoint(path).content, {"w": numbers((3,))})

@@ -187,6 +187,8 @@ class Objects:
             made.items.update(state)
         elif isinstance(made, Record) and isinstance(state, list):
             made.elements.extend(state)
+        elif isinstance(made, Record) and state is not None:
+            made.arguments = state if isinstance(state, tuple) else (state,)
         return made
 
     def instance(self, kind: Any, *arguments: Any) -> Any:
