@@ -80,7 +80,7 @@ def options_from_shapes(shapes: Shapes) -> dict[str, Any]:
         "qkv_order": "blocks" if flat else "heads",
         "qkv_dims": 2 if flat else 1,
     }
-    return found | EXCEPTIONS.get((model_channels, tuple(multiples), blocks - 1), {})
+    return {**found, **EXCEPTIONS.get((model_channels, tuple(multiples), blocks - 1), {})}
 
 
 def _numbers(shapes: Shapes, pattern: str) -> set[int]:
