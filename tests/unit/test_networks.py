@@ -40,6 +40,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "adm": {"model_channels": 32, "channel_mult": [1, 1], "num_res_blocks": 1, "attention_resolutions": [2]}
     | {"num_head_channels": 16, "learn_sigma": False},
     "ncsnpp": {"nf": 8, "ch_mult": [1, 2], "num_res_blocks": 1},
+    "unet": {"channels": [16, 16], "blocks": [1, 1], "patch_size": 1, "embedding_size": 16},
 }
 """Options without a default, and those that make a network small."""
 
