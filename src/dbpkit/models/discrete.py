@@ -27,6 +27,9 @@ LONGEST = 100_000
 SLACK = 1e-3
 """By how much of an index a time may lie below a whole number and still count as that number."""
 
+SAME_LEVEL = 3e-7
+"""Difference of the logarithms of two levels that are one, in single precision."""
+
 NAMES = {"cosine": "squaredcos_cap_v2"}
 """Our words for diffusers' names of schedules."""
 
@@ -84,7 +87,7 @@ class Schedule:
 
         With evenly spaced betas it is floor(T t), t in (0, 1] the continuous time of that level: t* = 0.15
         gives 150 of 1,000 although the level of index 149 is nearer. A time that lies less than a thousandth
-        of an index below a whole number counts as that. Levels of the table itself give their own index.
+        of an index below a whole number counts as that. A level of the table itself gives its own index.
         Other schedules have no continuous time here, and the largest index whose level is not above is taken.
 
         Source:
@@ -93,10 +96,12 @@ class Schedule:
         table = log_levels(self, sigma.device)
         sigma = sigma.to(table)
         if self.ends is None:
-            index = torch.searchsorted(table, (sigma.log() + 1e-6).contiguous(), right=True) - 1
+            index = torch.searchsorted(table, sigma.log().contiguous(), right=True) - 1
         else:
             index = (self.steps * vp_time(sigma, *self.ends) + SLACK).floor().long()
-        return index.clamp(0, self.steps - 1)
+        near = self.nearest(sigma)
+        own = (sigma.log() - table[near]).abs() < SAME_LEVEL
+        return torch.where(own, near, index.clamp(0, self.steps - 1))
 
 
 @lru_cache(maxsize=8)
