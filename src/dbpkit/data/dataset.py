@@ -173,9 +173,9 @@ class Dataset:
         )
 
     def _origins_of(self, index: Tensor | slice) -> tuple[str, ...]:
-        if not self.origins or isinstance(index, slice):
-            return self.origins[index] if self.origins else ()
-        return tuple(self.origins[i] for i in index.tolist())
+        if isinstance(index, slice):
+            return self.origins[index]
+        return tuple(self.origins[i] for i in index.tolist()) if self.origins else ()
 
     def _positions(self, index: Any) -> Tensor | slice:
         """An index as a slice or as positions (n,); UserError if it is none or leads outside."""

@@ -74,7 +74,7 @@ class DeferredDataset(Dataset):
     _first: Tensor
 
     @cached_property
-    def images(self) -> Tensor:  # type: ignore[override]  # the same, made when it is wanted
+    def images(self) -> Tensor:
         """(N, C, H, W), all of them read and kept."""
         return self._pictures(self._numbers)
 

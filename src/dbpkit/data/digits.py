@@ -7,7 +7,7 @@ the part.
 import torch
 
 from dbpkit.data.dataset import Dataset, Split, datasets
-from dbpkit.data.fashion import pad_to
+from dbpkit.data.padding import pad_to
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.options import Count
 
