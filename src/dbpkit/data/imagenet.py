@@ -89,13 +89,9 @@ def imagenet(
     if shorter < size:
         raise UserError(f"{WHAT}: resize = {shorter} is smaller than size = {size}. Set it to at least that.")
 
-    def read(number: int) -> Tensor:
-        where = f"image '{found[number].path}'"
-        return _cut(read_picture(found[number].path, where), shorter, size, _FILTERS[interpolation])
-
     return from_files(
         "imagenet",
-        read,
+        lambda number: _cut(found[number].path, shorter, size, _FILTERS[interpolation]),
         torch.tensor([place[item.wnid] for item in found]),
         torch.tensor([item.number - 1 for item in found]),
         names_in(folder, wnids),
@@ -104,8 +100,9 @@ def imagenet(
     )
 
 
-def _cut(x: Tensor, shorter: int, size: int, resample: Image.Resampling) -> Tensor:
+def _cut(path: Path, shorter: int, size: int, resample: Image.Resampling) -> Tensor:
     """The centre of a picture whose shorter side is resized, as torchvision's Resize and CenterCrop do."""
+    x = read_picture(path, f"image '{path}'")
     pixels = x if x.dtype == torch.uint8 else (255 * as_unit(x)).round().byte()
     _, height, width = pixels.shape
     short, long = sorted((height, width))

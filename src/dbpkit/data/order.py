@@ -3,7 +3,8 @@
 The first N files of a folder are often all of its first class.
 """
 
-from typing import Literal, get_args
+import re
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,6 +18,27 @@ Order = Literal["balanced", "file", "shuffled"]
 """``balanced`` takes every class in turn, ``shuffled`` any example, ``file`` the order of the files."""
 
 ORDERS: tuple[str, ...] = get_args(Order)
+
+
+_FIRST = re.compile(r"first-([1-9][0-9]{0,8})")
+
+
+def subset(name: str) -> dict[str, Any]:
+    """Returns the keys of ``[examples]`` that a subset of the papers stands for.
+
+    Args:
+        name: ``"first-1024"``, ``"first-1000"``, ``"first-200"`` or any other number: the first so many in
+            the order of the files; ``"robustbench"``: all in that order, which for CIFAR is what RobustBench
+            evaluates on.
+
+    Raises:
+        ValueError: if there is no such subset.
+    """
+    if name == "robustbench":
+        return {"order": "file"}
+    if match := _FIRST.fullmatch(name):
+        return {"count": int(match[1]), "order": "file"}
+    raise ValueError(f"'{name}' is no subset. Available: first-1024 (or another number), robustbench")
 
 
 def in_order(data: Dataset, order: str, seed: int) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from dbpkit.data.order import Order
+from dbpkit.experiment.examples import ExamplesSpec
 from dbpkit.experiment.knowledge import Knowledge, find_known, known
 from dbpkit.experiment.stages import ClassifierSpec, ResizeSpec
 from dbpkit.foundation.amounts import amount
@@ -128,22 +128,6 @@ class ThreatSpec(Strict):
     def budget(self) -> float:
         """``eps`` as a number."""
         return amount(self.eps)
-
-
-class ExamplesSpec(Strict):
-    """Which examples of the data are evaluated: ``count`` of them from position ``first`` of an order on.
-
-    Attributes:
-        count: how many; unset takes all. No part of what a run is: the same run can go on with more.
-        first: how many are passed over.
-        order: ``balanced`` takes the classes in turn, ``shuffled`` is random, ``file`` is that of the data.
-    """
-
-    always: ClassVar[frozenset[str] | None] = frozenset({"count", "first", "order"})
-
-    count: int | None = Field(default=None, gt=0)
-    first: int = Field(default=0, ge=0)
-    order: Order = "balanced"
 
 
 class DrawsSpec(Strict):

@@ -84,6 +84,12 @@ def _table(made: BaseModel) -> dict[str, Any]:
 def _long_form(value: Any, model: type[BaseModel], path: list[str]) -> dict[str, Any]:
     """The table that a name alone stands for."""
     there = _model_at(model, path)
+    short_form = getattr(there, "of_name", None)
+    if isinstance(value, str) and short_form is not None:
+        try:
+            return dict(short_form(value))
+        except ValueError as error:
+            raise LookupError(f"{'.'.join(path)}: {error}") from error
     if not isinstance(value, str) or there is None or "name" not in there.model_fields:
         raise LookupError(f"{'.'.join(path)} is {shown(value)}, not a table")
     return {"name": value}

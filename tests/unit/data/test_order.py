@@ -1,13 +1,16 @@
 """The order in which examples are taken: fair, seeded, every choice the start of a larger one."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 
+from dbpkit import EvaluationSpec
 from dbpkit.data import Dataset, in_order
 from dbpkit.data.order import ORDERS
 from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.spec import read_spec, spec_hash, validate
 from tests.parts import data as tiny
 
 
@@ -87,3 +90,33 @@ def test_in_order_of_nothing_is_nothing() -> None:
 def test_in_order_unknown_order_is_named() -> None:
     with pytest.raises(UserError, match=r"unknown order of examples 'balance'\. Did you mean 'balanced'\?"):
         in_order(tiny(3), "balance", 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("first-1024", {"count": 1024, "order": "file"}),
+        ("first-1000", {"count": 1000, "order": "file"}),
+        ("first-200", {"count": 200, "first": 0, "order": "file"}),
+        ("robustbench", {"order": "file"}),
+    ],
+)
+def test_subset_of_a_paper_is_the_spec_that_says_it_in_full(name: str, table: dict[str, object]) -> None:
+    short, long = (EvaluationSpec.model_validate({"examples": value}) for value in (name, table))
+    assert short == long
+    assert spec_hash(short) == spec_hash(long)
+    assert short.examples.order == "file"
+
+
+def test_subset_goes_on_the_command_line_and_can_be_changed(tmp_path: Path) -> None:
+    (tmp_path / "spec.toml").write_text('examples = "first-200"\n')
+    spec = read_spec(tmp_path / "spec.toml", EvaluationSpec, ["examples=first-8"])
+    assert (spec.examples.count, spec.examples.order) == (8, "file")
+    spec = read_spec(tmp_path / "spec.toml", EvaluationSpec, ["examples.count=16", "examples.first=4"])
+    assert (spec.examples.count, spec.examples.first, spec.examples.order) == (16, 4, "file")
+
+
+@pytest.mark.parametrize("name", ["first-0", "first-", "first-1e3", "last-10", "", "first-01"])
+def test_subset_unknown_names_what_there_is(name: str) -> None:
+    with pytest.raises(UserError, match=r"is no subset. Available: first-1024 .*, robustbench"):
+        validate({"examples": name}, EvaluationSpec, "spec")
