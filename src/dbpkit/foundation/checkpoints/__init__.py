@@ -5,7 +5,7 @@ are read when they are asked for, and records of objects. docs/security.md says 
 """
 
 from dbpkit.foundation.checkpoints.reading import Checkpoint as Checkpoint
-from dbpkit.foundation.checkpoints.reading import program_kind as program_kind
+from dbpkit.foundation.checkpoints.reading import kind_of_program as kind_of_program
 from dbpkit.foundation.checkpoints.reading import read_checkpoint as read_checkpoint
 from dbpkit.foundation.checkpoints.values import Name as Name
 from dbpkit.foundation.checkpoints.values import Record as Record

@@ -23,28 +23,53 @@ class _Entry(NamedTuple):
     name: str
     offset: int
     size: int
+    is_plain: bool
 
 
-def entries_of(whole: Region) -> dict[str, Region]:
-    """Returns the content of every entry by its name.
+class Archive:
+    """The directory of a zip file.
+
+    Args:
+        whole: the file.
 
     Raises:
-        RefusedError: if the archive is damaged, or not one that torch could have written.
+        RefusedError: if the directory is damaged, or longer than that of any checkpoint.
     """
-    directory, count, start = _directory(whole)
-    found: dict[str, Region] = {}
-    places: list[tuple[int, int]] = []
-    for entry in _central(directory, count):
-        if entry.name in found:
-            raise RefusedError(f"it has two entries '{excerpt(entry.name, 60)}'")
-        region, header = _content(whole, entry)
-        found[entry.name] = region
-        places.append((entry.offset, header + entry.size))
-    places.sort()
-    ends = [0, *(offset + size for offset, size in places)]
-    if any(offset < end for (offset, _), end in zip(places, ends, strict=False)) or ends[-1] > start:
-        raise RefusedError("it has entries that lie over each other")
-    return found
+
+    def __init__(self, whole: Region) -> None:
+        self._whole = whole
+        directory, count, self._start = _directory(whole)
+        self._entries = _central(directory, count)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all entries."""
+        return [entry.name for entry in self._entries]
+
+    def contents(self) -> dict[str, Region]:
+        """Returns the content of every entry by its name.
+
+        Raises:
+            RefusedError: if the archive is not one that torch could have written.
+        """
+        found: dict[str, Region] = {}
+        places: list[tuple[int, int]] = []
+        for entry in self._entries:
+            if entry.name in found:
+                raise RefusedError(f"it has two entries '{excerpt(entry.name, 60)}'")
+            if not entry.is_plain:
+                raise RefusedError(
+                    f"its entry '{excerpt(entry.name, 60)}' is compressed, which torch.save never does",
+                    "Unpack it, or store the weights again with torch.save.",
+                )
+            region, header = _content(self._whole, entry)
+            found[entry.name] = region
+            places.append((entry.offset, entry.offset + header + entry.size))
+        places.sort()
+        ends = [0, *(end for _, end in places)]
+        if ends[-1] > self._start or any(place[0] < end for place, end in zip(places, ends, strict=False)):
+            raise RefusedError("it has entries that lie over each other")
+        return found
 
 
 def _directory(whole: Region) -> tuple[bytes, int, int]:
@@ -83,12 +108,8 @@ def _central(directory: bytes, count: int) -> list[_Entry]:
         if "\x00" in name or name.startswith("/") or "\\" in name or ".." in name.split("/"):
             raise RefusedError(f"it has an entry of the name '{excerpt(name, 60)}', which leads outside")
         size, packed, offset = _long_sizes(extra, size, packed, offset)
-        if flags & 1 or method != 0 or packed != size:
-            raise RefusedError(
-                f"its entry '{excerpt(name, 60)}' is compressed or encrypted, which torch.save never does",
-                "Unpack it, or store the weights again with torch.save.",
-            )
-        entries.append(_Entry(name, offset, size))
+        is_plain = not flags & 1 and method == 0 and packed == size
+        entries.append(_Entry(name, offset, size, is_plain))
         at = begin + sum(lengths)
     return entries
 

@@ -1,16 +1,18 @@
 """Opens a checkpoint of any container, and says in one sentence why it does not."""
 
+import contextlib
 import itertools
 import json
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dbpkit.foundation.checkpoints.archive import entries_of
+from dbpkit.foundation.checkpoints.archive import Archive
 from dbpkit.foundation.checkpoints.legacy import MAGIC, read_legacy
 from dbpkit.foundation.checkpoints.machine import Budget, Machine
 from dbpkit.foundation.checkpoints.objects import Objects
@@ -63,19 +65,47 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Raises:
         UserError: if it is missing, damaged, of another kind, too large, or would call something.
     """
+    with _one_sentence(path):
+        return _opened(Source(Path(os.fsdecode(path))).whole())
+
+
+def kind_of_program(path: str | os.PathLike[str]) -> str | None:
+    """Returns ``"TorchScript"`` or ``"torch.export"`` for a file that is such a program, and None for others.
+
+    Raises:
+        UserError: if the file cannot be read.
+    """
+    with _one_sentence(path):
+        whole = Source(Path(os.fsdecode(path))).whole()
+        if whole.part(0, min(whole.size, 4)).read(4) != b"PK\x03\x04":
+            return None
+        return _program(Archive(whole).names)
+
+
+@contextlib.contextmanager
+def _one_sentence(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Says whatever goes wrong with a file in one sentence."""
+    name = excerpt(os.fsdecode(path), 300)
     try:
-        source = Source(Path(os.fsdecode(path)))
-        return _opened(source.whole())
+        yield
     except RefusedError as error:
-        raise UserError(f"cannot read '{excerpt(path, 300)}': {excerpt(error)}. {error.hint}") from error
-    except (ValueError, OverflowError, MemoryError, RecursionError) as error:
-        said = excerpt(error) or "there is not enough memory"
-        raise UserError(f"cannot read '{excerpt(path, 300)}': {said}. {AGAIN}") from error
+        raise UserError(f"cannot read '{name}': {excerpt(error)}. {error.hint}") from error
     except OSError as error:
         said = error.strerror or excerpt(error)
-        raise UserError(
-            f"cannot read '{excerpt(path, 300)}': {said}. Check the path and its rights."
-        ) from error
+        raise UserError(f"cannot read '{name}': {said}. Check the path and its rights.") from error
+    except (ValueError, OverflowError, MemoryError, RecursionError) as error:
+        said = excerpt(error) or "there is not enough memory"
+        raise UserError(f"cannot read '{name}': {said}. {AGAIN}") from error
+
+
+def _program(names: list[str]) -> str | None:
+    """The kind of program whose archive has entries of these names."""
+    inside = {name.split("/", 1)[-1] for name in names} | set(names)
+    if any(name.startswith("code/") for name in inside) or "constants.pkl" in inside:
+        return "TorchScript"
+    if "archive_format" in inside or any(name.startswith("serialized_exported_program") for name in inside):
+        return "torch.export"
+    return None
 
 
 def _opened(whole: Region) -> Checkpoint:
@@ -112,12 +142,16 @@ def _refuse_others(start: bytes) -> None:
 
 
 def _from_zip(whole: Region) -> Checkpoint:
-    entries = entries_of(whole)
-    pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
-    refuse_programs(entries)
+    archive = Archive(whole)
+    pickles = [name for name in archive.names if name == "data.pkl" or name.endswith("/data.pkl")]
+    if kind := _program(archive.names):
+        raise RefusedError(
+            f"it is a program ({kind}), which runs when it is used",
+            "Give --trust if you trust it, or get its weights as a state dictionary.",
+        )
     if len(pickles) != 1 or pickles[0].count("/") > 1:
         raise RefusedError("it is a zip file, but not of torch.save", "Unpack it, and name the file in it.")
-    prefix = pickles[0].removesuffix("data.pkl")
+    entries, prefix = archive.contents(), pickles[0].removesuffix("data.pkl")
     storages = ZipStorages({n.removeprefix(prefix): r for n, r in entries.items() if n.startswith(prefix)})
     pickle = entries[pickles[0]]
     if pickle.size > MOST_PICKLE:
@@ -126,26 +160,6 @@ def _from_zip(whole: Region) -> Checkpoint:
     objects = Objects(storages, lambda content: _nested(content, budget))
     content, _ = Machine(objects, pickle, budget).run()
     return _checked("torch zip", content)
-
-
-def refuse_programs(entries: dict[str, Region]) -> None:
-    """Raises RefusedError for archives that are programs."""
-    kind = program_kind(list(entries))
-    if kind:
-        raise RefusedError(
-            f"it is a program ({kind}), which runs when it is used",
-            "Give --trust if you trust it, or get its weights as a state dictionary.",
-        )
-
-
-def program_kind(names: list[str]) -> str | None:
-    """Returns ``"TorchScript"`` or ``"torch.export"`` for the names of a zip file's entries that are such."""
-    inside = {name.split("/", 1)[-1] for name in names} | set(names)
-    if any(name.startswith("code/") for name in inside) or "constants.pkl" in inside:
-        return "TorchScript"
-    if "archive_format" in inside or any(name.startswith("serialized_exported_program") for name in inside):
-        return "torch.export"
-    return None
 
 
 def _from_pickle(whole: Region) -> Checkpoint:
