@@ -178,6 +178,7 @@ def test_published_settings_come_back_from_the_shapes_of_their_network(name: str
     ("change", "message"),
     [
         (lambda s: {}, "it has no 'time_embed.0.weight'"),
+        (lambda s: {**s, "time_embed.0.weight": (4, 0)}, "their shapes do not fit together"),
         (
             lambda s: {n: v for n, v in s.items() if "output_blocks.1" not in n},
             "blocks on the way up make no such",
@@ -191,7 +192,7 @@ def test_published_settings_come_back_from_the_shapes_of_their_network(name: str
 def test_other_shapes_are_refused_in_one_sentence(change: Any, message: str) -> None:
     with torch.device("meta"):
         shapes = shapes_of(small(channel_mult=(1, 2, 2)))
-    with pytest.raises(UserError, match="are of no adm network: ") as caught:
+    with pytest.raises(UserError, match="are not of the network 'adm': ") as caught:
         options_from_shapes(change(shapes))
     assert message in str(caught.value)
 

@@ -160,13 +160,14 @@ def test_options_come_back_from_the_shapes_of_their_network(options: dict[str, A
         (lambda s: {}, "it has no 'all_modules.0.weight'"),
         (lambda s: {**s, "all_modules.2.weight": (8,)}, "'all_modules.2.weight' is no convolution"),
         (lambda s: {n: v for n, v in s.items() if "all_modules.3." not in n}, "residual blocks make no such"),
+        (lambda s: {**s, "sigmas": ()}, "their shapes do not fit together"),
         (lambda s: {**s, "all_modules.3.Conv_0.weight": (9, 8, 3, 3)}, "a width of 9 is no multiple of 8"),
     ],
 )
 def test_other_shapes_are_refused_in_one_sentence(change: Any, message: str) -> None:
     with torch.device("meta"):
         shapes = shapes_of(NCSNpp(nf=8, ch_mult=(1, 2), num_res_blocks=1))
-    with pytest.raises(UserError, match="are of no ncsnpp network: ") as caught:
+    with pytest.raises(UserError, match="are not of the network 'ncsnpp': ") as caught:
         options_from_shapes(change(shapes))
     assert message in str(caught.value)
 

@@ -59,7 +59,13 @@ def ho_ddpm(
     from dbpkit.models.diffusers import build_unet
 
     made = unet_config(image_channels, ch, ch_mult, num_res_blocks, attn_resolutions, resolution)
-    return build_unet({**made, "dropout": dropout})
+    network = build_unet({**made, "dropout": dropout})
+    from diffusers.models.attention_processor import Attention, AttnProcessor
+
+    for module in network.modules():
+        if isinstance(module, Attention):
+            module.set_processor(AttnProcessor())  # written out: the fused one has no second derivative
+    return network
 
 
 def unet_config(

@@ -9,7 +9,8 @@ from dbpkit.foundation.errors import UserError, excerpt
 Shapes = Mapping[str, tuple[int, ...]]
 """Names of tensors without wrapper prefixes, and their shapes."""
 
-Reader = Callable[[Shapes], dict[str, Any]]
+Reader = Callable[..., dict[str, Any]]
+"""Takes shapes, and what they do not show."""
 
 
 def reads_shapes(network: str) -> Callable[[Reader], Reader]:
@@ -17,22 +18,25 @@ def reads_shapes(network: str) -> Callable[[Reader], Reader]:
 
     def wrapped(reader: Reader) -> Reader:
         @functools.wraps(reader)
-        def read(shapes: Shapes) -> dict[str, Any]:
+        def read(shapes: Shapes, *hidden: Any, **named: Any) -> dict[str, Any]:
             try:
-                return reader(shapes)
+                return reader(shapes, *hidden, **named)
             except UserError:
                 raise
             except KeyError as error:
                 why = f"'{excerpt(error.args[0], 80)}' is missing"
             except (IndexError, TypeError, ValueError, ZeroDivisionError):
                 why = "their shapes do not fit together"
-            raise UserError(
-                f"these tensors are not of the network '{network}': {why}. Name the network it is."
-            )
+            raise alien(network, why)
 
         return read
 
     return wrapped
+
+
+def alien(network: str, why: str) -> UserError:
+    """The error for tensors that are not a network's."""
+    return UserError(f"these tensors are not of the network '{network}': {why}. Name the network it is.")
 
 
 def times(width: int, unit: int) -> int:

@@ -4,10 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from dbpkit.foundation.errors import UserError
-
-Shapes = Mapping[str, tuple[int, ...]]
-"""Names of tensors, without wrapper prefixes, and their shapes."""
+from dbpkit.models.networks.shapes import Shapes, alien, reads_shapes
 
 NEEDED = (
     "time_embed.0.weight",
@@ -25,6 +22,7 @@ EXCEPTIONS: Mapping[tuple[int, tuple[float, ...], int], Mapping[str, Any]] = {
 channels, multiples and residual blocks; from the flags in the README of openai/guided-diffusion."""
 
 
+@reads_shapes("adm")
 def options_from_shapes(shapes: Shapes) -> dict[str, Any]:
     """Recovers the options of a guided-diffusion network from its weights' names and shapes.
 
@@ -46,7 +44,7 @@ def options_from_shapes(shapes: Shapes) -> dict[str, Any]:
         UserError: if these are not the weights of such a network.
     """
     if missing := [name for name in NEEDED if name not in shapes]:
-        raise _alien(f"it has no '{missing[0]}'")
+        raise alien("adm", f"it has no '{missing[0]}'")
     up = _numbers(shapes, r"output_blocks\.(\d+)\.\d+\.conv\.weight")
     updown = _numbers(shapes, r"output_blocks\.(\d+)\.[12]\.in_layers\.0\.weight")
     ends = sorted(up | updown)
@@ -56,7 +54,7 @@ def options_from_shapes(shapes: Shapes) -> dict[str, Any]:
     firsts = [1 + level * blocks for level in range(levels)]  # a level has blocks - 1, and one that halves
     names = [f"input_blocks.{i}.0.in_layers.2.weight" for i in firsts]
     if over or blocks < 2 or (up and updown) or any(name not in shapes for name in names):
-        raise _alien(f"its {count} blocks on the way up make no such network")
+        raise alien("adm", f"its {count} blocks on the way up make no such network")
     model_channels = shapes[NEEDED[0]][1]
     widths = [shapes[name][0] for name in names]
     channels = shapes[NEEDED[1]][1]
@@ -90,7 +88,3 @@ def _numbers(shapes: Shapes, pattern: str) -> set[int]:
 
 def _plain(multiple: float) -> int | float:
     return int(multiple) if multiple == int(multiple) else multiple
-
-
-def _alien(why: str) -> UserError:
-    return UserError(f"these weights are of no adm network: {why}. Name the network and its options.")

@@ -1,17 +1,14 @@
 """The options of an ``ncsnpp`` network, read off the names and shapes of its weights."""
 
-from collections.abc import Mapping
 from typing import Any
 
-from dbpkit.foundation.errors import UserError
-
-Shapes = Mapping[str, tuple[int, ...]]
-"""Names of tensors, without wrapper prefixes, and their shapes."""
+from dbpkit.models.networks.shapes import Shapes, alien, reads_shapes
 
 FIRST = "all_modules.0."
 """What the names of every such network have."""
 
 
+@reads_shapes("ncsnpp")
 def options_from_shapes(shapes: Shapes, image_size: int = 32) -> dict[str, Any]:
     """Recovers the options of a Score-SDE network from its weights' names and shapes.
 
@@ -39,12 +36,12 @@ def options_from_shapes(shapes: Shapes, image_size: int = 32) -> dict[str, Any]:
     each, over = divmod(len(blocks) - 2 * (levels - 1) - 2 - levels, 2 * levels)
     starts = [start + 1, *(i + 1 for i in resampling[: levels - 1])]
     if len(resampling) % 2 or over or each < 1:
-        raise _alien(f"its {len(blocks)} residual blocks make no such network")
+        raise alien("ncsnpp", f"its {len(blocks)} residual blocks make no such network")
     nf = shapes[f"all_modules.{start}.weight"][0]
     firsts = [next(b for b in blocks if b[0] >= i) for i in starts]
     widths = [outputs for _, _, outputs, _ in firsts]
     if wrong := [w for w in widths if w % nf]:
-        raise _alien(f"a width of {wrong[0]} is no multiple of {nf}")
+        raise alien("ncsnpp", f"a width of {wrong[0]} is no multiple of {nf}")
     attended = [kinds.get(b[0] + 1, ("",))[0] == "attention" for b in firsts]
     pyramid = any(kind[0] == "pyramid" for kind in kinds.values())
     return {
@@ -66,7 +63,7 @@ def options_from_shapes(shapes: Shapes, image_size: int = 32) -> dict[str, Any]:
 def _kinds(shapes: Shapes) -> dict[int, tuple[Any, ...]]:
     """What each numbered module is; of residual blocks also input and output channels and if they change."""
     if f"{FIRST}W" not in shapes and f"{FIRST}weight" not in shapes:
-        raise _alien(f"it has no '{FIRST}weight'")
+        raise alien("ncsnpp", f"it has no '{FIRST}weight'")
     kinds: dict[int, tuple[Any, ...]] = {}
     for name, shape in shapes.items():
         room, _, rest = name.partition(".")
@@ -86,9 +83,5 @@ def _kinds(shapes: Shapes) -> dict[int, tuple[Any, ...]]:
             kinds[int(number)] = ("pyramid",)
     start = "all_modules.3.weight" if f"{FIRST}W" in shapes else "all_modules.2.weight"
     if len(shapes.get(start, ())) != 4 or not kinds:
-        raise _alien(f"'{start}' is no convolution")
+        raise alien("ncsnpp", f"'{start}' is no convolution")
     return kinds
-
-
-def _alien(why: str) -> UserError:
-    return UserError(f"these weights are of no ncsnpp network: {why}. Name the network and its options.")
