@@ -8,15 +8,16 @@ pixels, division by sigma) are options.
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 from torch.nn import functional
 
 from dbpkit.foundation.annotations import Counts, Share
 from dbpkit.foundation.errors import UserError
-from dbpkit.foundation.options import Count, CountOrNone, Length
+from dbpkit.foundation.options import Count, Length
 from dbpkit.models.networks.conventions import TimeDivisor, TimeOrder, time_embedding
 from dbpkit.models.networks.layers import checked_sides, refuse_label
 from dbpkit.models.networks.ncsnpp_blocks import (
@@ -43,7 +44,7 @@ class NCSNpp(nn.Module):
     Args:
         image_channels: C of the image.
         image_size: side of the images it was made for: says at which depth ``attn_resolutions`` lie.
-        nf: width; a level has ``nf`` times its multiple channels.
+        nf: width, a multiple of 4; a level has ``nf`` times its multiple channels.
         ch_mult: multiples of the levels, the finest first; between two of them the image is halved.
         num_res_blocks: residual blocks of each level on the way down; there is one more on the way up.
         attn_resolutions: sides of the image at which residual blocks are followed by self-attention.
@@ -59,8 +60,8 @@ class NCSNpp(nn.Module):
         num_scales: length of the table ``sigmas`` that published files carry and nothing reads; 0 for none.
         sigma_min: its smallest level.
         sigma_max: its largest level.
-        time_order: which half of a ``positional`` embedding comes first.
-        time_divisor: what the exponents of its frequencies are divided by.
+        time_order: which half of the embedding comes first.
+        time_divisor: what the exponents of the frequencies of a ``positional`` one are divided by.
 
     Raises:
         UserError: if two options exclude each other.
@@ -75,7 +76,7 @@ class NCSNpp(nn.Module):
         self,
         image_channels: Count = 3,
         image_size: Count = 32,
-        nf: Count = 128,
+        nf: Annotated[int, Ge(4), Le(4096)] = 128,
         ch_mult: Counts = (1, 2, 2, 2),
         num_res_blocks: Count = 4,
         attn_resolutions: tuple[Count, ...] = (16,),
@@ -87,7 +88,7 @@ class NCSNpp(nn.Module):
         skip_rescale: bool = True,
         scale_by_sigma: bool = False,
         centered: bool = True,
-        num_scales: CountOrNone = 0,
+        num_scales: Annotated[int, Ge(0), Le(100_000)] = 0,
         sigma_min: Length = 0.01,
         sigma_max: Length = 50.0,
         time_order: TimeOrder = "sin_cos",
@@ -100,14 +101,15 @@ class NCSNpp(nn.Module):
         self.scale_by_sigma, self.centered = scale_by_sigma, centered
         self.root = math.sqrt(0.5) if skip_rescale else 1.0
         self.fourier = embedding_type == "fourier"
-        self.time_order, self.time_divisor = time_order, time_divisor
+        if not self.fourier:
+            self.time_order, self.time_divisor = time_order, time_divisor
         self.all_modules = nn.ModuleList()
         self.plan: list[str] = []
         if num_scales:
             levels = torch.linspace(math.log(sigma_max), math.log(sigma_min), num_scales, dtype=torch.float64)
             self.register_buffer("sigmas", levels.exp().float())
         if self.fourier:
-            self._add("time", Fourier(nf, fourier_scale))
+            self._add("time", Fourier(nf, fourier_scale, time_order))
         self._add("time", Dense(2 * nf if self.fourier else nf, 4 * nf))
         self._add("time", Dense(4 * nf, 4 * nf))
         self._add("start", Conv(image_channels, nf, 3, padding=1))

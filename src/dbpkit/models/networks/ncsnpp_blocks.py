@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dbpkit.models.networks.conventions import TimeOrder
 from dbpkit.models.networks.layers import attention
 
 Resampling = Literal["none", "down", "up"]
@@ -92,14 +93,16 @@ class Fourier(nn.Module):
 
     W: Tensor
 
-    def __init__(self, size: int, scale: float) -> None:
+    def __init__(self, size: int, scale: float, order: TimeOrder) -> None:
         super().__init__()
+        self.time_order = order
         self.register_buffer("W", nn.init.normal_(torch.empty(size), std=scale))
 
     def forward(self, t: Tensor) -> Tensor:
         """Maps numbers (B,) to (B, 2 size)."""
         angles = 2 * math.pi * t[:, None] * self.W.to(t.dtype)
-        return torch.cat([angles.sin(), angles.cos()], dim=1)
+        waves = [angles.sin(), angles.cos()]
+        return torch.cat(waves if self.time_order == "sin_cos" else waves[::-1], dim=1)
 
 
 class Pyramid(nn.Module):
