@@ -45,7 +45,8 @@ class ADM(nn.Module):
         num_res_blocks: residual blocks of each level on the way down; there is one more on the way up.
         attention_resolutions: by what the image's sides are divided where residual blocks are followed by
             self-attention: powers of 2.
-        learn_sigma: whether the network returns 2 C channels, the second half for the variance.
+        learn_sigma: whether the network returns 2 C channels, the second half for the variance. The loss of
+            denoising trains none, so a network that is to be trained from random weights wants False.
         num_classes: of a class-conditional network, which is called with labels; None for one without.
         num_heads: heads of attention, if ``num_head_channels`` is None.
         num_head_channels: channels of each head; None for ``num_heads`` heads at every width.
