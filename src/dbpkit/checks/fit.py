@@ -23,7 +23,7 @@ def check_fit(parts: Parts, x: Tensor, y: Tensor) -> None:
     except (RuntimeError, ValueError) as error:  # a UserError is a ValueError
         raise UserError(
             f"the classifier does not accept images of shape {shape}: {first_line(error)}. Use"
-            " data of its size and channels."
+            " data of its size and channels, or say classifier.resize."
         ) from error
     check_logits(logits, x, y)
     check_outputs(alone, 1)
@@ -42,13 +42,14 @@ def check_images_out(parts: Parts, x: Tensor) -> None:
         if parts.denoiser is None:
             found = parts.model.purifier(x, noise=NoisePlan.of(0, range(len(x)), "select"))
         else:
+            x = getattr(parts.model.purifier, "fitted", _as_it_is)(x)
             found = parts.denoiser(2 * x - 1, torch.ones((), device=x.device))
     except OutputError:
         raise
     except (RuntimeError, ValueError, TypeError) as error:
         raise UserError(
             f"the {what} does not accept images of shape {tuple(x.shape[1:])}: {first_line(error)}. Use data"
-            " of its size and channels."
+            " of its size and channels, or say purifier.resize or purifier.pad."
         ) from error
     if not isinstance(found, Tensor) or found.shape != x.shape:
         raise UserError(f"the {what} must return clean images {tuple(x.shape)}, got {_shape(found)}.")
@@ -69,6 +70,11 @@ def check_logits(output: object, x: Tensor, y: Tensor) -> None:
             f"the classifier has {logits.shape[1]} classes, but the labels go up to {int(y.max())}. Use"
             " a classifier trained on this data."
         )
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    """What a purifier of another kind hands to its denoiser, as far as anybody knows."""
+    return x
 
 
 def _has_finite_row(x: Tensor) -> bool:
