@@ -117,7 +117,7 @@ def _opened(whole: Region) -> Checkpoint:
     start = whole.part(0, min(whole.size, 512)).read(512)
     if start[:4] == b"PK\x03\x04":
         return _from_zip(whole)
-    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= whole.size:
+    if start[8:9] == b"{" and (start[0] != 0x80 or int.from_bytes(start[:8], "little") <= whole.size):
         return _from_safetensors(whole)
     _refuse_others(start)
     return _from_pickle(whole)

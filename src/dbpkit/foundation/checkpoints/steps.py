@@ -24,9 +24,15 @@ def _argument(name: str) -> Callable[["Machine"], Any]:
     if argument is None:
         return lambda _: None
     reader: Any = argument.reader
-    if argument.n == pickletools.UP_TO_NEWLINE:
-        return lambda machine: reader(machine.lines)
-    return lambda machine: reader(machine.file)
+    is_line = argument.n == pickletools.UP_TO_NEWLINE
+
+    def read(machine: "Machine") -> Any:
+        try:
+            return reader(machine.lines if is_line else machine.file)
+        except ValueError as error:  # Python's own words are about its own functions
+            raise ValueError("it is truncated or not written as a pickle") from error
+
+    return read
 
 
 def _pushing(read: Callable[["Machine"], Any]) -> _Step:
@@ -56,7 +62,14 @@ def _string_line(machine: "Machine") -> Any:
 
 
 def _text(width: int) -> _Step:
-    return lambda m: m.stack.append(str(m.counted(width), "utf-8", "surrogatepass"))
+    def step(machine: "Machine") -> None:
+        content = machine.counted(width)
+        try:
+            machine.stack.append(str(content, "utf-8", "surrogatepass"))
+        except UnicodeDecodeError as error:
+            raise ValueError("it holds a text that is none") from error
+
+    return step
 
 
 def _bytes(width: int) -> _Step:

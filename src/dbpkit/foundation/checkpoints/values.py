@@ -22,6 +22,10 @@ MOST_AXES = 25
 """Axes of a tensor: those that every operation of torch can handle."""
 
 
+MOST_REPEATED = 2**24
+"""Numbers of a tensor that has more of them than its storage, because a step along an axis is 0."""
+
+
 class Record:
     """An object that a file holds: what it is called and what it is made of; no class is looked up.
 
@@ -184,6 +188,8 @@ def check_view(shape: Any, strides: Any, offset: Any, length: int) -> None:
     reach = offset + 1 + sum((side - 1) * step for side, step in zip(shape, strides, strict=True))
     if reach > length:
         raise RefusedError(f"it holds a tensor of {reach:,} numbers in a storage of {length:,}")
+    if math.prod(shape) > max(length, MOST_REPEATED):
+        raise RefusedError("it holds a tensor that repeats its numbers more often than any real one")
 
 
 _NOTHING = Source(b"").whole()

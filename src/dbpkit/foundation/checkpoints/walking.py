@@ -7,11 +7,14 @@ from dbpkit.foundation.checkpoints.regions import RefusedError
 from dbpkit.foundation.checkpoints.values import Name, Record, Stored
 from dbpkit.foundation.errors import UserError, excerpt
 
-DEEPEST = 150
-"""Containers and objects within each other."""
+DEEPEST = 400
+"""Containers and objects within each other; a module within another is three of them."""
 
 MOST_VISITS = 10_000_000
 """Values that are met on a walk which enters shared ones as often as they are named."""
+
+MOST_NAMES = 2_000_000
+"""Values that are met in search of tensors."""
 
 _MODULE = ("_parameters", "_buffers", "_modules")
 
@@ -55,7 +58,7 @@ def check_content(content: Any) -> None:
         elif id(part) in visits:
             total[0] += visits[id(part)]
         elif isinstance(part, dict | list | tuple | Record) and not isinstance(part, Name):
-            if len(stack) > DEEPEST * 3:
+            if len(stack) > DEEPEST:
                 raise RefusedError(f"it is nested more than {DEEPEST} times")
             stack.append((part, iter(_parts(part)), [1]))
             open_ones.add(id(part))
@@ -73,32 +76,33 @@ def tensors_of(content: Any) -> dict[str, Stored]:
     tensors of numbers are left out.
 
     Args:
-        content: what `read_checkpoint` returned, or a part of it.
+        content: what `read_checkpoint` returned, or a part of it. An object within itself is entered once.
 
     Raises:
-        UserError: if two tensors have the same name, or the content has no end.
+        UserError: if two tensors have the same name, or objects hold each other in too many ways.
 
     Example:
         >>> tensors_of({"step": 3, "ema": {"shadow_params": []}})
         {}
     """
     found: dict[str, Stored] = {}
-    waiting: list[tuple[str, Any, int]] = [("", content, 0)]
-    visits = 0
-    while waiting:
-        name, value, depth = waiting.pop()
-        visits += 1
-        if visits > MOST_VISITS or depth > DEEPEST * 3:
-            raise UserError("a part of this checkpoint holds itself. Choose another entry of the file.")
-        if isinstance(value, Stored):
-            if value.dtype is not None:
-                if name in found:
-                    raise UserError(f"two tensors of this checkpoint are called '{excerpt(name)}'.")
-                found[name] = value
-            continue
-        inside = [(f"{name}.{key}" if name else key, part, depth + 1) for key, part in _named(value)]
-        waiting.extend(reversed(inside))
-    return found
+    open_ones: set[int] = set()
+    waiting: list[tuple[str, Any, bool]] = [("", content, False)]
+    for _ in range(MOST_NAMES):
+        if not waiting:
+            return found
+        name, value, is_done = waiting.pop()
+        if is_done:
+            open_ones.discard(id(value))
+        elif isinstance(value, Stored) and value.dtype is not None:
+            if found.setdefault(name, value) is not value:
+                raise UserError(f"two tensors of this checkpoint are called '{excerpt(name)}'.")
+        elif isinstance(value, dict | list | tuple | Record) and id(value) not in open_ones:
+            open_ones.add(id(value))
+            waiting.append((name, value, True))
+            inside = [(f"{name}.{key}" if name else key, part, False) for key, part in _named(value)]
+            waiting.extend(reversed(inside))
+    raise UserError("the objects of this checkpoint hold each other without end. Choose a part of it.")
 
 
 def _named(value: Any) -> Iterator[tuple[str, Any]]:
