@@ -19,6 +19,9 @@ from dbpkit.foundation.noise import NoisePlan, seeded_generator
 from dbpkit.models.denoisers import VPDenoiser, from_pretrained
 from dbpkit.models.diffusers import load_unet
 from dbpkit.models.schedule import discrete_sigmas
+from dbpkit.purification.diffusion import Purifier
+from tests.oracles import uniform
+from tests.reference import row_gap
 
 PREDICTIONS = {"epsilon": "noise", "v_prediction": "v", "sample": "x0"}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -132,33 +135,152 @@ def test_load_unet_relative_path_is_local(copy: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("options", "came"),
+    ("options", "index"),
     [
-        ({"beta_schedule": "squaredcos_cap_v2"}, "beta_schedule squaredcos_cap_v2"),
-        ({"beta_schedule": "scaled_linear"}, "beta_schedule scaled_linear"),
-        ({"beta_end": 0.012}, "beta_end 0.012"),
-        ({"beta_start": 8.5e-4}, "beta_start 0.00085"),
-        ({"num_train_timesteps": 4000}, "num_train_timesteps 4000"),
-        ({"trained_betas": [0.1, 0.2]}, r"trained_betas \[0\.1, 0\.2\]"),
-        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr True"),
+        ({"beta_schedule": "squaredcos_cap_v2"}, 500),
+        ({"beta_schedule": "scaled_linear", "beta_start": 8.5e-4, "beta_end": 0.012}, 300),
+        ({"beta_schedule": "sigmoid", "prediction_type": "sample"}, 300),
+        ({"num_train_timesteps": 4000, "beta_end": 0.01}, 1200),
+        ({"trained_betas": [0.1, 0.2, 0.3]}, 1),
+        ({"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}, 900),
     ],
 )
-def test_load_unet_other_schedule_is_named(copy: Path, options: dict[str, Any], came: str) -> None:
-    scheduler(**options).save_pretrained(copy / "scheduler")
-    with pytest.raises(
-        UserError, match=rf"describes another noise schedule \(DDPMScheduler: .*{came}.*Only the linear"
-    ):
-        load_unet(str(copy))
+def test_other_schedules_estimate_what_diffusers_does(
+    copy: Path, options: dict[str, Any], index: int
+) -> None:
+    """Diffusers' own step at this index reports the clean image that it estimates; their table is float32."""
+    made = scheduler(**options)
+    made.save_pretrained(copy / "scheduler")
+    denoiser, network = from_pretrained(str(copy)), load_unet(str(copy)).network
+    state = uniform(2, 3, 8, 8, seed=1, low=-1.0, high=1.0).float()
+    with torch.no_grad():
+        expected = made.step(network(state, index).sample, index, state).pred_original_sample
+        sigma = denoiser.schedule.levels()[index]
+        found = denoiser(state * (1 + sigma**2).sqrt().float(), sigma)
+    assert row_gap(found, expected) < 2e-5
+    assert isinstance(denoiser, VPDenoiser)
+    assert json.loads(json.dumps(denoiser.described[1]))  # goes into a weights file
+
+
+def test_linear_schedule_is_described_as_ever(copy: Path) -> None:
+    scheduler().save_pretrained(copy / "scheduler")
+    assert from_pretrained(str(copy)).described == ("vp", {"prediction": "noise"})
+    assert from_pretrained(str(copy), prediction="v_prediction").described == ("vp", {"prediction": "v"})
+
+
+def test_purifier_follows_the_schedulers_times(copy: Path) -> None:
+    made = scheduler(beta_schedule="squaredcos_cap_v2", num_train_timesteps=400)
+    made.save_pretrained(copy / "scheduler")
+    levels = Purifier(from_pretrained(str(copy)), "ddim", t_star=0.1, steps=200).sampler.levels
+    bars = made.alphas_cumprod[torch.arange(40, -1, -2)].double()
+    assert levels[:-1] == pytest.approx(((1 - bars) / bars).sqrt().tolist(), rel=1e-4)
 
 
 def test_load_unet_scheduler_without_betas_is_named(copy: Path) -> None:
-    (copy / "scheduler_config.json").write_text(
-        json.dumps({"_class_name": "ScoreSdeVeScheduler", "sigma_max": 1348.0})
-    )
-    with pytest.raises(
-        UserError, match=r"another noise schedule \(ScoreSdeVeScheduler: .*beta_schedule None"
-    ):
+    change = {"_class_name": "KarrasVeScheduler", "sigma_max": 100.0}
+    (copy / "scheduler_config.json").write_text(json.dumps(change))
+    with pytest.raises(UserError, match=r"schedule that is not known \('KarrasVeScheduler', without betas\)"):
         load_unet(str(copy))
+
+
+def test_load_unet_betas_that_are_none_are_named(copy: Path) -> None:
+    scheduler().save_pretrained(copy / "scheduler")
+    change_json(copy / "scheduler" / "scheduler_config.json", beta_end=3.0)
+    with pytest.raises(UserError, match="describes no noise schedule: the noise levels of a schedule must"):
+        load_unet(str(copy))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("FlowMatchEulerDiscreteScheduler", {}, ("flow", {"time_scale": 1000.0})),
+        ("CMStochasticIterativeScheduler", {}, ("consistency", {"sigma_data": 0.5, "sigma_min": 0.002})),
+        ("EDMEulerScheduler", {}, ("edm", {"sigma_data": 0.5})),
+        ("DDIMScheduler", {}, ("vp", {"prediction": "noise"})),
+        ("DPMSolverMultistepScheduler", {}, ("vp", {"prediction": "noise"})),
+    ],
+)
+def test_scheduler_chooses_the_adapter(
+    copy: Path, name: str, options: dict[str, Any], expected: tuple[str, dict[str, Any]]
+) -> None:
+    getattr(pytest.importorskip("diffusers"), name)(**options).save_pretrained(copy / "scheduler")
+    assert from_pretrained(str(copy)).described == expected
+
+
+def test_flow_matching_step_is_that_of_diffusers(copy: Path) -> None:
+    made = pytest.importorskip("diffusers").FlowMatchEulerDiscreteScheduler()
+    made.save_pretrained(copy / "scheduler")
+    made.set_timesteps(sigmas=[0.4])  # from noise share 0.4 to 0 in one step
+    denoiser, network = from_pretrained(str(copy)), load_unet(str(copy)).network
+    state = uniform(2, 3, 8, 8, seed=1, low=-1.0, high=1.0).float()
+    with torch.no_grad():
+        expected = made.step(network(state, made.timesteps[0]).sample, made.timesteps[0], state).prev_sample
+        found = denoiser(state / 0.6, torch.tensor(0.4 / 0.6))
+    assert row_gap(found, expected) < 1e-5
+
+
+def test_edm_step_is_that_of_diffusers(copy: Path) -> None:
+    made = pytest.importorskip("diffusers").EDMEulerScheduler()
+    made.save_pretrained(copy / "scheduler")
+    made.set_timesteps(5)
+    denoiser, network = from_pretrained(str(copy)), load_unet(str(copy)).network
+    x, sigma, t = uniform(2, 3, 8, 8, seed=1, low=-1.0, high=1.0).float(), made.sigmas[3], made.timesteps[3]
+    with torch.no_grad():
+        answer = network(made.scale_model_input(x, t), t).sample
+        expected = made.step(answer, t, x).pred_original_sample
+        found = denoiser(x, sigma)
+    assert row_gap(found, expected) < 1e-5
+
+
+def test_variance_exploding_network_has_fourier_times(copy: Path) -> None:
+    """A fourier network divides by sigma itself, and its pipeline's images lie in [0, 1]."""
+    diffusers = pytest.importorskip("diffusers")
+    config = {**json.loads((copy / "config.json").read_text()), "time_embedding_type": "fourier"}
+    with seeded_generator(0):
+        network = diffusers.UNet2DModel(**{k: v for k, v in config.items() if not k.startswith("_")})
+    network.save_pretrained(copy)
+    with pytest.raises(UserError, match=r"expects continuous noise levels \(fourier embedding\)"):
+        load_unet(str(copy))
+    diffusers.ScoreSdeVeScheduler().save_pretrained(copy / "scheduler")
+    denoiser = from_pretrained(str(copy))
+    u, sigma = uniform(2, 3, 8, 8, seed=1).float(), torch.tensor(0.7)
+    with torch.no_grad():
+        expected = 2 * (u + sigma**2 * network(u, sigma[None].expand(2)).sample) - 1
+        assert row_gap(denoiser(2 * u - 1, 2 * sigma), expected) < 1e-5
+
+
+def test_class_conditional_network_is_told_its_label(copy: Path) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    config = {**json.loads((copy / "config.json").read_text()), "num_class_embeds": 5}
+    with seeded_generator(0):
+        network = diffusers.UNet2DModel(**{k: v for k, v in config.items() if not k.startswith("_")})
+    network.save_pretrained(copy)
+    with pytest.raises(UserError, match=r"class-conditional .* label = 0"):
+        from_pretrained(str(copy))
+    x = uniform(2, 3, 8, 8, seed=1, low=-1.0, high=1.0).float()
+    sigma = discrete_sigmas()[100]
+    signal = (1 + sigma**2).rsqrt().float()
+    with torch.no_grad():
+        found = [from_pretrained(str(copy), label=label)(x, sigma) for label in (1, 4)]
+        answer = network(signal * x, 100, torch.tensor([4, 4])).sample
+    assert row_gap(found[1], x - sigma.float() * answer) < 1e-5
+    assert row_gap(found[0], found[1]) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["fixed_small", "learned_range", "learned"])
+def test_network_with_a_variance_head_is_read_as_its_scheduler_says(copy: Path, kind: str) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    config = {**json.loads((copy / "config.json").read_text()), "out_channels": 6}
+    with seeded_generator(0):
+        network = diffusers.UNet2DModel(**{k: v for k, v in config.items() if not k.startswith("_")})
+    network.save_pretrained(copy)
+    scheduler(variance_type=kind).save_pretrained(copy / "scheduler")
+    denoiser = from_pretrained(str(copy))
+    assert denoiser.variance == ("learned" if kind == "learned_range" else "drop")
+    x, sigma = uniform(1, 3, 8, 8, seed=1, low=-1.0, high=1.0).float(), discrete_sigmas()[100]
+    with torch.no_grad():
+        answer = network((1 + sigma**2).rsqrt().float() * x, 100).sample[:, :3]
+        assert row_gap(denoiser(x, sigma), x - sigma.float() * answer) < 1e-5
 
 
 def test_load_unet_unknown_prediction_type_is_refused(copy: Path) -> None:
@@ -213,12 +335,47 @@ class _Malicious:
         return Path.mkdir, (self.victim,)
 
 
-def test_load_unet_pickle_only_is_refused_before_it_runs(copy: Path) -> None:
+def test_load_unet_pickle_that_would_run_something_is_refused(copy: Path) -> None:
     (copy / WEIGHTS).unlink()
     (copy / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps(_Malicious(copy / "victim")))
-    with pytest.raises(UserError, match=r"only the pickle 'diffusion_pytorch_model\.bin', which is refused"):
+    with pytest.raises(UserError, match=r"would call 'pathlib\.Path\.mkdir'"):
         load_unet(str(copy))
     assert not (copy / "victim").exists()
+
+
+@pytest.mark.parametrize("old_names", [False, True])
+def test_load_unet_pickle_only_gives_the_same_network(copy: Path, old_names: bool) -> None:
+    """Also with the names of 2022, which diffusers' own reader of safetensors knows too."""
+    network = load_unet(str(copy)).network
+    state = network.state_dict()
+    if old_names:
+        names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+        for new, old in names.items():
+            state = {k.replace(f".{new}.", f".{old}."): v for k, v in state.items()}
+        assert any("query" in k for k in state)
+        save_file(state, copy / WEIGHTS)
+        assert load_unet(str(copy)).network.state_dict().keys() == network.state_dict().keys()
+    (copy / WEIGHTS).unlink()
+    torch.save(state, copy / "diffusion_pytorch_model.bin")  # noqa: TID251 - what is read
+    found = load_unet(str(copy)).network
+    assert not found.training
+    for name, tensor in found.state_dict().items():
+        assert tensor.equal(network.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "holds no state dict"),
+        ({"a": 1}, "holds no state dict"),
+        ({"a": torch.ones(2)}, "tensors are missing"),
+    ],
+)
+def test_load_unet_pickle_of_something_else_is_refused(copy: Path, content: Any, message: str) -> None:
+    (copy / WEIGHTS).unlink()
+    torch.save(content, copy / "diffusion_pytorch_model.bin")  # noqa: TID251
+    with pytest.raises(UserError, match=message):
+        load_unet(str(copy))
 
 
 def test_load_unet_truncated_weights_are_one_sentence(copy: Path) -> None:
@@ -336,8 +493,7 @@ def test_load_unet_path_that_is_none_raises(path: Any) -> None:
     ("changes", "message"),
     [
         ({"_class_name": "UNet2DConditionModel"}, "holds a UNet2DConditionModel, not a UNet2DModel"),
-        ({"num_class_embeds": 10}, "is a class-conditional network"),
-        ({"class_embed_type": "timestep"}, "is a class-conditional network"),
+        ({"class_embed_type": "timestep"}, "is told a class as 'timestep', not by its number"),
         ({"time_embedding_type": "fourier"}, "expects continuous noise levels"),
     ],
 )

@@ -8,6 +8,7 @@ import logging
 import warnings
 from typing import Any, cast
 
+from dbpkit.foundation.options import call_with_options
 from dbpkit.models.adapters import Adapter, denoiser_adapters, reinterpreted
 from dbpkit.models.adapters.consistency import ConsistencyDenoiser
 from dbpkit.models.adapters.edm import EDMDenoiser
@@ -43,32 +44,43 @@ log = logging.getLogger(__name__)
 
 
 def from_pretrained(
-    path: str, subfolder: str | None = None, prediction: AnyPrediction | None = None
-) -> VPDenoiser:
-    """Loads any diffusers ``UNet2DModel`` directory or Hub id (safetensors only).
+    path: str, subfolder: str | None = None, prediction: AnyPrediction | None = None, **options: Any
+) -> Adapter:
+    """Loads any diffusers ``UNet2DModel`` directory or Hub id.
+
+    Its scheduler's configuration says which adapter fits, with which schedule.
 
     Args:
         path: a local directory or a Hub id.
         subfolder: where the network lies inside it; ``"unet"`` is tried too if not given.
         prediction: what the network predicts; read from the scheduler's configuration beside it when
             it has one, else ``noise``; our words or diffusers'.
+        options: further arguments of the adapter, such as ``label`` or ``time_index``, over what the
+            configuration says.
 
     Raises:
-        UserError: if nothing loadable is there, or the schedule is not the linear DDPM one.
+        UserError: if nothing loadable is there, its scheduler is not known, or an option is wrong.
     """
     from dbpkit.models.diffusers import load_unet
 
-    network, found, has_scheduler, size = load_unet(path, subfolder)
-    denoiser: Any = VPDenoiser(network, found if prediction is None else prediction)
-    denoiser.sample_size = size
-    if not has_scheduler:
+    found = load_unet(path, subfolder)
+    asked = {name: value for name, value in options.items() if value is not None}
+    asked |= {} if prediction is None else {"prediction": prediction_of(prediction)}
+    kept = {k: v for k, v in found.options.items() if k != "schedule" or "sigmas" not in asked}
+    chosen = {**kept, **asked}
+    adapter = denoiser_adapters.get(found.adapter)
+    what = f"denoiser adapter '{found.adapter}'"
+    denoiser: Any = call_with_options(adapter, {"network": found.network, **chosen}, what)
+    denoiser.sample_size = found.sample_size
+    denoiser.described = found.adapter, chosen
+    if not found.has_scheduler and not {"schedule", "sigmas"} & asked.keys():
         type_ = "" if prediction is not None else " and the prediction 'noise'"
         denoiser.assumed = (
             f"No scheduler_config.json lies beside the network '{path}', so the linear DDPM schedule{type_}"
             " is taken for granted. Give the pipeline's directory, which has one."
         )
         log.warning("%s", denoiser.assumed)
-    return cast(VPDenoiser, denoiser)
+    return cast(Adapter, denoiser)
 
 
 def __getattr__(name: str) -> Any:

@@ -84,15 +84,38 @@ def denoiser_from_weights(path: str, sha256: str | None = None) -> nn.Module:
 
 
 @denoiser_sources.register("diffusers")
-def denoiser_from_diffusers(path: str, subfolder: str | None = None, prediction: Any = None) -> nn.Module:
+def denoiser_from_diffusers(
+    path: str,
+    subfolder: str | None = None,
+    prediction: Any = None,
+    label: int | None = None,
+    time_index: Literal["nearest", "floor"] | None = None,
+    schedule: str | Mapping[str, Any] | None = None,
+    image_range: tuple[float, float] | None = None,
+    variance: Literal["drop", "learned"] | None = None,
+) -> nn.Module:
     """Any diffusers UNet2DModel directory or Hub id.
 
     Args:
         path: the directory, or the Hub id.
         subfolder: part of it that holds the network, such as ``unet``.
         prediction: what the network predicts; unset reads it from the scheduler's configuration.
+        label: class that a conditional network is told, of all images.
+        time_index: how a level becomes an index, see the adapter ``vp``; unset is ``nearest``.
+        schedule: a name or a table; unset reads it from the scheduler's configuration.
+        image_range: of the images that the network was trained on; unset is [-1, 1].
+        variance: of a network with twice the channels, ``drop`` or ``learned``; unset as the scheduler says.
     """
-    model = from_pretrained(path, subfolder, prediction)
+    model = from_pretrained(
+        path,
+        subfolder,
+        prediction,
+        label=label,
+        time_index=time_index,
+        schedule=schedule,
+        image_range=image_range,
+        variance=variance,
+    )
     config = {k: v for k, v in getattr(model.network, "config", {}).items() if not k.startswith("_")}
     size = config.get("sample_size") or 32
     height, width = (size, size) if isinstance(size, int) else size
@@ -100,8 +123,7 @@ def denoiser_from_diffusers(path: str, subfolder: str | None = None, prediction:
         "denoiser",
         "diffusers",
         {"config": config},
-        "vp",
-        {"prediction": model.prediction},
+        *model.described,
         (config.get("in_channels", 3), height, width),
     )
     return model
