@@ -300,8 +300,10 @@ def test_network_that_needs_a_label_says_what_to_write() -> None:
     network = Nonlinear()
     network.needs_label = True  # type: ignore[assignment]
     with pytest.raises(UserError, match=r"class-conditional and has no unconditional class.*label = 0"):
-        VPDenoiser(network)
-    assert VPDenoiser(network, label=3).label == 3
+        VPDenoiser(network)(torch.zeros(1, 1, 4, 4), torch.tensor(0.2))
+    with pytest.raises(UserError, match=r"class-conditional"):
+        Purifier(VPDenoiser(network), "one_step")
+    assert Purifier(VPDenoiser(network, label=3), "one_step").denoiser.label == 3
 
 
 @pytest.mark.parametrize("case", list(CASES))

@@ -256,7 +256,7 @@ def test_class_conditional_network_is_told_its_label(copy: Path) -> None:
         network = diffusers.UNet2DModel(**{k: v for k, v in config.items() if not k.startswith("_")})
     network.save_pretrained(copy)
     with pytest.raises(UserError, match=r"class-conditional .* label = 0"):
-        from_pretrained(str(copy))
+        Purifier(from_pretrained(str(copy)))
     x = uniform(2, 3, 8, 8, seed=1, low=-1.0, high=1.0).float()
     sigma = discrete_sigmas()[100]
     signal = (1 + sigma**2).rsqrt().float()

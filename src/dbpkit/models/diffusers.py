@@ -87,7 +87,7 @@ def _description(
     if found is None:
         described_as, by = Described("vp", {"prediction": "noise"}), "linear schedule that is assumed"
     else:
-        described_as, by = described(found[1], found[0]), found[1].get("_class_name")
+        described_as, by = described(found[1], found[0]), str(found[1].get("_class_name"))
     fourier = config.get("time_embedding_type", "positional") == "fourier"
     if fourier != (described_as.adapter == "ve"):
         raise UserError(

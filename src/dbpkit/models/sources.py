@@ -119,11 +119,12 @@ def denoiser_from_diffusers(
     config = {k: v for k, v in getattr(model.network, "config", {}).items() if not k.startswith("_")}
     size = config.get("sample_size") or 32
     height, width = (size, size) if isinstance(size, int) else size
+    described: tuple[str, dict[str, Any]] = model.described  # type: ignore[assignment]
     model.architecture = Architecture(  # type: ignore[assignment]  # training goes on from it
         "denoiser",
         "diffusers",
         {"config": config},
-        *model.described,
+        *described,
         (config.get("in_channels", 3), height, width),
     )
     return model

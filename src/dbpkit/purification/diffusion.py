@@ -230,7 +230,9 @@ class Asked:
 
 
 def _check_fit(sampler: Chain, denoiser: Any) -> None:
-    """Raises UserError if a denoiser has not what its sampler asks for: a variance, or a time."""
+    """Raises UserError if a denoiser has not what its sampler asks for: a class, a variance, or a time."""
+    if isinstance(denoiser, Adapter):
+        denoiser.check_label()
     if getattr(sampler, "variance", None) == "learned" and getattr(denoiser, "variance", None) != "learned":
         raise UserError(
             'the sampler\'s variance = "learned" needs a denoiser whose network returns one, such as'

@@ -52,11 +52,6 @@ class Adapter(nn.Module, ABC):
         self.network = network
         self.image_range = _range(image_range)
         self.label = None if label is None else whole(label, "label")
-        if self.label is None and needs_label(network):
-            raise UserError(
-                "the network is class-conditional and has no unconditional class. Choose one for all images:"
-                " label = 0."
-            )
 
     @abstractmethod
     def estimate(self, x: Tensor, levels: Tensor) -> Tensor:
@@ -93,8 +88,21 @@ class Adapter(nn.Module, ABC):
             )
         return out
 
+    def check_label(self) -> None:
+        """Raises UserError if the network has to be told a class and there is none."""
+        if self.label is None and needs_label(self.network):
+            raise UserError(
+                "the network is class-conditional and has no unconditional class. Choose one for all images:"
+                " label = 0 among the denoiser's options."
+            )
+
     def answer(self, state: Tensor, times: Any) -> Tensor:
-        """Returns the same whatever its shape."""
+        """Returns the same whatever its shape.
+
+        Raises:
+            UserError: if the network has to be told a class and there is none.
+        """
+        self.check_label()
         dtype = own_dtype(self.network) or state.dtype
         given = tuple(_as(t, dtype) for t in times) if isinstance(times, tuple) else _as(times, dtype)
         label = () if self.label is None else (_filled(state, self.label),)

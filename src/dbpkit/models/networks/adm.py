@@ -88,6 +88,7 @@ class ADM(nn.Module):
     ) -> None:
         super().__init__()
         self.model_channels, self.num_classes = model_channels, num_classes
+        self.needs_label = num_classes is not None
         self.side_multiple = 2 ** (len(channel_mult) - 1)
         self.time_order, self.time_divisor = time_order, time_divisor
         size = 4 * model_channels
