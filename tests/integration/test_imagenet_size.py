@@ -47,10 +47,10 @@ def filled(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
-def denoiser() -> VPDenoiser:
-    """A guided-diffusion U-Net of six resolutions, learned variance included, 32 channels wide."""
+def denoiser(resolutions: int = 6) -> VPDenoiser:
+    """A guided-diffusion U-Net of so many resolutions, learned variance included, 32 channels wide."""
     network = networks.get("adm")(
-        model_channels=32, channel_mult=(1,) * 6, num_res_blocks=1, attention_resolutions=(32,),
+        model_channels=32, channel_mult=(1,) * resolutions, num_res_blocks=1, attention_resolutions=(32,),
         num_head_channels=32,
     )  # fmt: skip
     return VPDenoiser(filled(network), variance="drop")
@@ -70,7 +70,8 @@ def classifier() -> nn.Module:
     ],
 )
 def test_evaluate_runs_from_end_to_end(side: int, inner: int, checks: Any, tmp_path: Path) -> None:
-    changes = {"data": {"name": SPEC["data"], "options": {"side": side}}}
+    parts = {"name": SPEC["denoiser"], "options": {"resolutions": 6 if inner == 256 else 4}}
+    changes: dict[str, Any] = {"denoiser": parts, "data": {"name": SPEC["data"], "options": {"side": side}}}
     changes["purifier"] = {"sampler": "one_step", "resize": inner, "pad": "auto"}
     spec = validate({**SPEC, **changes}, EvaluationSpec, "imagenet")
     summary = evaluate(spec, tmp_path / "run", checks=checks)
