@@ -1,5 +1,6 @@
 """Networks, the denoisers and classifiers made of them, and the files their weights lie in."""
 
+import dbpkit.models.libraries  # noqa: F401 - registers the classifiers of other libraries
 from dbpkit.models.sources import (
     classifier_from_weights,
     classifier_sources,
