@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from dbpkit import Linf, NoisePlan, PurifiedClassifier, Purifier
 from dbpkit.checks import Probe
-from dbpkit.checks.denoising import denoiser_mismatch, denoiser_worse_than_nothing, purifier_destroys
+from dbpkit.checks.conventions import denoiser_mismatch
+from dbpkit.checks.denoising import denoiser_worse_than_nothing, purifier_destroys
 from dbpkit.models.denoisers import VPDenoiser
 from dbpkit.models.schedule import discrete_sigmas
 from tests.parts import ChannelMean

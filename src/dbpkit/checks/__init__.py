@@ -12,6 +12,9 @@ from dbpkit.checks import outputs
 from dbpkit.checks import denoising
 
 # isort: split
+from dbpkit.checks import conventions
+
+# isort: split
 from dbpkit.checks import gradient
 
 # isort: split
@@ -51,6 +54,7 @@ __all__ = [
     "Probe",
     "Stage",
     "checks",
+    "conventions",
     "denoising",
     "draws",
     "gradient",

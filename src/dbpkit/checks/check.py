@@ -16,14 +16,15 @@ from dbpkit.purification.diffusion import Purifier
 from dbpkit.results.flags import Flag
 from dbpkit.threats.pixels import ThreatModel
 
-Stage = Literal["model", "short attacks", "settings"]
-"""When a check looks: at the model on a few images, before every run and first by ``dbpkit check``; at what
-attacking it shows, on all images and by ``dbpkit check`` alone; at settings, where there is a spec."""
+Stage = Literal["model", "behaviour", "short attacks", "settings"]
+"""When a check looks: at the model on a few images, before every run and first by ``dbpkit check``; at how
+well it does on all images, and at what attacking it shows, by ``dbpkit check`` alone; at settings, where
+there is a spec."""
 
 Need = Literal["", "noise", "diffusion"]
 """Without what a check has nothing to look at."""
 
-STAGES: tuple[Stage, ...] = ("model", "short attacks", "settings")
+STAGES: tuple[Stage, ...] = ("model", "behaviour", "short attacks", "settings")
 
 Progress = Callable[[float, str], None]
 """Called before every check with the share of all that is done and the check's name."""
@@ -59,6 +60,8 @@ class Probe:
         noise: plan of the B images.
         threat: the budget.
         planned: what will be done with the model.
+        more: the same model and more images, for a check that asks its denoiser alone; None if there are no
+            more.
         made: what checks have made for one another with just this probe, see `dbpkit.checks.passes`.
     """
 
@@ -68,6 +71,7 @@ class Probe:
     noise: NoisePlan
     threat: ThreatModel
     planned: Planned = Planned()
+    more: "Probe | None" = field(default=None, repr=False, compare=False)
     made: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -93,7 +97,7 @@ class Probe:
 
     def of(self, model: RandomisedClassifier) -> "Probe":
         """Returns the probe of another model."""
-        return replace(self, model=model)
+        return replace(self, model=model, more=None)
 
     def outputs(self, x: Tensor | None = None) -> Tensor:
         """Returns the outputs (B, K) of these images, or of others, under the probe's noise."""

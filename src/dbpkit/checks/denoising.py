@@ -5,15 +5,12 @@ get wrong: a network under the wrong prediction type, schedule or pixel range st
 error tells.
 """
 
-from typing import cast
-
 import torch
 from torch import Tensor
 
 from dbpkit.checks.check import Probe, checks
 from dbpkit.checks.passes import purified
 from dbpkit.foundation.types import Denoiser
-from dbpkit.models.denoisers import Prediction, VPDenoiser, reinterpreted
 from dbpkit.purification.diffusion import Purifier
 from dbpkit.results.flags import Flag
 
@@ -22,14 +19,6 @@ NO_GAIN = 0.9
 
 POSTERIOR = 2.0
 """A draw from a perfect posterior is twice as far from the truth as the best estimate, in mean square."""
-
-OTHER_LEVELS = (0.5, 0.7, 1.4, 2.0)
-"""Factors on the level that the network is told."""
-
-CLEARLY_LESS = 0.8
-"""Share of the error that another reading of the network must stay below to be named."""
-
-PREDICTIONS = ("noise", "v", "x0", "score")
 
 
 @checks.add(
@@ -56,48 +45,6 @@ def denoiser_worse_than_nothing(probe: Probe) -> list[Flag]:
         " its schedule or its pixel range is another one."
     )
     return [Flag("denoiser_worse_than_nothing", "error", message)]
-
-
-@checks.add(
-    "denoiser_mismatch",
-    stage="model",
-    expects="no other noise level or prediction type suits the denoiser better",
-    remedy="Give the prediction type or schedule that the message names.",
-    needs="diffusion",
-)
-@torch.no_grad()
-def denoiser_mismatch(probe: Probe) -> list[Flag]:
-    """Flags a denoiser that estimates better if told another noise level or read as another prediction.
-
-    With the noise estimate z(s) = (u - D(u, s)) / s of the noisy image u = x + sigma z, the estimate
-    u - sigma z(s) has its least error at s = sigma, unless the network has other times or scales.
-    """
-    purifier = probe.diffusion
-    if purifier is None:
-        return []
-    sigma, clean, noisy = _noised(purifier, probe)
-    own = _distance(_denoised(purifier.denoiser, noisy, sigma), clean)
-    read: dict[str, float] = {
-        p: _distance(d(noisy, noisy.new_tensor(sigma)), clean) for p, d in _readings(purifier.denoiser)
-    }
-    told = {}
-    for factor in OTHER_LEVELS:
-        estimate = _denoised(purifier.denoiser, noisy, factor * sigma)
-        told[factor] = _distance(noisy - (noisy - estimate) / factor, clean)
-    limit, _ = _shrunk(clean, sigma)
-    limit = min(CLEARLY_LESS * own, limit)  # a sound network that is misread, not one that shrinks too little
-    best_read, best_told = min(read, key=read.__getitem__, default=""), min(told, key=told.__getitem__)
-    if read and read[best_read] < min(limit, told[best_told]):
-        why = f'{read[best_read]:.3g} if its output is read as prediction = "{best_read}"'
-    elif told[best_told] < limit:
-        why = f"{told[best_told]:.3g} if it is told {best_told * sigma:.3g}: its schedule is another one"
-    else:
-        return []
-    message = (
-        f"At noise level {sigma:.3g} the denoiser's mean squared error is {own:.3g} in [-1, 1] units, but"
-        f" {why}."
-    )
-    return [Flag("denoiser_mismatch", "error", message)]
 
 
 @checks.add(
@@ -162,14 +109,3 @@ def _shrunk(clean: Tensor, sigma: float) -> tuple[float, float]:
     """The error of the best shrink towards the mean colours, and the variance of the pixels around them."""
     variance = float((clean - clean.mean(dim=(2, 3), keepdim=True)).square().mean())
     return variance * sigma**2 / (variance + sigma**2), variance
-
-
-def _readings(denoiser: Denoiser) -> list[tuple[Prediction, Denoiser]]:
-    """The same variance-preserving network under every other prediction type."""
-    if not isinstance(denoiser, VPDenoiser):
-        return []
-    return [
-        (cast(Prediction, p), reinterpreted(denoiser, cast(Prediction, p)))
-        for p in PREDICTIONS
-        if p != denoiser.prediction
-    ]

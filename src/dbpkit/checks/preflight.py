@@ -16,6 +16,9 @@ from dbpkit.foundation.frozen import own_device
 from dbpkit.foundation.noise import NoisePlan
 
 PROBE_EXAMPLES = 4
+DENOISED_EXAMPLES = 8
+"""Images that a denoiser alone is asked about, at one call each."""
+
 NOISE_EXAMPLES = 2
 """Images whose gradients are drawn again and again before a run."""
 
@@ -36,7 +39,8 @@ def preflight(
     Raises:
         UserError: if the parts do not fit each other at all.
     """
-    probe = probe_of(parts, spec, PROBE_EXAMPLES)
+    wide = probe_of(parts, spec, DENOISED_EXAMPLES)
+    probe = replace(wide.first(PROBE_EXAMPLES), more=wide)
     check_fit(parts, probe.x, probe.y)
     found = Checked([], ())
     for check in checks.of("model", probe):

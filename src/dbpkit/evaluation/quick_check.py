@@ -7,6 +7,7 @@ check that only looks at settings misses a broken gradient; this one attacks.
 import contextlib
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from dbpkit.checks import Checked, Planned, Probe, checks, run_check
 from dbpkit.checks.attacking import shared_attacks
 from dbpkit.checks.culprits import Plain
 from dbpkit.checks.fit import check_fit, check_logits
-from dbpkit.checks.preflight import PROBE_EXAMPLES, check_settings, probe_of
+from dbpkit.checks.preflight import DENOISED_EXAMPLES, PROBE_EXAMPLES, check_settings, probe_of
 from dbpkit.evaluation.run import Progress, evaluate
 from dbpkit.experiment.build import accepted_options, attack_options, build, of_attacks
 from dbpkit.experiment.execution import Execution, check_execution, kernels
@@ -159,10 +160,12 @@ def _check(probe: Probe, progress: Progress) -> Checked:
 
 
 def _staged(probe: Probe, progress: Progress) -> Checked:
-    """The checks of the model on the first images; if none finds an error, the short attacks on all."""
+    """The checks of the model and its behaviour; if none finds an error, the short attacks on all images."""
     pixels = probe if isinstance(probe.threat, Linf | L2) else probe.under(DEFAULT_THREAT)
+    few = replace(probe.first(PROBE_EXAMPLES), more=probe.first(DENOISED_EXAMPLES))
     stages = [
-        (checks.of("model", probe), probe.first(PROBE_EXAMPLES)),
+        (checks.of("model", probe), few),
+        (checks.of("behaviour", probe), probe),
         (checks.of("short attacks", probe), pixels),
     ]
     total = sum(len(chosen) for chosen, _ in stages)
@@ -173,8 +176,8 @@ def _staged(probe: Probe, progress: Progress) -> Checked:
             found = found.then(run_check(one, images), one.name)
             if any((f.name, f.row) == ("untracked_randomness", "") for f in found.flags):
                 return found  # every other check would see its noise
-        if not found.trustworthy:
-            break
+        if chosen is not stages[0][0] and not found.trustworthy:
+            break  # an attack on a broken model shows nothing new
     return found
 
 
