@@ -13,6 +13,9 @@ from dbpkit.evaluation.estimate import Estimate as Estimate
 from dbpkit.evaluation.estimate import estimate as estimate
 from dbpkit.evaluation.purify_files import purify_files as purify_files
 from dbpkit.checks import Checked as Checked
+from dbpkit.checks.proof import Proof as Proof
+from dbpkit.checks.proof import proof as proof
+from dbpkit.checks.proof import proof_of_classifier as proof_of_classifier
 from dbpkit.evaluation.quick_check import check as check
 from dbpkit.evaluation.quick_check import check_spec as check_spec
 from dbpkit.evaluation.replay import replay as replay

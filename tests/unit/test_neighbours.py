@@ -107,7 +107,7 @@ UNITS: dict[str, tuple[Callable[[Tensor], Tensor], dict[str, Any]]] = {
     "time 999 t": (lambda t: vp_sigma(t / 999), {"time": "continuous", "time_scale": 1.0}),
     "time index": (index, {"time": "continuous", "time_scale": 1.0}),
     "time ln": (lambda t: (4 * t.clamp(max=1)).exp(), {}),
-    "time cosine": (lambda t: cosine(t), {}),
+    "schedule cosine": (lambda t: cosine(t), {}),
 }  # fmt: skip
 
 

@@ -159,11 +159,12 @@ def denoiser_mismatch(probe: Probe) -> list[Flag]:
     purifier, wide = probe.diffusion, probe.more or probe
     if purifier is None:
         return []
-    sigma, clean = purifier.sampler.levels[0], 2 * wide.x - 1
+    sigma, x = purifier.sampler.levels[0], purifier.fitted(wide.x)
+    clean = 2 * x - 1
     own = denoising_errors(purifier.denoiser, clean, wide.noise, [sigma]).mean()
     if own < SETTLED * linear_errors(clean, [sigma]).mean():
         return []
-    return _told(trial(purifier.denoiser, wide.x, wide.noise, [sigma], coarse=True))
+    return _told(trial(purifier.denoiser, x, wide.noise, [sigma], coarse=True))
 
 
 @checks.add(
@@ -180,7 +181,8 @@ def neighbouring_conventions(probe: Probe) -> Iterable[Flag | Note]:
     if purifier is None:
         return []
     start = purifier.sampler.levels[0]
-    found = trial(purifier.denoiser, probe.x, probe.noise, [share * start for share in SHARES_OF_START])
+    levels = [share * start for share in SHARES_OF_START]
+    found = trial(purifier.denoiser, purifier.fitted(probe.x), probe.noise, levels)
     return [Note(found.own.line), *_told(found)]
 
 

@@ -63,6 +63,10 @@ class Schedule:
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     ends: tuple[float, float] | None = None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Schedule":
+        """Returns this: nothing of it can change, and a view of a table cannot be copied."""
+        return self
+
     @property
     def steps(self) -> int:
         """T, how many times there are."""

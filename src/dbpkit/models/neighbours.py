@@ -7,20 +7,23 @@ noise level and output are varied one by one and together.
 """
 
 import copy
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.types import Denoiser
-from dbpkit.models.denoisers import EDMDenoiser, VPDenoiser
+from dbpkit.models.denoisers import Adapter, EDMDenoiser, FlowDenoiser, VPDenoiser, reinterpreted
 from dbpkit.models.networks.conventions import CONVENTIONS, varied
 from dbpkit.models.schedule import vp_time
 
 OTHER_LEVELS = (0.5, 0.7, 1.4, 2.0)
 """Factors on the level that the network is told."""
+
+LEAST_INDEX = 100.0
+"""Factor of continuous times below which a time is no index, and 1 more or less no next one."""
 
 PREDICTIONS = ("noise", "v", "x0", "score")
 
@@ -66,6 +69,8 @@ def neighbours(denoiser: Denoiser) -> list[Neighbour]:
     found = [*_ranges(denoiser), *_levels(denoiser)]
     if isinstance(denoiser, VPDenoiser):
         found += [*_predictions(denoiser), *_vp_times(denoiser)]
+    if isinstance(denoiser, FlowDenoiser):
+        found += _flows(denoiser)
     if isinstance(denoiser, EDMDenoiser):
         found += _edm_times(denoiser)
     if getattr(denoiser, "label", None) is not None:
@@ -172,59 +177,55 @@ def _levels(denoiser: Denoiser) -> Iterator[Neighbour]:
         yield Neighbour(f"sigma {factor:g}", reading, rescaled(denoiser, level=factor), coarse=True)
 
 
+def _with(
+    denoiser: Adapter, name: str, reading: str, coarse: bool = False, **changes: Any
+) -> list[Neighbour]:
+    """The neighbour with other arguments of its adapter; none where it is the same or refused."""
+    if all(getattr(denoiser, key, None) == value for key, value in changes.items()):
+        return []
+    try:
+        return [Neighbour(name, reading, reinterpreted(denoiser, **changes), coarse)]
+    except UserError:  # continuous times of a schedule that has none
+        return []
+
+
 def _predictions(denoiser: VPDenoiser) -> Iterator[Neighbour]:
     """The same output read as another prediction."""
     for kind in PREDICTIONS:
-        if kind != denoiser.prediction:
-            reading = f'its output is read as prediction = "{kind}"'
-            yield Neighbour(f"prediction {kind}", reading, changed(denoiser, prediction=kind), coarse=True)
+        reading = f'its output is read as prediction = "{kind}"'
+        yield from _with(denoiser, f"prediction {kind}", reading, True, prediction=kind)
 
 
 def _vp_times(denoiser: VPDenoiser) -> Iterator[Neighbour]:
-    """Another unit of time, another schedule's index, and the next index."""
-    units = {"discrete": None, "continuous": (999.0, 1.0)}
-    for time, scales in units.items():
-        if scales is None and denoiser.time != time:
-            yield Neighbour(
-                "time index", 'it is given indices, time = "discrete"', changed(denoiser, time=time)
-            )
-        for scale in scales or ():
-            if (denoiser.time, denoiser.time_scale) != (time, scale):
-                reading = f'it is given continuous times, time = "continuous" with time_scale = {scale:g}'
-                yield Neighbour(f"time {scale:g} t", reading, changed(denoiser, time=time, time_scale=scale))
+    """Another unit of time, another schedule, and the next index."""
+    index = 'it is given indices, time = "discrete"'
+    yield from _with(denoiser, "time index", index, time="discrete")
+    for scale in (999.0, 1.0):
+        reading = f'it is given continuous times, time = "continuous" with time_scale = {scale:g}'
+        yield from _with(denoiser, f"time {scale:g} t", reading, time="continuous", time_scale=scale)
     logarithm = "its time is ln(sigma) / 4"
     yield Neighbour("time ln", logarithm, changed(denoiser, _times=lambda sigma: sigma.log() / 4))
-    cosine = "its time is the index of the cosine schedule"
-    yield Neighbour("time cosine", cosine, changed(denoiser, _times=_cosine_index))
-    if denoiser.time == "discrete":
-        own = denoiser._times
-        for step, which in ((1, "after"), (-1, "before")):
-            reading = f"its time is the index {which} this one"
-            yield Neighbour(f"time {step:+d}", reading, changed(denoiser, _times=_moved(own, step)))
-        for rule in {"nearest", "floor"} - {getattr(denoiser, "time_index", "floor")}:
-            yield Neighbour(
-                f"index {rule}",
-                f'its index is found by time_index = "{rule}"',
-                changed(denoiser, time_index=rule),
-            )
+    other = "cosine" if denoiser.schedule.is_default else "linear"
+    reading = f'its schedule is "{other}"'
+    yield from _with(denoiser, f"schedule {other}", reading, time="discrete", schedule=other)
+    if denoiser.time == "continuous" and denoiser.time_scale < LEAST_INDEX:
+        return
+    for step, which in ((1.0, "after"), (-1.0, "before")):
+        shift = denoiser.time_shift + step
+        yield from _with(denoiser, f"time {step:+g}", f"its time is the one {which} this", time_shift=shift)
+    for rule in ("nearest", "floor") if denoiser.time != "continuous" else ():
+        yield from _with(
+            denoiser, f"index {rule}", f'its index is found by time_index = "{rule}"', time_index=rule
+        )
 
 
-def _moved(times: Callable[[Tensor], Tensor], step: int) -> Callable[[Tensor], Tensor]:
-    """Times that are so many indices later, inside 0 to 999."""
-    return lambda sigma: (times(sigma) + step).clamp(0, 999)
-
-
-def _cosine_index(sigma: Tensor) -> Tensor:
-    """Nearest index of the cosine schedule, sqrt(alpha_bar) ~ cos((t + s) / (1 + s) pi / 2), s = 0.008.
-
-    Source:
-        Nichol & Dhariwal 2021 (arXiv:2102.09672), eq. 17.
-    """
-    offset = 0.008
-    start = math.cos(offset / (1 + offset) * math.pi / 2)
-    angle = torch.acos(start * (1 + sigma.double() ** 2).rsqrt())
-    time = (1 + offset) * angle / (math.pi / 2) - offset
-    return (1000 * time - 1).round().long().clamp(0, 999)
+def _flows(denoiser: FlowDenoiser) -> Iterator[Neighbour]:
+    """The other end of the path, and the other path."""
+    ends = {0: 1, 1: 0}
+    clean = ends[denoiser.clean_at]
+    yield from _with(denoiser, f"clean at {clean}", f"its path is clean at {clean}", clean_at=clean)
+    for path in ("linear", "additive"):
+        yield from _with(denoiser, f"path {path}", f"its path is {path}", path=path)
 
 
 def _edm_times(denoiser: EDMDenoiser) -> Iterator[Neighbour]:
@@ -255,16 +256,31 @@ class _Retimed(nn.Module):
 
 def _embeddings(denoiser: nn.Module) -> Iterator[Neighbour]:
     """Other orders of sine and cosine, of their frequencies, and of the rows of a qkv convolution."""
-    for name, values in {**CONVENTIONS, **EMBEDDINGS}.items():
-        own = next((vars(m)[name] for m in denoiser.modules() if name in vars(m)), None)
-        if own is None:
-            continue
-        for value in values:
-            if value != own:
-                shown = f'"{value}"' if isinstance(value, str) else str(value).lower()
-                other = varied(denoiser, name, value)
-                assert other is not None  # some module has the attribute
-                yield Neighbour(f"{name} {value}", f"its {name} is {shown}", other)  # type: ignore[arg-type]
+    own = {}
+    for name in (*CONVENTIONS, *EMBEDDINGS):
+        of_modules = [vars(m)[name] for m in denoiser.modules() if name in vars(m)]
+        own |= {name: of_modules[0]} if of_modules else {}
+    for name, is_set in own.items():
+        for value in {**CONVENTIONS, **EMBEDDINGS}[name]:
+            if value != is_set:
+                yield from _varied(denoiser, {name: value})
+    for pair in (("time_order", "time_divisor"), tuple(EMBEDDINGS)):
+        if own.keys() >= set(pair):  # layouts that differ in both are mixed up
+            values = {**CONVENTIONS, **EMBEDDINGS}
+            yield from _varied(denoiser, {n: next(v for v in values[n] if v != own[n]) for n in pair})
+
+
+def _varied(denoiser: nn.Module, changes: dict[str, Any]) -> list[Neighbour]:
+    """The neighbour with other attributes of its modules; none if a module of the user's cannot be copied."""
+    try:
+        other: Any = denoiser
+        for name, value in changes.items():
+            other = varied(other, name, value)
+    except (TypeError, RuntimeError, ValueError, AttributeError):
+        return []
+    said = {n: f'"{v}"' if isinstance(v, str) else str(v).lower() for n, v in changes.items()}
+    reading = " and ".join(f"its {name} is {value}" for name, value in said.items())
+    return [Neighbour(" ".join(f"{name} {value}" for name, value in changes.items()), reading, other)]
 
 
 def classifier_neighbours(classifier: Classifier, channels: int = 3) -> list[tuple[str, Classifier]]:
