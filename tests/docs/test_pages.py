@@ -269,12 +269,13 @@ def small(words: list[str], whole: bool) -> list[str]:
             return [*evaluated(words), "--examples", "2"]
         case "train":
             sets = [
-                "objective_options.report_times=[100]",
                 "optimiser.updates=1",
                 "optimiser.batch_size=2",
                 "data=embedded",
                 "test_data=embedded",
             ]
+            if 'objective = "denoising"' in Path(words[1]).read_text():
+                sets.append("objective_options.report_times=[100]")
             return [*words, *(w for s in sets for w in ("--set", s)), "--device", "cpu"]
         case "quality":
             return [*words, "--images", "4", "--data", "embedded", "--t-star", "0.05"]

@@ -62,9 +62,10 @@ def ho_ddpm(
     network = build_unet({**made, "dropout": dropout})
     from diffusers.models.attention_processor import Attention, AttnProcessor
 
-    for module in network.modules():
-        if isinstance(module, Attention):
-            module.set_processor(AttnProcessor())  # written out: the fused one has no second derivative
+    for layer in network.modules():
+        if isinstance(layer, Attention):  # written out: torch's fused attention has no second derivative
+            layer.set_processor(AttnProcessor())
+            layer.upcast_softmax = False  # it casts down to single precision from double
     return network
 
 
