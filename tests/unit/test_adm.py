@@ -75,11 +75,12 @@ def shapes_of(network: torch.nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def opened(name: str, **changes: Any) -> tuple[ADM, Reference]:
-    """The network that a file's shapes describe, with what they do not show, filled from the file."""
+    """The network that a file's shapes describe, with the rest, made without memory and filled."""
     found = reference(name)
     options = options_from_shapes({n: tuple(t.shape) for n, t in found.state.items()})
-    network = ADM(**{**options, **HIDDEN[name], **changes})
-    network.load_state_dict(found.state)
+    with torch.device("meta"):
+        network = ADM(**{**options, **HIDDEN[name], **changes})
+    network.load_state_dict(found.state, assign=True)
     return network.eval().requires_grad_(False), found
 
 

@@ -42,12 +42,13 @@ def shapes_of(network: torch.nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def opened(name: str) -> tuple[NCSNpp, Reference]:
-    """The network that a file's shapes describe, filled from it."""
+    """The network that a file's shapes describe, made without memory and filled from it."""
     found = reference(name)
     state = unwrapped(found.state)
     options = options_from_shapes({n: tuple(t.shape) for n, t in state.items()}, image_size=16)
-    network = NCSNpp(**options)
-    network.load_state_dict(state)
+    with torch.device("meta"):
+        network = NCSNpp(**options)
+    network.load_state_dict(state, assign=True)
     return network.eval().requires_grad_(False), found
 
 
