@@ -71,7 +71,7 @@ def _photograph(image: Image.Image, where: str) -> Photograph:
         profile, notes = None, (*notes, f"the colour profile, of {image.mode} colours, is left out")
     flat, alpha = _flat(image, image.mode in _GREY or "LA;16" in raw)
     values = np.asarray(upright(flat, orientation))
-    pixels = values[None] if values.ndim == 2 else np.ascontiguousarray(values.transpose(2, 0, 1))
+    pixels = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
     opacity = None if alpha is None else np.asarray(upright(alpha, orientation))
     return Photograph(pixels, opacity, profile, notes)
 
