@@ -23,7 +23,7 @@ from dbpkit.attacks.loss import losses
 from dbpkit.attacks.target import Target
 from dbpkit.foundation import drawing, noise
 from dbpkit.foundation.noise import NoisePlan
-from dbpkit.models.denoisers import EDMDenoiser, VPDenoiser
+from dbpkit.models.denoisers import EDMDenoiser, VPDenoiser, denoiser_adapters
 from dbpkit.models.discrete import linear_schedule, log_levels
 from dbpkit.purification.classifier import PurifiedClassifier
 from dbpkit.purification.diffusion import Purifier
@@ -180,6 +180,40 @@ def test_steps_of_a_sampler_cross_nothing(sampler: str, adapter: Callable[..., n
     found = crossings(torch.no_grad()(lambda: net(x, noise=plan)))
     assert set(found) <= {"_local_scalar_dense"}
     assert found["_local_scalar_dense"] <= 2  # are these pixels in [0, 1]? asked by model and purifier
+
+
+class Told(Network):
+    """One that takes a class, and answers with a variance if asked."""
+
+    outputs = 1
+
+    def forward(self, x: Tensor, time: Any, label: Tensor | None = None) -> Tensor:
+        return torch.cat(
+            [super().forward(x, time[0] if isinstance(time, tuple) else time)] * self.outputs, dim=1
+        )
+
+
+@pytest.mark.parametrize("name", sorted(denoiser_adapters))
+def test_adapters_of_other_ranges_with_a_class_cross_nothing(name: str) -> None:
+    more = {"schedule": {"beta_schedule": "cosine"}, "time_index": "floor"} if name == "vp" else {}
+    denoiser = denoiser_adapters.get(name)(Told(), image_range=(0.0, 2.0), label=3, **more)
+    x, sigma = torch.empty(COUNT, 3, 8, 8, device=DEVICE), torch.full((), 0.1, device=DEVICE)
+    denoiser(x, sigma)  # tables are copied the first time
+    assert crossings(torch.no_grad()(lambda: denoiser(x, sigma))).total() == 0
+
+
+def test_steps_with_a_learned_variance_cross_nothing() -> None:
+    def learned(network: nn.Module) -> nn.Module:
+        network = Told()
+        network.outputs = 2
+        return VPDenoiser(network, variance="learned")
+
+    x, _, plan = batch()
+    plan.placed(DEVICE)
+    net = model("ddpm", adapter=learned, options={"variance": "learned"})
+    found = crossings(torch.no_grad()(lambda: net(x, noise=plan)))
+    assert set(found) <= {"_local_scalar_dense"}
+    assert found["_local_scalar_dense"] <= 2
 
 
 def test_drawing_by_operations_crosses_nothing() -> None:

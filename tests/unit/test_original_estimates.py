@@ -10,16 +10,43 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dbpkit.models.denoisers import ConsistencyDenoiser, FlowDenoiser, VEDenoiser, VPDenoiser
+from dbpkit.models.denoisers import (
+    ConsistencyDenoiser,
+    EDMDenoiser,
+    FlowDenoiser,
+    IDDPMDenoiser,
+    MeanFlowDenoiser,
+    VEDenoiser,
+    VEPrecondDenoiser,
+    VPDenoiser,
+    VPPrecondDenoiser,
+)
 from dbpkit.models.discrete import schedule_of
+from dbpkit.models.networks import networks
+from dbpkit.models.networks.ho_ddpm import ho_ddpm_to_diffusers
 from dbpkit.purification.samplers import make_sampler
 from dbpkit.purification.samplers.ddpm import between, posterior
-from tests.reference import Reference, row_gap
-from tests.unit import test_adm, test_ncsnpp
+from tests.reference import Reference, reference, row_gap
+from tests.unit import test_adm, test_edm_networks, test_ncsnpp
 
 COSINE_4000 = {"beta_schedule": "cosine", "num_train_timesteps": 4000}
 CONTINUOUS = {"prediction": "noise", "time": "continuous", "time_scale": 999.0}
 LEARNED = {"variance": "learned"}
+
+
+def edm_opened(name: str) -> tuple[nn.Module, Reference]:
+    """A network of EDM or MeanFlow."""
+    return test_edm_networks.network_of(name)[0].requires_grad_(False), reference(name)
+
+
+def ho_opened(name: str) -> tuple[nn.Module, Reference]:
+    """The network of the PyTorch port of Ho et al."""
+    found = reference(name)
+    config, state = ho_ddpm_to_diffusers(found.state)
+    network = networks.get("diffusers")(config)
+    network.load_state_dict(state)
+    return network.eval().requires_grad_(False), found
+
 
 Family = tuple[Callable[[str], tuple[nn.Module, Reference]], Callable[..., Any], dict[str, Any]]
 
@@ -36,6 +63,14 @@ FAMILIES: dict[str, Family] = {
     ),
     "improved_unet_noshift": (test_adm.opened, VPDenoiser, {"time": "rescaled"}),
     "consistency_unet": (test_adm.opened, ConsistencyDenoiser, {}),
+    "edm_ddpmpp_edmprecond": (edm_opened, EDMDenoiser, {}),
+    "edm_ncsnpp_edmprecond": (edm_opened, EDMDenoiser, {}),
+    "edm_adm_edmprecond": (edm_opened, EDMDenoiser, {}),
+    "edm_ddpmpp_vpprecond": (edm_opened, VPPrecondDenoiser, {}),
+    "edm_ncsnpp_veprecond": (edm_opened, VEPrecondDenoiser, {}),
+    "edm_adm_iddpmprecond": (edm_opened, IDDPMDenoiser, {}),
+    "meanflow_unet": (edm_opened, MeanFlowDenoiser, {}),
+    "ho_ddpm": (ho_opened, VPDenoiser, {}),
 }  # fmt: skip
 
 LOOSE = {"consistency_unet": 5e-5}
@@ -56,13 +91,15 @@ def rows(name: str, **changes: Any) -> Callable[[Callable[[Any, Tensor, Tensor],
     _, found = FAMILIES[name][0](name)
     state, sigma = found.inputs["state"], found.inputs["sigma"]
     labels = found.inputs.get("state_label")
+    if (classes := found.inputs.get("state_class_labels")) is not None:
+        labels = [int(row.argmax()) if row.any() else None for row in classes]
 
     def over(function: Callable[[Any, Tensor, Tensor], Tensor]) -> Tensor:
         with torch.no_grad():
             if labels is None:
                 return function(made(name, **changes)[0], image(name, state), level(name, sigma))
             each = [
-                function(made(name, int(c), **changes)[0], state[i : i + 1], sigma[i : i + 1])
+                function(made(name, None if c is None else int(c), **changes)[0], *cut(state, sigma, i))
                 for i, c in enumerate(labels)
             ]
             return torch.cat(each)
@@ -70,8 +107,15 @@ def rows(name: str, **changes: Any) -> Callable[[Callable[[Any, Tensor, Tensor],
     return over
 
 
+def cut(state: Tensor, sigma: Tensor, i: int) -> tuple[Tensor, Tensor]:
+    """One row of both."""
+    return state[i : i + 1], sigma[i : i + 1]
+
+
 def image(name: str, state: Tensor) -> Tensor:
-    """The state in units of images in [-1, 1]."""
+    """The state as x0 + sigma z, in units of images in [-1, 1]; MeanFlow's is 1 / (1 + sigma) of it."""
+    if name == "meanflow_unet":
+        return (state * (1 + reference(name).inputs["sigma"])[:, None, None, None]).float()
     return 2 * state - 1 if name == "scoresde_ve_ncsnpp" else state
 
 
@@ -83,7 +127,8 @@ def level(name: str, sigma: Tensor) -> Tensor:
 def test_clean_estimate_is_that_of_the_original(name: str) -> None:
     _, found = FAMILIES[name][0](name)
     estimate = rows(name)(lambda denoiser, x, sigma: denoiser(x, sigma))
-    assert row_gap(estimate, image(name, found.outputs["x0"])) < LOOSE.get(name, 1e-5)
+    expected = found.outputs["x0"] if name == "meanflow_unet" else image(name, found.outputs["x0"])
+    assert row_gap(estimate, expected) < LOOSE.get(name, 1e-5)
 
 
 def test_consistency_with_the_scalings_of_its_teacher() -> None:
