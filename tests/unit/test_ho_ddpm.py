@@ -77,6 +77,11 @@ def test_times_are_embedded_as_the_paper_does() -> None:
     assert row_gap(second, first) > 100 * SINGLE
 
 
+def test_first_weights_predict_no_noise_at_all() -> None:
+    network = networks.get("ho_ddpm")(ch=32, ch_mult=(1, 1), num_res_blocks=1)
+    assert not network(uniform(1, 3, 8, 8).float(), torch.tensor([250])).sample.any()
+
+
 def test_derivatives_are_those_of_central_differences() -> None:
     found = reference("ho_ddpm")
     network = networks.get("ho_ddpm")(**options_from_shapes(shapes_of(found.state))).eval()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.options import Count, Counts, Share
+from dbpkit.models.networks.layers import zero
 from dbpkit.models.networks.registry import networks
 from dbpkit.models.networks.shapes import Shapes, counted, reads_shapes, times
 
@@ -41,6 +42,8 @@ def ho_ddpm(
 ) -> nn.Module:
     """The DDPM of Ho et al. 2020 as diffusers' ``UNet2DModel``; for the ``vp`` denoiser.
 
+    Unlike the library's own, residual branches and the last layer start at 0, as in the paper's code.
+
     Args:
         image_channels: C of the image.
         ch: width that ``ch_mult`` multiplies, a multiple of 32.
@@ -59,14 +62,20 @@ def ho_ddpm(
     from dbpkit.models.diffusers import build_unet
 
     made = unet_config(image_channels, ch, ch_mult, num_res_blocks, attn_resolutions, resolution)
-    network = build_unet({**made, "dropout": dropout})
+    network: Any = build_unet({**made, "dropout": dropout})
     from diffusers.models.attention_processor import Attention, AttnProcessor
+    from diffusers.models.resnet import ResnetBlock2D
 
     for layer in network.modules():
         if isinstance(layer, Attention):  # written out: torch's fused attention has no second derivative
             layer.set_processor(AttnProcessor())
             layer.upcast_softmax = False  # it casts down to single precision from double
-    return network
+            zero(layer.to_out[0])
+        if isinstance(layer, ResnetBlock2D):
+            zero(layer.conv2)
+    zero(network.conv_out)
+    made_network: nn.Module = network
+    return made_network
 
 
 def unet_config(
