@@ -20,7 +20,7 @@ from dbpkit.data.deferred import from_files
 from dbpkit.data.lists import WNID, lines_of, refused
 from dbpkit.data.pictures import as_unit, read_picture
 from dbpkit.data.synsets import CLASSES, MAPPING, labels_in, names_in, synsets_in
-from dbpkit.foundation.errors import UserError, unknown_name
+from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.options import Count
 
 WHAT = "data 'imagenet'"
@@ -193,7 +193,7 @@ def _listed(found: Sequence[_Found], path: Path) -> list[_Found]:
     for number, line in enumerate(lines_of(path, WHAT), 1):
         item = by_name.get(line.replace("\\", "/").rsplit("/", 1)[-1].lower())
         if item is None:
-            raise unknown_name(f"file in line {number} of '{path}'", line, by_name)
+            raise refused(path, number, line, "one of the validation images in the folder", WHAT)
         if item.number in chosen:
             raise refused(path, number, line, "a file that is not there before", WHAT)
         chosen[item.number] = item

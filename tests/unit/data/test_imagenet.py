@@ -145,7 +145,7 @@ def test_imagenet_files_of_a_list_are_taken_in_its_order(by_synset: Path) -> Non
     assert data.ids.tolist() == [3, 11, 1]
     assert data.labels.tolist() == [999, 0, 3]
     chosen.write_text(f"{WNIDS[0]}/{name_of(5)}\n")
-    with pytest.raises(UserError, match=r"unknown file in line 1 of '.*ids\.txt'"):
+    with pytest.raises(UserError, match=r"line 1 of '.*ids\.txt' is .*; one of the validation images"):
         load(by_synset, files=str(chosen))
 
 
