@@ -1,6 +1,7 @@
 """What each opcode of a pickle does to the stack of the machine in `machine`."""
 
 import pickletools
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,9 @@ def _text_line(machine: "Machine") -> str:
 
 
 def _string_line(machine: "Machine") -> Any:
-    text = _STRING_LINE(machine)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Python about escapes that it does not know
+        text = _STRING_LINE(machine)
     machine.hold(len(text))
     return machine.maker.eight_bit(str(text).encode("latin-1"))
 
