@@ -55,6 +55,7 @@ WORDS: dict[str, list[str]] = {
     "list": [],
     "init": ["evaluation.toml"],
     "docs": ["no-page"],
+    "models": ["no-model"],
 }
 """What each command is given beside the odd value; it ends before it works."""
 

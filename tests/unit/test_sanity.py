@@ -138,7 +138,7 @@ def test_check_sound_classifier_raises_nothing(first: int, classifier: nn.Module
     assert found.trustworthy
     assert found.verdict == "Trustworthy on these examples. Nothing suspicious was found."
     probe = Probe(classifier, *images(first), NoisePlan.of(0, range(4)), Linf(EPS))
-    ran = [c.name for stage in ("model", "short attacks") for c in checks.of(stage, probe)]
+    ran = [c.name for stage in ("model", "behaviour", "short attacks") for c in checks.of(stage, probe)]
     assert found.checks == tuple(ran)
 
 

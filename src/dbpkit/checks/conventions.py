@@ -261,7 +261,8 @@ def _errors(
 def _gain(own: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Logarithm of own by other error, mean over levels, (B,)."""
     tiny = np.finfo(float).tiny
-    return (np.log(own + tiny) - np.log(other + tiny)).mean(axis=0)
+    gain: np.ndarray = (np.log(own + tiny) - np.log(other + tiny)).mean(axis=0)
+    return gain
 
 
 def _no_better(gain: np.ndarray) -> float:

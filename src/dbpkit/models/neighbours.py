@@ -256,7 +256,7 @@ class _Retimed(nn.Module):
 
 def _embeddings(denoiser: nn.Module) -> Iterator[Neighbour]:
     """Other orders of sine and cosine, of their frequencies, and of the rows of a qkv convolution."""
-    own = {}
+    own: dict[str, Any] = {}
     for name in (*CONVENTIONS, *EMBEDDINGS):
         of_modules = [vars(m)[name] for m in denoiser.modules() if name in vars(m)]
         own |= {name: of_modules[0]} if of_modules else {}
