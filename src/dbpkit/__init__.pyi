@@ -49,6 +49,8 @@ from dbpkit.data import load_dataset as load_dataset
 from dbpkit.models.denoisers import EDMDenoiser as EDMDenoiser
 from dbpkit.models.denoisers import VPDenoiser as VPDenoiser
 from dbpkit.models.denoisers import from_pretrained as from_pretrained
+from dbpkit.models.converting import convert as convert
+from dbpkit.models.opening import open_model as open_model
 from dbpkit.models.sources import load_classifier as load_classifier
 from dbpkit.models.sources import load_denoiser as load_denoiser
 from dbpkit.models.sources import load_embedded as load_embedded

@@ -13,7 +13,9 @@ from safetensors.torch import save_file
 from dbpkit.cli import listing
 from dbpkit.experiment.knowledge import known
 from dbpkit.foundation.noise import NoisePlan
+from tests.checkpoint_files import save, score_sde
 from tests.docs.pages import ROOT, blocks
+from tests.reference import reference
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def _forgotten(folder: Path) -> Iterator[None]:
     """What a user's modules register is forgotten after every test, and so are the modules."""
-    registries = {registry: dict(registry._parts) for registry in listing.REGISTRIES.values()}
+    registries = {
+        registry: {name: registry.get(name) for name in registry} for registry in listing.REGISTRIES.values()
+    }
     settings = dict(known)
     yield
     for registry, parts in registries.items():
@@ -84,3 +88,6 @@ def _weights(place: Path) -> None:
     sides = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4}
     kinds = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
     UNet2DModel(sample_size=32, **sides, **kinds).save_pretrained(place / "my-unet")
+    denoiser, classifier = reference("scoresde_vp_ddpmpp"), reference("cls_trades_subblock_wrn")
+    score_sde(denoiser.state, place / "checkpoint_8.pth")
+    save({"state_dict": {f"module.{n}": t for n, t in classifier.state.items()}}, place / "Standard.pt")

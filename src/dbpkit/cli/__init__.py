@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from dbpkit.cli import evaluate, explain, train, files, lists, models  # noqa: F401 - in the order of the help # isort: skip
+from dbpkit.cli import evaluate, explain, train, convert, files, lists, models  # noqa: F401 - in the order of the help # isort: skip
 from dbpkit.cli.crash import INTERRUPTED, MISTAKE, OK, guarded
 from dbpkit.cli.root import app
 from dbpkit.foundation import console
@@ -26,7 +26,7 @@ COMPLETION = "_DBPKIT_COMPLETE"
 def main() -> None:
     """Runs the command line; the exit status is that of `dbpkit.cli.crash`."""
     console.prepare()
-    for told in (console.EXAMPLES, console.PICTURES):
+    for told in (console.EXAMPLES, console.PICTURES, console.OPENED):
         logging.getLogger(told).setLevel(logging.INFO)
     sys.exit(guarded(_command))
 

@@ -22,6 +22,7 @@ from dbpkit.cli.options import (
     Share,
     SpecFile,
     Talk,
+    Trust,
 )
 from dbpkit.cli.progress import working
 from dbpkit.cli.root import app, begin
@@ -64,6 +65,7 @@ def evaluate_command(
     out: Out,
     overrides: Set = [],
     plugin: Plugin = [],
+    trust: Trust = False,
     device: Device = AUTO,
     batch_size: BatchSize = AUTO,
     micro_batch: MicroBatch = AUTO,
@@ -83,7 +85,7 @@ def evaluate_command(
     from dbpkit.evaluation.run import evaluate_share
     from dbpkit.experiment.execution import shared
 
-    begin(plugin, computes=True, share=not deterministic)
+    begin(plugin, trusting=trust, computes=True, share=not deterministic)
     execution = Execution(device, batch_size, micro_batch, deterministic, memory, reverse, compile=compiled)
     execution = shared(execution, shard)
     read = read_spec(spec, EvaluationSpec, overrides)
@@ -125,6 +127,7 @@ def check_command(
     examples: Annotated[int, typer.Option(min=1, max=MOST, help="Examples to look at.")] = 8,
     overrides: Set = [],
     plugin: Plugin = [],
+    trust: Trust = False,
     device: Device = AUTO,
     micro_batch: MicroBatch = AUTO,
     talk: Talk = None,
@@ -133,7 +136,7 @@ def check_command(
     """Check your own models and settings before a long run; exit code 1 if something must be fixed."""
     from dbpkit import EvaluationSpec, Execution, check_spec, read_spec
 
-    begin(plugin, computes=True)
+    begin(plugin, trusting=trust, computes=True)
     execution = Execution(device, micro_batch=micro_batch)
     with working(as_json, talk, continues=False) as progress:
         found = check_spec(read_spec(spec, EvaluationSpec, overrides), examples, execution, progress)

@@ -18,6 +18,7 @@ from dbpkit.cli.options import (
     Steps,
     Talk,
     Time,
+    Trust,
 )
 from dbpkit.cli.progress import working
 from dbpkit.cli.root import app, begin
@@ -52,13 +53,14 @@ def purify(
         bool, typer.Option("--overwrite", help="Replace files that this command did not write, too.")
     ] = False,
     plugin: Plugin = [],
+    trust: Trust = False,
     talk: Talk = None,
     as_json: AsJson = False,
 ) -> None:
     """Purify image files; files that this command did not write are left alone."""
     from dbpkit import purify_files
 
-    begin(plugin, computes=True, share=False)  # the same image is purified alike
+    begin(plugin, trusting=trust, computes=True, share=False)  # the same image is purified alike
     chain = _purifier(purifier, {"sampler": sampler, "t_star": t_star, "steps": steps})
     table = {"denoiser": denoiser, "purifier": chain, "precision": precision, "tile": tile}
     spec = _spec(table, overrides)

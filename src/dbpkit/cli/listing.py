@@ -19,6 +19,7 @@ from dbpkit.foundation.plugins import load_plugins
 from dbpkit.foundation.registry import names_of
 from dbpkit.foundation.spec import PartSpec, Strict
 from dbpkit.models.denoisers import denoiser_adapters
+from dbpkit.models.layouts import layouts
 from dbpkit.models.networks import networks
 from dbpkit.models.schedule import TRAIN_STEPS
 from dbpkit.models.sources import classifier_sources, denoiser_sources, source
@@ -71,6 +72,7 @@ PARTS: dict[str, Kind] = {
     "denoiser-adapters": Kind(denoiser_adapters, ("network",)),
     "denoisers": Kind(denoiser_sources),
     "gradients": Kind(gradients, ("model",)),
+    "layouts": Kind(layouts, options=None),
     "losses": Kind(losses, ("logits", "y")),
     "networks": Kind(networks),
     "noise-levels": Kind(noise_levels),

@@ -70,6 +70,11 @@ Plugin = Annotated[
     typer.Option("--plugin", help="Import your own module that registers parts, or trust a module:part."),
 ]
 
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="Follow import paths in weights files, and run models that are programs."),
+]
+
 # ------------------------------------------------------------------ what is printed
 
 AsJson = Annotated[

@@ -8,7 +8,7 @@ import typer
 from dbpkit import __version__
 from dbpkit.foundation import console
 from dbpkit.foundation.program import started
-from dbpkit.foundation.registry import import_module, trust
+from dbpkit.foundation.registry import import_module, trust, trust_files
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,7 +33,9 @@ def _root(
     """How robust a diffusion-purified classifier really is, why, and how to make it more robust."""
 
 
-def begin(plugins: Sequence[str] = (), *, computes: bool = False, share: bool = True) -> None:
+def begin(
+    plugins: Sequence[str] = (), *, computes: bool = False, share: bool = True, trusting: bool = False
+) -> None:
     """What a command does once it has imported what it needs, and before it works.
 
     From now on an interrupt is an exception that says how to go on.
@@ -42,11 +44,14 @@ def begin(plugins: Sequence[str] = (), *, computes: bool = False, share: bool = 
         plugins: what ``--plugin`` names: modules to import, or import paths to trust.
         computes: whether networks will run, so that the machine must be shared.
         share: whether the number of threads may depend on who else uses the machine.
+        trusting: whether files of models may name code, and be programs.
     """
     started()
     if computes:
         from dbpkit.foundation.machine import settle
 
         settle(share=share)
+    if trusting:
+        trust_files()
     for name in plugins:
         trust(name) if ":" in name else import_module(name)

@@ -19,6 +19,7 @@ from dbpkit.cli.options import (
     SpecFile,
     Steps,
     Talk,
+    Trust,
 )
 from dbpkit.cli.progress import working
 from dbpkit.cli.root import app, begin
@@ -34,6 +35,7 @@ def train_command(
     out: Out,
     overrides: Set = [],
     plugin: Plugin = [],
+    trust: Trust = False,
     device: Device = AUTO,
     compiled: Compile = False,
     tensorboard: Annotated[
@@ -49,7 +51,9 @@ def train_command(
     from dbpkit import Execution, TrainingSpec, read_spec, train
     from dbpkit.experiment.execution import launched
 
-    begin(plugin, computes=True, share=False)  # a training that goes on is the one that was not stopped
+    begin(
+        plugin, trusting=trust, computes=True, share=False
+    )  # a training that goes on is the one that was not stopped
     read = read_spec(spec, TrainingSpec, overrides)
     execution = launched(Execution(device, compile=compiled))
     with working(as_json or execution.rank > 0, talk) as progress:

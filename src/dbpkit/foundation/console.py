@@ -32,6 +32,9 @@ EXAMPLES = "dbpkit.examples"
 PICTURES = "dbpkit.pictures"
 """Name of the log that says how an image file was purified."""
 
+OPENED = "dbpkit.opened"
+"""Name of the log that says what a model's file was taken for, which is for everyone to see."""
+
 ESTIMATES = "dbpkit.estimates"
 """Name of the log that says what a run will take; commands that show their progress show it."""
 

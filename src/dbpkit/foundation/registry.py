@@ -33,6 +33,7 @@ KINDS = (
     "denoiser-adapters",
     "denoisers",
     "gradients",
+    "layouts",
     "losses",
     "networks",
     "noise-levels",
@@ -51,11 +52,15 @@ KINDS = (
 _trusted: set[str] = set()
 """Import paths that the user typed to vouch for them; see `trust`."""
 
+_trusting = False
+"""Whether files of models may name code, and be programs; see `trust_files`."""
+
 _PLAIN = re.compile(r"[\w.]+:\w+")
 """An import path that can be shown as a command."""
 
-_reading: ContextVar[tuple[str, str]] = ContextVar("reading", default=("", ""))
-"""The file whose names are being resolved and what the user can do, empty while names are their own."""
+_reading: ContextVar[tuple[str, str, bool]] = ContextVar("reading", default=("", "", False))
+"""The file whose names are being resolved, what the user can do, and whether they trust the file with import
+paths; empty while names are the user's own."""
 
 
 class Registry(Generic[T]):
@@ -107,6 +112,9 @@ class Registry(Generic[T]):
             trusted: T = import_path(name, self.kind)
             return trusted
         if ":" in name:
+            if _reading.get()[2]:
+                followed: T = import_path(name, self.kind)
+                return followed
             raise UserError(self._refusal(name))
         if name not in self:
             raise unknown_name(self.kind, excerpt(name, 100), self._parts)
@@ -127,7 +135,7 @@ class Registry(Generic[T]):
         return part
 
     def _refusal(self, name: str) -> str:
-        where, remedy = _reading.get()
+        where, remedy, _ = _reading.get()
         if not remedy and _PLAIN.fullmatch(name):
             remedy = f"If you trust it: --plugin {name}, or dbpkit.trust('{name}') in Python."
         return (
@@ -168,15 +176,27 @@ def trust(path: str) -> None:
     _trusted.add(path)
 
 
+def trust_files() -> None:
+    """Lets files of models name code and be programs, for the rest of the process; what ``--trust`` says."""
+    global _trusting
+    _trusting = True
+
+
+def is_trusting() -> bool:
+    """Whether files of models may name code and be programs."""
+    return _trusting
+
+
 @contextlib.contextmanager
-def names_of(where: str, remedy: str = "") -> Iterator[None]:
+def names_of(where: str, remedy: str = "", *, follows: bool = False) -> Iterator[None]:
     """Inside the block a file chose all names: no import path is followed that the user has not typed.
 
     Args:
         where: the file.
         remedy: what the user can do, in a sentence; naming the path themselves if not given.
+        follows: whether the user said that the file may name import paths.
     """
-    token = _reading.set((where, remedy))
+    token = _reading.set((where, remedy, follows))
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Where classifiers and denoisers come from: embedded, weights files, diffusers, the user's own code.
+"""Where models come from: embedded, files of any known layout, diffusers, the user's own code.
 
 The thing people get wrong: a classifier takes pixels in [0, 1] and normalises inside, and returns logits.
 """
@@ -19,13 +19,18 @@ from dbpkit.foundation.types import Denoiser
 from dbpkit.models.denoisers import from_pretrained
 from dbpkit.models.schedule import discrete_sigmas
 from dbpkit.models.stages import staged
-from dbpkit.models.weights import Architecture, load_weights, refuse_pickle
+from dbpkit.models.weights import Architecture, is_file, is_own_file, load_weights
 
-classifier_sources: Registry[Callable[..., nn.Module]] = Registry("classifier")
-denoiser_sources: Registry[Callable[..., Any]] = Registry("denoiser")
+classifier_sources: Registry[Callable[..., nn.Module]] = Registry(
+    "classifier", ["dbpkit.models.file_sources"]
+)
+denoiser_sources: Registry[Callable[..., Any]] = Registry("denoiser", ["dbpkit.models.file_sources"])
 
 EMBEDDED_CLASSIFIER = "cifar10-resnet9.safetensors"
 EMBEDDED_DENOISERS = {"vanilla": "cifar10-unet.safetensors", "addt": "cifar10-unet-addt.safetensors"}
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".t7", ".tar")
+"""Ends of names that are those of files with weights."""
 
 EMBEDDED_LAST = {"vanilla": 300, "addt": 120}
 """Largest of 1,000 times that they were trained on, see ``specs/train``; their files do not say."""
@@ -168,16 +173,19 @@ def source(text: str) -> tuple[str, dict[str, Any]]:
     """Returns the source and its options for a text: weights file, name or import path.
 
     Raises:
-        UserError: if it is not text, or is a pickle.
+        UserError: if it is not text.
     """
     if not isinstance(text, str | os.PathLike):
         raise UserError(
-            "a model is named by a registered name, an import path or a .safetensors file, not by"
-            f" {shown(text)}."
+            f"a model is named by a registered name, an import path or a file, not by {shown(text)}."
         )
     text = os.fsdecode(text)
-    refuse_pickle(text)
-    return ("weights", {"path": text}) if text.endswith(".safetensors") else (text, {})
+    path = Path(text)
+    if text.endswith(".safetensors") and (not is_file(path) or is_own_file(path)):
+        return "weights", {"path": text}
+    if path.suffix.lower() in SUFFIXES or (("/" in text or path.suffix) and is_file(path)):
+        return "file", {"path": text}
+    return text, {}
 
 
 def state_sha256(model: Any) -> str:
@@ -196,7 +204,9 @@ def _make(registry: Registry, name: str, options: Mapping[str, Any] | None) -> A
     if options is not None and not isinstance(options, Mapping):
         raise UserError(f"options of {registry.kind} '{name}' must be a table by name, not {shown(options)}.")
     if ":" not in name and name not in registry and os.path.isdir(name):  # noqa: PTH112 - of any text
-        raise _folder_refused(registry.kind, Path(name))
+        if registry.kind != "denoiser" or not _is_diffusers(Path(name)):
+            raise _folder_refused(registry.kind, Path(name))
+        name, more = "diffusers", {"path": name}
     made_by = registry.resolve(name)
     if isinstance(made_by, nn.Module):
         if options:
@@ -205,19 +215,18 @@ def _make(registry: Registry, name: str, options: Mapping[str, Any] | None) -> A
     return call_with_options(made_by, {**more, **(options or {})}, f"{registry.kind} '{name}'")
 
 
+def _is_diffusers(folder: Path) -> bool:
+    """Whether a folder is a network that diffusers saved, or a pipeline with one."""
+    places = [folder, folder / "unet"]
+    return any((p / "config.json").is_file() and any(p.glob("diffusion_pytorch_model*")) for p in places)
+
+
 def _folder_refused(kind: str, folder: Path) -> UserError:
     """The error for a folder in place of a model's name, with what to write for what lies in it."""
-    said = f"{kind} '{folder}' is a folder."
-    for inside, more in (("", ""), ("unet", ", subfolder = 'unet'")):
-        if kind == "denoiser" and (folder / inside / "config.json").is_file():
-            typed = f" --set denoiser.options.subfolder={inside}" if inside else ""
-            return UserError(
-                f"{said} A diffusers network is named by --denoiser diffusers --set"
-                f" denoiser.options.path='{folder}'{typed}, in a spec by denoiser = {{ name = 'diffusers',"
-                f" options = {{ path = '{folder}'{more} }} }}."
-            )
-    files = sorted(folder.glob("*.safetensors"))
-    return UserError(f"{said} Name the weights file{f' in it: {files[0]}' if files else ''}.")
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+    return UserError(
+        f"{kind} '{folder}' is a folder. Name the weights file{f' in it: {files[0]}' if files else ''}."
+    )
 
 
 def _of_kind(kind: str, path: str, sha256: str | None) -> nn.Module:

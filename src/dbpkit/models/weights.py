@@ -1,4 +1,4 @@
-"""Weights files: safetensors with the network's own description inside, never a pickle.
+"""Weights files: safetensors with the network's own description inside.
 
 Weights that load may still not fit. Every tensor must be present with its shape, none may be left over, and
 the recorded checksum must match.
@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
@@ -21,14 +22,13 @@ from dbpkit.foundation.arrays import read_tensors as read_tensors
 from dbpkit.foundation.arrays import write_tensors as write_tensors
 from dbpkit.foundation.errors import UserError, excerpt, shown
 from dbpkit.foundation.files import sha256_of as sha256_of
-from dbpkit.foundation.registry import call_with_options, names_of
+from dbpkit.foundation.registry import call_with_options, is_trusting, names_of
 from dbpkit.models.denoisers import denoiser_adapters
+from dbpkit.models.filling import fill as fill
+from dbpkit.models.filling import fill_empty, made_empty
 from dbpkit.models.networks import networks
 
 FORMAT = "dbpkit-weights-1"
-
-PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
-"""Names of files that are never opened: they can run code."""
 
 WRAPPERS = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile put before the names of all tensors of a model."""
@@ -72,15 +72,20 @@ class Architecture(NamedTuple):
             del table["trained_levels"]
         return table
 
-    def build(self) -> nn.Module:
-        """Makes the network, with its denoiser adapter if it has one, in its first random state.
+    def build(self, empty: bool = False) -> nn.Module:
+        """Makes the network, with its denoiser adapter if it has one.
+
+        Args:
+            empty: leaves out the first random weights, and mostly the memory for them (`made_empty`).
 
         Raises:
             UserError: if a name is not registered, or an option is wrong.
         """
         make = networks.get(self.network)
         adapt = denoiser_adapters.get(self.denoiser) if self.kind == "denoiser" else None
-        network = call_with_options(make, self.options, f"network '{self.network}'")
+        what = f"network '{self.network}'"
+        made = made_empty if empty else call_with_options
+        network = made(make, self.options, what)
         if adapt is None:
             return network
         options = {"network": network, **self.denoiser_options}
@@ -88,16 +93,27 @@ class Architecture(NamedTuple):
 
 
 def save_weights(
-    path: Path, model: nn.Module, architecture: Architecture, dtype: torch.dtype = torch.float32
+    path: Path,
+    model: nn.Module,
+    architecture: Architecture,
+    dtype: torch.dtype = torch.float32,
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> str:
     """Writes a model's state, floating tensors rounded to ``dtype``; returns the file's sha256.
+
+    Args:
+        path: the file.
+        model: what `Architecture.build` makes, filled.
+        architecture: its description.
+        dtype: of floating tensors.
+        more: further words about it, which nothing reads.
 
     Raises:
         UserError: if a value is not finite or ``dtype`` cannot hold it, the disk is full or the folder cannot
             be written.
     """
     tensors = rounded(model.state_dict(), dtype)
-    about = {"format": FORMAT, "architecture": architecture.as_json()}
+    about = {**more, "format": FORMAT, "architecture": architecture.as_json()}
     return write_tensors(path, tensors, {"dbpkit": json.dumps(about, sort_keys=True)})
 
 
@@ -131,7 +147,7 @@ def load_weights(path: str | Path, sha256: str | None = None) -> tuple[nn.Module
     Raises:
         UserError: if the file is missing, damaged, of another kind, fails its checksum, or does not fit.
     """
-    path = _file(path)
+    path = plain_path(path)
     if sha256 and (found := sha256_of(path)) != sha256:
         raise UserError(
             f"weights file '{path}' has sha256 {found} where {sha256} was expected. It is damaged"
@@ -140,19 +156,22 @@ def load_weights(path: str | Path, sha256: str | None = None) -> tuple[nn.Module
     tensors, metadata = read_tensors(path)
     architecture = _described(metadata, path)
     model = _built(architecture, tensors, path)
-    fill(model, _unwrapped(tensors), str(path))
+    fill_empty(model, _unwrapped(tensors), str(path))
     model.architecture = architecture  # type: ignore[assignment]  # training goes on from it
     model.trained_levels = architecture.trained_levels  # type: ignore[assignment]
     return model.requires_grad_(False).eval(), architecture
 
 
-def _file(path: Any) -> Path:
-    """The path of a file that may be opened; UserError otherwise, and for every pickle."""
+def plain_path(path: Any) -> Path:
+    """Returns the path of a file that is there.
+
+    Raises:
+        UserError: if it is no path, or nothing lies there.
+    """
     if not isinstance(path, str | os.PathLike):
         raise UserError(f"a weights file is named by its path, not by {shown(path)}.")
     found = Path(os.fsdecode(path))
-    refuse_pickle(found)
-    if not _is_file(found):
+    if not is_file(found):
         raise UserError(
             f"weights file '{excerpt(found, 300)}' is missing. Check the path, or train one with 'dbpkit"
             " train'."
@@ -160,17 +179,16 @@ def _file(path: Any) -> Path:
     return found
 
 
-def refuse_pickle(path: str | Path) -> None:
-    """Raises UserError if a path has the name of a pickle, and says what to do instead."""
-    if Path(path).suffix.lower() in PICKLES:
-        raise UserError(
-            f"'{excerpt(path, 300)}' is a pickle, which can run code when it is opened: dbpkit opens none."
-            " Where you trust it, store its tensors with safetensors.torch.save_file, and load those in a"
-            " function of your own module, named as module:function."
-        )
+def is_own_file(path: Path) -> bool:
+    """Whether a file is of safetensors and has a description that dbpkit wrote, of whatever format."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return "dbpkit" in (file.metadata() or {})
+    except Exception:  # the library passes on whatever a header's words make others raise
+        return False
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
     """Whether a file lies there; text that can be no path (a zero byte, too long a name) is none."""
     try:
         return path.is_file()
@@ -209,8 +227,8 @@ def _described(metadata: Mapping[str, str], path: Path) -> Architecture:
         if about.format != FORMAT:
             raise UserError(
                 f"'{path}' is not a dbpkit weights file (format"
-                f" {about.format and excerpt(about.format, 60)}); load foreign networks with from_pretrained"
-                " or an import path."
+                f" {about.format and excerpt(about.format, 60)}); open other files with open_model, in a spec"
+                " by their path alone."
             )
         found = _Description.model_validate_json(json.dumps(about.architecture))
     except (ValidationError, RecursionError) as error:
@@ -241,8 +259,8 @@ def _built(architecture: Architecture, tensors: Mapping[str, Tensor], path: Path
 
     hook = register_module_parameter_registration_hook(count)
     try:
-        with names_of(f"'{path}'"):
-            return architecture.build()
+        with names_of(f"'{path}'", follows=is_trusting()):
+            return architecture.build(empty=True)
     except UserError:
         raise
     except Exception as error:  # a constructor can raise anything at what a file asks of it
@@ -260,43 +278,3 @@ def _unwrapped(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         if tensors and all(name.startswith(prefix) for name in tensors):
             return _unwrapped({name.removeprefix(prefix): t for name, t in tensors.items()})
     return tensors
-
-
-def fill(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Copies tensors into a model's state.
-
-    Raises:
-        UserError: if names or shapes differ; the first difference of each sort is named.
-    """
-    own = model.state_dict()
-    missing = sorted(own.keys() - tensors.keys())
-    unexpected = sorted(tensors.keys() - own.keys())
-    misfits = [n for n in own.keys() & tensors.keys() if own[n].shape != tensors[n].shape]
-    problems = []
-    if missing:
-        problems.append(f"{len(missing)} tensors are missing (first '{missing[0]}')")
-    if unexpected:
-        problems.append(f"{len(unexpected)} are unknown (first '{unexpected[0]}')")
-    if misfits:
-        name = sorted(misfits)[0]
-        problems.append(
-            f"'{name}' is {tuple(tensors[name].shape)} where {tuple(own[name].shape)} was expected"
-        )
-    if wrong := [n for n in own.keys() & tensors.keys() if not _same_kind(own[n], tensors[n])]:
-        name = sorted(wrong)[0]
-        problems.append(f"'{name}' is {tensors[name].dtype} where {own[name].dtype} was expected")
-    if problems:
-        raise UserError(
-            f"weights '{where}' do not fit the network: {'; '.join(problems)}. Use the options it"
-            " was trained with."
-        )
-    fitted = {n: t.to(own[n].dtype) for n, t in tensors.items()}
-    for name, tensor in fitted.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise UserError(f"weights '{where}' are not finite: '{name}'. The file is damaged; get it again.")
-    model.load_state_dict(fitted)
-
-
-def _same_kind(own: Tensor, other: Tensor) -> bool:
-    """Whether one tensor's type can stand for the other's: both of real numbers, or both the same."""
-    return (own.is_floating_point() and other.is_floating_point()) or own.dtype == other.dtype
