@@ -378,6 +378,18 @@ def test_generate_from_images_purifies_them_and_clips() -> None:
     assert torch.equal(generate(tiny_denoiser(), x, chain, noise=noise), expected(x, noise=noise))
 
 
+@pytest.mark.parametrize("t_star", [0.3, 1])
+def test_generate_in_another_size_comes_back_in_that_of_the_data(t_star: float) -> None:
+    x, noise = uniform(2, 1, 5, 5), NoisePlan.of(0, [3, 9])
+    made = generate(tiny_denoiser(), x, Chain(t_star, steps=50, resize=8), noise=noise)
+    grown = torch.nn.functional.interpolate(x, (8, 8), mode="bilinear", align_corners=False)
+    inner = generate(tiny_denoiser(), grown, Chain(t_star, steps=50), noise=noise)
+    expected = torch.nn.functional.interpolate(inner, (5, 5), mode="bilinear", align_corners=False)
+    assert torch.equal(made, expected)
+    assert Chain(t_star).table().keys() == {"t_star", "sampler", "steps", "options", "grid"}
+    assert Chain(t_star, resize=8).table()["resize"]["size"] == 8
+
+
 @pytest.mark.parametrize("t_star", [0.2, 1])
 def test_generate_a_row_is_the_same_in_every_batch(t_star: float) -> None:
     x, noise, chain = (

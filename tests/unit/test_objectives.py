@@ -227,6 +227,19 @@ def test_guide_sees_the_image_of_the_update_mirrored_or_not(flip: bool, guides: 
         torch.testing.assert_close(x, estimate / 2 + 0.5, rtol=0, atol=ROUND_OFF)
 
 
+def test_guide_may_want_another_size_and_normalised_images(guides: ModuleType) -> None:
+    batch, guides.guide = batch_of(8), Recorder(TinyClassifier())
+    side = batch.x.shape[-1] + 3
+    named = {"name": GUIDE, "resize": side, "normalise": {"mean": [0.5], "std": [0.25]}}
+    addt = {"name": "addt", "options": {"lambda_max": 0.0, "iterations": 1}}
+    objective_of(addt, guide=named, flip=False).loss(model := Recorder(tiny_denoiser()).train(), batch)
+    (seen,) = guides.guide.inputs
+    estimate = torch.nn.functional.interpolate(
+        model.outputs[0] / 2 + 0.5, (side, side), mode="bilinear", align_corners=False
+    )
+    torch.testing.assert_close(seen, (estimate - 0.5) / 0.25, rtol=0, atol=4 * ROUND_OFF)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_loss_of_a_wrapped_model_goes_through_the_wrapper_once(name: str, guides: ModuleType) -> None:
     batch, inner = batch_of(), Recorder(tiny_denoiser())

@@ -87,6 +87,10 @@ def quality_command(
         bool, typer.Option("--trust", help="Run another --inception file too: TorchScript can run code.")
     ] = False,
     classifier: Annotated[str, typer.Option(help="Whose features are used without Inception.")] = "embedded",
+    resize: Annotated[
+        int | None,
+        typer.Option(min=1, help="Side of the images that the denoiser sees, if another one."),
+    ] = None,
     seed: Seed = 0,
     device: Device = AUTO,
     precision: Precision = "float32",
@@ -107,7 +111,7 @@ def quality_command(
             load_denoiser(*source(denoiser)),
             load_dataset(data),
             features,
-            Chain(t_star, sampler, steps),
+            Chain(t_star, sampler, steps, resize=resize),
             images=images,
             seed=seed,
             device=device,

@@ -11,6 +11,7 @@ from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.types import Denoiser
 from dbpkit.purification.diffusion import Purifier
+from dbpkit.purification.fitting import Fit
 
 WHOLE_CHAIN = 1 - 1e-9
 """The t* with which every sampler's grid is its whole chain; the grids themselves exclude 1."""
@@ -28,6 +29,9 @@ class Chain:
         steps: S of the sampler's published grid, which counts the whole chain.
         options: keyword arguments of the sampler.
         grid: further keyword arguments of its grid.
+        resize: size of the images that the network sees, as of a purifier; what it makes comes back in that
+            of the data. None keeps it.
+        pad: what their sides are padded to a multiple of, the same.
 
     Raises:
         UserError: if ``t_star`` is out of range.
@@ -38,6 +42,8 @@ class Chain:
     steps: int = 50
     options: Mapping[str, Any] = field(default_factory=dict)
     grid: Mapping[str, Any] = field(default_factory=dict)
+    resize: Any = None
+    pad: Any = None
 
     def __post_init__(self) -> None:
         if not 0 < self.t_star <= 1:
@@ -45,6 +51,11 @@ class Chain:
                 f"t_star {self.t_star} is outside (0, 1]. Use 1 to start from noise alone, or at most 0.3"
                 " with the embedded denoisers."
             )
+
+    def table(self) -> dict[str, Any]:
+        """Returns the settings as keyword arguments of a `Purifier`, without stages that there are not."""
+        fit = Fit(self.resize, self.pad).table()
+        return {**{k: v for k, v in asdict(self).items() if k not in ("resize", "pad")}, **fit}
 
     @property
     def start(self) -> str:
@@ -78,7 +89,7 @@ def generate(denoiser: Denoiser, x: Tensor, chain: Chain, *, noise: NoisePlan) -
         >>> generate(denoiser, torch.zeros(1, 3, 32, 32), Chain(t_star=0.1), noise=NoisePlan.of(0, [0])).shape
         torch.Size([1, 3, 32, 32])
     """
-    settings = {**asdict(chain), "t_star": min(chain.t_star, WHOLE_CHAIN)}
+    settings = {**chain.table(), "t_star": min(chain.t_star, WHOLE_CHAIN)}
     purifier = Purifier(denoiser, **settings, clamp=True)
     if "forward" not in purifier.sampler.sites:
         raise UserError(

@@ -7,7 +7,6 @@ doing.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
@@ -183,7 +182,7 @@ def _settings(
     """What a quality is of, by name of its field."""
     return {
         "start": chain.start,
-        "chain": asdict(chain),
+        "chain": chain.table(),
         "seed": seed,
         "data": _named(data),
         "reference": None if reference is None else _named(reference),

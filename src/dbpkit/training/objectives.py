@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dbpkit.data import Dataset
+from dbpkit.experiment.stages import ClassifierSpec
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.frozen import own_device
 from dbpkit.foundation.noise import NoisePlan
@@ -128,7 +129,7 @@ class Denoising:
     Attributes:
         levels: registered noise levels: name, or name and options.
         perturbation: registered perturbation of the training noise: name, or name and options.
-        guide: classifier source that guides it: name, or name and options.
+        guide: classifier source that guides it: name, or name, options, resize and normalise.
         flip: whether images are mirrored at random.
         report_times: times whose denoising error the model card shows.
     """
@@ -166,8 +167,8 @@ class Denoising:
     def _guide(self) -> nn.Module | None:
         if self.guide is None:
             return None
-        named = _named(self.guide, "guide")
-        return load_classifier(named.name, named.options)
+        named = validate({"guide": self.guide}, _Guided, "objective_options").guide
+        return load_classifier(named.name, named.options, **named.stages())
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Returns the mean of weight * (D(x0 + sigma n, sigma) - x0)**2; scalar.
@@ -235,6 +236,10 @@ def make_objective(name: str, options: dict[str, Any]) -> Objective:
 
 class _Named(Strict):
     part: PartSpec
+
+
+class _Guided(Strict):
+    guide: ClassifierSpec
 
 
 def _named(part: Part, where: str) -> PartSpec:
