@@ -27,15 +27,19 @@ def tolerance(file: str) -> float:
 
 
 def network_of(file: str) -> tuple[nn.Module, dict[str, Tensor], dict[str, Tensor]]:
-    """The network that shapes alone describe, but for the width of a head, and arguments and answers."""
+    """The network that shapes alone describe, but for the width of a head, and arguments and answers.
+
+    It is filled as the opener fills it, from no memory.
+    """
     found = reference(file)
     state = {name.removeprefix("model."): t for name, t in found.state.items() if name != "u"}
     name, module = ("dhariwal", dhariwal) if file in ADM else ("songunet", songunet)
     options = module.options_from_shapes({n: tuple(t.shape) for n, t in state.items()})
     if file in ADM:
         options["channels_per_head"] = found.config["_channels_per_head"]
-    network = networks.get(name)(**options).eval()
-    network.load_state_dict(state)
+    with torch.device("meta"):
+        network = networks.get(name)(**options).eval()
+    network.load_state_dict(state, assign=True)
     return network, found.inputs, found.outputs
 
 

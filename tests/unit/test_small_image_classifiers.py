@@ -45,15 +45,20 @@ def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def network_of(file: str, **changes: Any) -> tuple[nn.Module, Tensor, Tensor]:
-    """The network that names and shapes alone describe, but for the normalisation; images and logits."""
+    """The network that names and shapes alone describe, but for the normalisation; images and logits.
+
+    It is filled as the opener fills it, from no memory.
+    """
     found, module = reference(file), MODULES[file]
     options = module.options_from_shapes(shapes_of(found.state))
     if "mean" in found.inputs:
         options |= {name: tuple(found.inputs[name].tolist()) for name in ("mean", "std")}
     elif "mean" in found.config:
         options |= {name: tuple(found.config[name]) for name in ("mean", "std")}
-    network = networks.get(name_of(module))(**{**options, **changes}).eval()
-    network.load_state_dict(module.own_names(found.state) if module is wideresnet else found.state)
+    with torch.device("meta"):
+        network = networks.get(name_of(module))(**{**options, **changes}).eval()
+    state = module.own_names(found.state) if module is wideresnet else found.state
+    network.load_state_dict(state, assign=True)
     return network, found.inputs["x"], found.outputs["y"]
 
 
