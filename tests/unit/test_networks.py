@@ -17,6 +17,7 @@ from dbpkit.models.networks.layers import placed
 from dbpkit.models.sources import state_sha256
 from dbpkit.models.weights import Architecture, load_weights, save_weights
 from tests.oracles import TinyNetwork, uniform
+from tests.unit.test_device_loop import DEVICE, watched
 
 RESIDUAL = {"channels": (4, 8, 8, 8), "blocks": (1, 1, 1, 1)}
 
@@ -102,6 +103,18 @@ def test_network_has_a_gradient_in_its_images(name: str) -> None:
     called(model_of(architecture), architecture, x).square().sum().backward()
     assert x.grad is not None
     assert bool((x.grad.flatten(1).abs().sum(dim=1) > 0).all())
+
+
+@each_network
+def test_network_and_its_gradient_make_no_gpu_wait(name: str) -> None:
+    with torch.device(DEVICE):
+        network: nn.Module = networks.get(name)(**SMALL.get(name, {})).eval()
+    x = torch.empty(2, 3, 32, 32, device=DEVICE).requires_grad_()
+    given = (x,) if described(name).kind == "classifier" else (x, torch.empty(2, device=DEVICE))
+    with watched() as crossed:
+        out = network(*given)
+        getattr(out, "sample", out).sum().backward()
+    assert not crossed
 
 
 def test_network_placed_on_a_gpu_has_another_layout_and_the_same_identity(
