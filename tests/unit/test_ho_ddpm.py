@@ -104,6 +104,25 @@ def test_full_size_has_the_published_keys_of_both_sides() -> None:
     assert config["block_out_channels"] == [128, 256, 256, 256]
 
 
+def test_state_of_the_library_keeps_its_names_but_for_those_of_2022() -> None:
+    options = {"ch": 32, "ch_mult": (1, 2), "num_res_blocks": 1, "attn_resolutions": (16,)}
+    state = networks.get("ho_ddpm")(**options).state_dict()
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    aged = {
+        next(
+            (name.replace(f".{new}.", f".{was}.") for new, was in old.items() if f".{new}." in name), name
+        ): t
+        for name, t in state.items()
+    }
+    assert aged.keys() != state.keys()
+    for given in (state, aged):
+        config, renamed = ho_ddpm_to_diffusers(given)
+        assert list(renamed) == list(state)
+        assert all(torch.equal(renamed[name], state[name]) for name in state)
+        assert config["block_out_channels"] == [32, 64]
+    assert options.items() <= options_from_shapes(shapes_of(aged)).items()
+
+
 def test_levels_of_the_way_up_are_counted_from_the_other_end() -> None:
     assert diffusers_name("up.0.block.2.nin_shortcut.bias", 4) == "up_blocks.3.resnets.2.conv_shortcut.bias"
     assert diffusers_name("up.3.upsample.conv.weight", 4) == "up_blocks.0.upsamplers.0.conv.weight"

@@ -18,6 +18,8 @@ from dbpkit.models.networks.shapes import Shapes, counted, reads_shapes, times
 
 _IN_BLOCK = {"temb_proj": "time_emb_proj", "nin_shortcut": "conv_shortcut"}
 _IN_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+_OF_2022 = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_LIBRARY = ("down_blocks.", "mid_block.", "up_blocks.", "time_embedding.")
 _OUTSIDE = {
     "temb.dense.0": "time_embedding.linear_1",
     "temb.dense.1": "time_embedding.linear_2",
@@ -107,11 +109,13 @@ def unet_config(
 def ho_ddpm_to_diffusers(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Renames the tensors of the PyTorch port, whose attention is of 1 x 1 convolutions, for ``UNet2DModel``.
 
+    A state of diffusers itself stays as it is, but for the names that attention had in 2022.
+
     Args:
-        state: the port's state dict, without a wrapper's prefix.
+        state: the port's state dict or one of diffusers, without a wrapper's prefix.
 
     Returns:
-        The configuration of the network, and its state under diffusers' names, in the port's order.
+        The configuration of the network, and its state under diffusers' names, in the order it had.
 
     Raises:
         UserError: if the tensors are not of this network.
@@ -126,22 +130,25 @@ def ho_ddpm_to_diffusers(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], d
 
 
 def diffusers_name(name: str, levels: int) -> str:
-    """Returns the name that diffusers has for a tensor of the port.
+    """Returns the name that diffusers has for a tensor of the port, or for one of its own of 2022.
 
     Raises:
-        UserError: if it is none of the port's.
+        UserError: if it is neither.
     """
     stem, _, kind = name.rpartition(".")
+    if stem.startswith(_LIBRARY) or stem in _OUTSIDE.values():
+        before, _, layer = stem.rpartition(".")
+        return f"{before}.{_OF_2022.get(layer, layer)}.{kind}" if ".attentions." in name else name
     if stem in _OUTSIDE:
         return f"{_OUTSIDE[stem]}.{kind}"
     where, _, layer = stem.rpartition(".")
     if where in _OUTSIDE:
         return f"{_OUTSIDE[where]}.{_layer(layer, 'attn' in where)}.{kind}"
-    if found := re.fullmatch(r"(down|up)\.(\d+)\.(block|attn)\.(\d+)\.(\w+)", stem):
+    if found := re.fullmatch(r"(down|up)\.(\d{1,4})\.(block|attn)\.(\d{1,4})\.(\w+)", stem):
         way, level, part, i, layer = found.groups()
         part = "attentions" if part == "attn" else "resnets"
         return f"{_place(way, level, levels)}.{part}.{i}.{_layer(layer, part == 'attentions')}.{kind}"
-    if found := re.fullmatch(r"(down|up)\.(\d+)\.(down|up)sample\.conv", stem):
+    if found := re.fullmatch(r"(down|up)\.(\d{1,4})\.(down|up)sample\.conv", stem):
         way, level, change = found.groups()
         return f"{_place(way, level, levels)}.{change}samplers.0.conv.{kind}"
     raise UserError(
@@ -159,24 +166,33 @@ def _place(way: str, level: str, levels: int) -> str:
 
 @reads_shapes("ho_ddpm")
 def options_from_shapes(shapes: Shapes) -> dict[str, Any]:
-    """Returns the options of a network from the shapes of the port's tensors.
+    """Returns the options of a network from names and shapes of the port's tensors, or of diffusers'.
 
     The side of the images is in no file: it is taken for 256 if there are six resolutions, as for CelebA-HQ,
-    and for 32 otherwise. Attention is at the right resolutions either way. Dropout is in no file.
+    and for 32 otherwise. Attention is at the right resolutions either way. Shapes do not say either whether
+    attention has several heads (diffusers' ``attention_head_dim``): this network has one. Dropout is in no
+    file.
 
     Raises:
         UserError: if they are not of this network.
     """
     ch, image_channels = shapes["conv_in.weight"][:2]
-    levels = counted(shapes, "down.{}.block.0.conv1.weight")
-    widths = [shapes[f"down.{level}.block.0.conv1.weight"][0] for level in range(levels)]
+    library = "time_embedding.linear_1.weight" in shapes
+    level, block, attention = (
+        ("down_blocks.{}", "resnets.{}", "attentions.0.") if library else ("down.{}", "block.{}", "attn.0.")
+    )
+    first = f"{level}.{block.format(0)}.conv1.weight"
+    levels = counted(shapes, first)
+    widths = [shapes[first.format(i)][0] for i in range(levels)]
     resolution = 256 if levels >= 6 else 32
-    attended = [level for level in range(levels) if f"down.{level}.attn.0.q.weight" in shapes]
+    attended = [
+        i for i in range(levels) if any(n.startswith(f"{level.format(i)}.{attention}") for n in shapes)
+    ]
     return {
         "image_channels": image_channels,
         "ch": ch,
         "ch_mult": tuple(times(width, ch) for width in widths),
-        "num_res_blocks": counted(shapes, "down.0.block.{}.conv1.weight"),
-        "attn_resolutions": tuple(resolution >> level for level in attended),
+        "num_res_blocks": counted(shapes, f"{level.format(0)}.{block}.conv1.weight"),
+        "attn_resolutions": tuple(resolution >> i for i in attended),
         "resolution": resolution,
     }
