@@ -254,6 +254,9 @@ ODD: dict[str, bytes] = {
     "a negative offset": view(-1, (4,), (1,)),
     "sides without end": view(0, (2**40, 2**40), (0, 0)),
     "a repeated number": view(0, (2**30,), (0,)),
+    "repeated numbers, many times": zipped(
+        b"](" + tensor(storage("0"), 0, (2**24,), (0,)) * 5 + b"e", {"data/0": bytes(16)}
+    ),
     "a thousand axes": view(0, (1,) * 1000, (1,) * 1000),
     "more steps than sides": view(0, (4,), (1, 1)),
     "a tensor of something else": zipped(tensor(b"}")),
@@ -265,6 +268,17 @@ ODD: dict[str, bytes] = {
     "a dictionary that holds itself": pickled(b"}q\x00U\x01ah\x00s"),
     "ten to the twelfth lists": bomb(),
     "four million dictionaries": pickled(b"}" * 4_000_001),
+    "one dictionary copied again and again": pickled(
+        b"}q\x00(" + b"".join(b"M" + struct.pack("<H", i) + b"N" for i in range(5000)) + b"u0"
+        + name("collections.OrderedDict") + b"q\x01h\x00\x85q\x02" + b"h\x01h\x02R" * 3000
+    ),
+    "one text as bytes again and again": pickled(
+        name("_codecs.encode") + b"q\x01" + text("a" * 10**6) + text("latin1") + b"\x86q\x02"
+        + b"h\x01h\x02R" * 1000
+    ),
+    "one tuple as sides again and again": pickled(
+        name("torch.Size") + b"q\x01(" + b"N" * 10**5 + b"t\x85q\x02" + b"h\x01h\x02R" * 1000
+    ),
     "marks": b"(" * 10**5 + b".",
     "an empty stack": b"a.",
     "a stack that runs empty": pickled(b"N0" + b"0"),

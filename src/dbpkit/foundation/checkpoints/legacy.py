@@ -78,7 +78,7 @@ def read_legacy(whole: Region, at: int, budget: Budget) -> Any:
     def nested(_: Any) -> Storage:
         raise RefusedError("it holds files within files")
 
-    objects = Objects(storages, nested)
+    objects = Objects(budget, storages, nested)
     version, at = Machine(objects, whole, budget).run(at)
     about, at = Machine(objects, whole, budget).run(at)
     if version != VERSION or not isinstance(about, dict):

@@ -22,13 +22,30 @@ class Budget:
         steps: how many are left; each makes one object at most.
         text: bytes of texts and byte strings that may still be held.
         bits: of the largest whole number.
+        numbers: bytes that all tensors may have together once they are read.
         lazy: byte strings of this many bytes stay in the file, as a `Region`; None holds them all.
     """
 
     steps: int = 4_000_000
     text: int = 2**26
     bits: int = 128
+    numbers: int = 2**62
     lazy: int | None = 2**12
+
+    def charge(self, values: tuple[Any, ...]) -> None:
+        """Counts what a call is given, which it may copy: a file can give the same value many times.
+
+        Raises:
+            ValueError: if that is more than is left.
+        """
+        self.steps -= len(values)
+        for value in values:
+            if isinstance(value, dict | list | tuple):
+                self.steps -= len(value)
+            elif isinstance(value, str | bytes | bytearray):
+                self.text -= len(value)
+        if self.steps < 0 or self.text < 0 or self.numbers < 0:
+            raise ValueError("it would grow to more than any checkpoint holds")
 
 
 class Maker(Protocol):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from dbpkit.foundation.checkpoints.regions import RefusedError, Region, Source
-from dbpkit.foundation.checkpoints.values import Record, Storage, Stored, plain_strides
+from dbpkit.foundation.checkpoints.values import MOST_AXES, Record, Storage, Stored, plain_strides
 
 _TYPES: dict[str, torch.dtype] = {
     "f2": torch.float16, "f4": torch.float32, "f8": torch.float64, "b1": torch.bool,
@@ -32,7 +32,7 @@ def _type_of(dtype: Any) -> tuple[torch.dtype | None, bool]:
     if not isinstance(dtype, Record) or dtype.name != "numpy.dtype" or not dtype.arguments:
         raise RefusedError("it holds an array without a type")
     name, state = dtype.arguments[0], dtype.state
-    if not isinstance(name, str):
+    if not isinstance(name, str) or len(name) > 8:
         return None, False
     order = state[1] if isinstance(state, tuple) and len(state) > 1 else "<"
     if isinstance(state, tuple) and any(part is not None for part in state[2:5]):
@@ -68,7 +68,11 @@ def numpy_buffer(content: Any, dtype: Any, shape: Any, order: Any = "C", *_: Any
 
 def _fill(made: Stored, content: Any, dtype: Any, shape: Any, is_fortran: bool) -> None:
     """Makes an array a view of its bytes; one of other things than numbers keeps its shape only."""
-    if not isinstance(shape, tuple) or any(type(n) is not int or n < 0 for n in shape):
+    if (
+        not isinstance(shape, tuple)
+        or len(shape) > MOST_AXES
+        or any(type(n) is not int or n < 0 for n in shape)
+    ):
         raise RefusedError("it holds an array without a proper shape")
     found, swapped = _type_of(dtype)
     if found is None:

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from dbpkit.foundation.checkpoints.containers import DICTIONARIES, PLAIN, dictionary, plain
+from dbpkit.foundation.checkpoints.machine import Budget
 from dbpkit.foundation.checkpoints.numbers import number_of, numpy_array, numpy_buffer, numpy_encoded
 from dbpkit.foundation.checkpoints.regions import RefusedError, Region
-from dbpkit.foundation.checkpoints.values import DTYPES, Name, Record, Storage, Stored
+from dbpkit.foundation.checkpoints.values import DTYPES, MOST_AXES, Name, Record, Storage, Stored
 from dbpkit.foundation.errors import excerpt
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.([A-Za-z_][A-Za-z0-9_]*|<locals>))*")
@@ -37,6 +38,7 @@ class Objects:
     """Makes what stands for the objects of one file.
 
     Args:
+        budget: what the file may ask for.
         stored: makes the storage that a tensor's persistent identity names.
         nested: reads the storage in the bytes that `torch.storage._load_from_bytes` is given.
     """
@@ -46,8 +48,10 @@ class Objects:
         {"NEWOBJ", "NEWOBJ_EX", "BINPERSID", "EMPTY_SET", "ADDITEMS", "FROZENSET", "POP", "POP_MARK"}
     )
 
-    def __init__(self, stored: Callable[[Any], Any], nested: Callable[[Region | bytes], Storage]) -> None:
-        self._stored, self.nested = stored, nested
+    def __init__(
+        self, budget: Budget, stored: Callable[[Any], Any], nested: Callable[[Region | bytes], Storage]
+    ) -> None:
+        self._budget, self._stored, self.nested = budget, stored, nested
         self.unfilled: list[Stored] = []
 
     def named(self, module: Any, name: Any) -> Any:
@@ -72,6 +76,7 @@ class Objects:
             raise RefusedError("it calls something that is not a name")
         path = function.name
         if path in _KNOWN and isinstance(arguments, tuple):
+            self._budget.charge(arguments)
             try:
                 return _KNOWN[path](self, *arguments)
             except TypeError as error:
@@ -87,6 +92,7 @@ class Objects:
             raise RefusedError("it makes an instance of something that is not a name")
         if not isinstance(arguments, tuple) or not isinstance(keywords, dict | None):
             raise RefusedError("it calls something without arguments")
+        self._budget.charge(arguments)
         path = kind.name
         if path in DICTIONARIES:
             return dictionary(path, arguments)
@@ -100,6 +106,7 @@ class Objects:
         """Gives an object its state."""
         if isinstance(made, Name) or not isinstance(made, Record | Stored | dict | list):
             raise RefusedError("it changes something that is not an object of its own")
+        self._budget.charge(state if isinstance(state, tuple) else (state,))
         if isinstance(made, Record):
             parts = state if isinstance(state, tuple) and len(state) == 2 else (state, None)
             if isinstance(parts[1], dict) and isinstance(parts[0], dict | None):
@@ -152,13 +159,26 @@ class Objects:
 
     def tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, *more: Any) -> Stored:
         """A tensor of torch: after its steps come two flags, and perhaps what was done to its numbers."""
-        return _tensor(storage, offset, shape, strides, None, more[2] if len(more) > 2 else None)
+        return self._tensor(storage, offset, shape, strides, None, more[2] if len(more) > 2 else None)
 
     def tensor_v3(self, storage: Any, offset: Any, shape: Any, strides: Any, *more: Any) -> Stored:
         """A tensor of torch whose storage has no type: it comes after the flags."""
         if len(more) < 3 or not isinstance(more[2], torch.dtype):
             raise RefusedError("it holds a tensor without a type")
-        return _tensor(storage, offset, shape, strides, more[2], more[3] if len(more) > 3 else None)
+        return self._tensor(storage, offset, shape, strides, more[2], more[3] if len(more) > 3 else None)
+
+    def _tensor(
+        self, storage: Any, offset: Any, shape: Any, strides: Any, dtype: Any, changes: Any
+    ) -> Stored:
+        """A view of numbers."""
+        if not isinstance(storage, Storage):
+            raise RefusedError("it holds a tensor without numbers")
+        if changes:
+            raise RefusedError("it holds a tensor that is stored conjugated or negated", "Store it plainly.")
+        made = Stored.of(storage, _sides(shape), _sides(strides), offset, dtype)
+        self._budget.numbers -= made.nbytes
+        self._budget.charge(())
+        return made
 
     def parameter(self, data: Any, *_: Any) -> Any:
         """A parameter is its tensor."""
@@ -210,24 +230,19 @@ def _would_call(path: str) -> RefusedError:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, bytes):
+    if isinstance(value, bytes) and len(value) < 300:
         return value.decode("utf-8", errors="replace")
     if not isinstance(value, str):
         raise RefusedError("it names something by a value that is not a text")
     return value
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, dtype: Any, changes: Any) -> Stored:
-    """A view of numbers."""
-    if not isinstance(storage, Storage):
-        raise RefusedError("it holds a tensor without numbers")
-    if changes:
-        raise RefusedError("it holds a tensor that is stored conjugated or negated", "Store it plainly.")
-    return Stored.of(storage, _sides(shape), _sides(strides), offset, dtype)
-
-
 def _sides(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, tuple | list) or any(type(n) is not int for n in value):
+    if (
+        not isinstance(value, tuple | list)
+        or len(value) > MOST_AXES
+        or any(type(n) is not int for n in value)
+    ):
         raise RefusedError("it holds a tensor without a proper shape")
     return tuple(value)
 
@@ -260,7 +275,7 @@ _KNOWN: dict[str, Callable[..., Any]] = {
     "torch._tensor._rebuild_from_type_v2": Objects.typed,
     "torch.storage._load_from_bytes": Objects.nested_storage,
     "torch.Size": lambda _, sides=(): _sides(sides),
-    "torch.device": lambda _, *parts: ":".join(str(p) for p in parts if isinstance(p, str | int)),
+    "torch.device": lambda _, kind, *__: excerpt(_text(kind), 60),
     "torch.serialization._get_layout": lambda _, name: Name(_text(name)),
     "numpy.core.multiarray._reconstruct": Objects.array,
     "numpy._core.multiarray._reconstruct": Objects.array,

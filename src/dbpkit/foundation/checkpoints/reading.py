@@ -156,23 +156,28 @@ def _from_zip(whole: Region) -> Checkpoint:
     pickle = entries[pickles[0]]
     if pickle.size > MOST_PICKLE:
         raise RefusedError(f"its description has {pickle.size:,} bytes, more than any checkpoint")
-    budget = Budget()
-    objects = Objects(storages, lambda content: _nested(content, budget))
+    budget = _budget_of(whole)
+    objects = Objects(budget, storages, lambda content: _nested(content, budget))
     content, _ = Machine(objects, pickle, budget).run()
     return _checked("torch zip", content)
 
 
 def _from_pickle(whole: Region) -> Checkpoint:
-    budget = Budget()
+    budget = _budget_of(whole)
 
     def nothing(_: Any) -> Storage:
         raise RefusedError("it names numbers that lie beside it, and none do")
 
-    objects = Objects(nothing, lambda content: _nested(content, budget))
+    objects = Objects(budget, nothing, lambda content: _nested(content, budget))
     content, end = Machine(objects, whole, budget).run()
     if type(content) is int and content == MAGIC:
         return _checked("legacy torch", read_legacy(whole, end, budget))
     return _checked("pickle", content)
+
+
+def _budget_of(whole: Region) -> Budget:
+    """What a file may ask for; tensors may share numbers, such as averages that begin as the weights."""
+    return Budget(numbers=16 * whole.size + 2**28)
 
 
 def _nested(content: Region | bytes, budget: Budget) -> Storage:
@@ -182,7 +187,7 @@ def _nested(content: Region | bytes, budget: Budget) -> Storage:
     def none(_: Any) -> Storage:
         raise RefusedError("it holds files within files within files")
 
-    magic, end = Machine(Objects(none, none), whole, budget).run()
+    magic, end = Machine(Objects(budget, none, none), whole, budget).run()
     if type(magic) is not int or magic != MAGIC:
         raise RefusedError("it holds a tensor whose numbers are another file")
     found = read_legacy(whole, end, budget)
