@@ -78,9 +78,9 @@ def imagenet(
     """
     top = Path(path).expanduser() if path else data_root() / "imagenet"
     folder = _folder(top)
-    is_flat = _is_flat(folder)
-    found = list(_flat(folder, labels) if is_flat else _by_synset(folder))
-    wnids = _classes({item.wnid for item in found}, synsets, folder)
+    label_of = labels_in(folder, labels) if _is_flat(folder) else {}
+    found = list(_flat(folder, label_of) if label_of else _by_synset(folder))
+    wnids = _classes({item.wnid for item in found} | {*label_of.values()}, synsets, folder)
     place = {wnid: k for k, wnid in enumerate(wnids)}
     _refuse_twins(found)
     found.sort(key=lambda item: (place[item.wnid] if listed == "class" else 0, item.number))
@@ -146,9 +146,8 @@ def _by_synset(folder: Path) -> Iterator[_Found]:
                     )
 
 
-def _flat(folder: Path, labels: str | None) -> Iterator[_Found]:
+def _flat(folder: Path, label_of: dict[int, str]) -> Iterator[_Found]:
     """The images of one folder, with the labels of a list."""
-    label_of = labels_in(folder, labels)
     for entry in os.scandir(folder):
         if match := _FILE.fullmatch(entry.name):
             number = int(match[1])

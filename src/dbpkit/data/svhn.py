@@ -3,8 +3,6 @@
 The thing people get wrong: the files write the digit 0 as class 10. Here every digit is its own class.
 """
 
-import warnings
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +10,7 @@ import numpy as np
 import torch
 
 from dbpkit.data.dataset import Dataset, check_md5, data_root, datasets, existing
+from dbpkit.data.matlab import headers, variables
 from dbpkit.foundation.errors import UserError, excerpt
 from dbpkit.foundation.files import read_whole
 
@@ -26,8 +25,6 @@ _LARGEST = 2**31
 
 _MOST = {"test": 26_032, "train": 73_257, "extra": 531_131}
 """Images of every part."""
-
-_HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
 @datasets.register("svhn")
@@ -65,19 +62,9 @@ def svhn(
 
 def _arrays(content: bytes, path: Path, most: int) -> tuple[np.ndarray, np.ndarray]:
     """The arrays X (32, 32, 3, N) and y (N, 1) of a file, their sizes looked at before they are read."""
-    if content[:8] == _HDF5 or content[512:520] == _HDF5 or content.startswith(b"MATLAB 7.3"):
-        raise UserError(
-            f"'{path}' is a MATLAB file of version 7.3, which is HDF5. SVHN is published as version 5;"
-            " download that, or save it with -v7 in MATLAB."
-        )
     try:
-        from scipy import io
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of variables that are not wanted
-            found = {name: (shape, kind) for name, shape, kind in io.whosmat(BytesIO(content))}
-            _check(found, path, most)
-            held = io.loadmat(BytesIO(content), variable_names=["X", "y"])
+        _check(headers(content, most * (3072 + 8) + 2**20), path, most)
+        held = variables(content, ["X", "y"])
     except UserError:
         raise
     except Exception as error:  # scipy raises nearly anything

@@ -4,13 +4,12 @@ Classes are synsets in the order of text, as in torchvision, timm and RobustBenc
 """
 
 import re
-import warnings
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
 from dbpkit.data.lists import WNID, lines_of, refused, wnids_of
+from dbpkit.data.matlab import headers, variables
 from dbpkit.foundation.errors import UserError, excerpt
 from dbpkit.foundation.files import read_whole
 
@@ -42,12 +41,16 @@ def labels_in(folder: Path, given: str | None) -> dict[int, str]:
             f"{_WHAT}: '{folder}' has no folders of synsets, and no list of labels lies beside it or above."
             f" Put {LABELS[0]} there, or set labels to it."
         )
-    if path.name.lower().endswith(".csv"):
-        return _of_solution(path)
     lines = lines_of(path, _WHAT)
-    if lines and " " not in lines[0]:
-        return _of_devkit(path, lines)
-    return _of_val_list(path, lines, folder)
+    if path.name.lower().endswith(".csv"):
+        found = _of_solution(path, lines)
+    elif lines and " " not in lines[0]:
+        found = _of_devkit(path, lines)
+    else:
+        found = _of_val_list(path, lines, folder)
+    if not found:
+        raise UserError(f"{_WHAT}: the list of labels '{path}' is empty. Download it again.")
+    return found
 
 
 def synsets_in(folder: Path, given: str | None) -> tuple[str, ...] | None:
@@ -81,10 +84,10 @@ def _near(folder: Path, name: str) -> Path | None:
     return next((p for top in above for part in _BESIDE if (p := top / part / name).is_file()), None)
 
 
-def _of_solution(path: Path) -> dict[int, str]:
+def _of_solution(path: Path, lines: list[str]) -> dict[int, str]:
     """``ImageId,PredictionString`` lines, of which the second begins with the synset."""
     found: dict[int, str] = {}
-    for number, line in enumerate(lines_of(path, _WHAT), 1):
+    for number, line in enumerate(lines, 1):
         name, _, said = line.partition(",")
         wnid = said.strip('" ').split(" ")[0]
         match = _NUMBER.fullmatch(name)
@@ -130,13 +133,10 @@ def _of_devkit(path: Path, lines: list[str]) -> dict[int, str]:
 def _meta(path: Path) -> dict[int, str]:
     """The synsets of the kit by their number in it, of ``meta.mat``."""
     try:
-        from scipy import io
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            content = BytesIO(read_whole(path, 2**24))
-            table = np.atleast_1d(io.loadmat(content, squeeze_me=True, variable_names=["synsets"])["synsets"])
-            pairs = [(int(row["ILSVRC2012_ID"]), str(row["WNID"])) for row in table]
+        content = read_whole(path, 2**24)
+        headers(content, 2**26)
+        table = np.atleast_1d(variables(content, ["synsets"], squeeze_me=True)["synsets"])
+        pairs = [(int(row["ILSVRC2012_ID"]), str(row["WNID"])) for row in table]
     except Exception as error:  # scipy raises nearly anything
         raise UserError(
             f"{_WHAT}: '{path}' is missing or not that of the development kit ({excerpt(error)}), and the"

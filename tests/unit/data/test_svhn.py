@@ -85,8 +85,8 @@ def test_svhn_other_arrays_are_one_sentence(tmp_path: Path, arrays: dict[str, ob
     [
         (b"", "is not a readable MATLAB file"),
         (b"<html>404</html>" * 20, "is not a readable MATLAB file"),
-        (b"\x89HDF\r\n\x1a\n" + bytes(600), "of version 7.3, which is HDF5"),
-        (b"MATLAB 7.3 MAT-file".ljust(512) + b"\x89HDF\r\n\x1a\n", "of version 7.3, which is HDF5"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(600), "it is of version 7.3, which is HDF5"),
+        (b"MATLAB 7.3 MAT-file".ljust(512) + b"\x89HDF\r\n\x1a\n", "it is of version 7.3, which is HDF5"),
     ],
 )
 def test_svhn_other_files_are_one_sentence(tmp_path: Path, content: bytes, said: str) -> None:
@@ -120,3 +120,10 @@ def outcome(root: Path) -> tuple[str, Dataset | None]:
         return "", load(root)
     except UserError as error:
         return str(error), None
+
+
+def test_svhn_that_unpacks_to_more_than_there_can_be_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, X=PIXELS, y=LABELS, more=np.zeros(2**27, np.uint8))
+    assert path.stat().st_size < 2**18  # of 128 MB
+    with pytest.raises(UserError, match="unpacks to more than 81,2"):
+        load(tmp_path)

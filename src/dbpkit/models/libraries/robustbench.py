@@ -24,7 +24,7 @@ def robustbench(
     download: bool = False,
     size: Any = None,
 ) -> nn.Module:
-    """A classifier of the leaderboard. Its weights are read by that library, with ``torch.load``.
+    """A classifier of RobustBench by name, data set and threat; the library reads its files with torch.load.
 
     Args:
         model: its id there, such as ``Gowal2021Improving_70_16_ddpm_100m``, or ``Standard``.

@@ -110,7 +110,9 @@ def _seen(config: Mapping[str, Any], where: str) -> Preprocessing:
         mean, std = (_channels(config.get(key), where, key) for key in ("image_mean", "image_std"))
     channels = max(len(mean), len(std), 3)
     mean, std = (v * channels if len(v) == 1 else v for v in (mean, std))
-    return Preprocessing(mean, std, _size(config, where), _FILTERS.get(config.get("resample", 2), "bilinear"))
+    resample = config.get("resample")
+    mode = _FILTERS.get(resample, "bilinear") if isinstance(resample, int) else "bilinear"
+    return Preprocessing(mean, std, _size(config, where), mode)
 
 
 def _channels(value: Any, where: str, key: str) -> tuple[float, ...]:
