@@ -4,8 +4,9 @@
 
 The file holds what that file holds: an optimiser of Adam with two moments, the network's state, the averages
 as a list without names, and a count; 106.6 million numbers four times, 1.7 GB. A process of its own opens it
-and reads every average; its memory is what it held at most beyond what it held before it began. The system
-may have the file in memory already; a slow disk adds its own time.
+and reads every average, and another opens it as a denoiser and calls it once (the call is in the time of the
+process only). Memory is what a process held at most beyond what it held before it began. The system may have
+the file in memory already; a slow disk adds its own time.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,24 @@ names = [n for n in tensors_of(found.content["model"]) if not n.endswith("sigmas
 assert len(names) == len(weights)
 wanted = size(ema)
 print(opened - began, read - began, (held("VmHWM") - before) / wanted, wanted / 1e6)
+"""
+
+
+DENOISER = """
+import re, sys, time
+from pathlib import Path
+import torch
+from dbpkit import open_model
+def held(name):
+    return int(re.search(name + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+torch.zeros(10).sum()
+before, began = held("VmRSS"), time.perf_counter()
+model = open_model(sys.argv[1], role="denoiser")
+opened, most = time.perf_counter(), held("VmHWM")
+weights = sum(p.nbytes for p in model.parameters())
+with torch.no_grad():
+    assert model(torch.zeros(1, 3, 32, 32), torch.tensor(0.5)).shape == (1, 3, 32, 32)
+print(opened - began, (most - before) / weights, most / 1e6, weights / 1e6)
 """
 
 
@@ -81,6 +101,22 @@ def measured(path: Path) -> dict[str, float]:
     return {"open_s": opened, "open_and_read_s": read, "memory_by_weights": memory, "weights_MB": weights}
 
 
+def as_denoiser(path: Path) -> dict[str, float]:
+    """Opens the file as a denoiser in a process of its own: seconds, with Python's start and without."""
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", DENOISER, str(path)], check=True, capture_output=True, text=True
+    )
+    whole = time.perf_counter() - began
+    opened, memory, most, _ = map(float, done.stdout.split())
+    return {
+        "denoiser_s": opened,
+        "process_s": whole,
+        "denoiser_memory_by_weights": memory,
+        "process_peak_MB": most,
+    }
+
+
 def main() -> None:
     """Writes the file if it is not there, and opens it."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -91,9 +127,9 @@ def main() -> None:
     path = asked.folder / "checkpoint_8.pth"
     if not path.exists():
         write(path)
-    rounds = [measured(path) for _ in range(asked.rounds)]
+    rounds = [measured(path) | as_denoiser(path) for _ in range(asked.rounds)]
     content = {
-        "what": "opening a training state and reading its averaged weights: median and largest of the rounds",
+        "what": "opening a training state, its averages alone and as a denoiser: median and largest of the rounds",
         "command": "python -m benchmarks.open_checkpoint DIR --out benchmarks/results/open-checkpoint.json",
         "file_MB": round(path.stat().st_size / 1e6, 1),
         "rounds": asked.rounds,
