@@ -129,7 +129,7 @@ def main() -> None:
         write(path)
     rounds = [measured(path) | as_denoiser(path) for _ in range(asked.rounds)]
     content = {
-        "what": "opening a training state, its averages alone and as a denoiser: median and largest of the rounds",
+        "what": "a training state opened, its averages alone and as a denoiser: median and largest",
         "command": "python -m benchmarks.open_checkpoint DIR --out benchmarks/results/open-checkpoint.json",
         "file_MB": round(path.stat().st_size / 1e6, 1),
         "rounds": asked.rounds,

@@ -4,16 +4,20 @@ The thing people get wrong: tests that only read what the same code wrote. These
 """
 
 import math
+import pickle  # noqa: TID251 - the container of the originals is the subject
 import re
+import sys
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dbpkit.foundation.checkpoints import Record, Stored
+from dbpkit.foundation.checkpoints import Stored
 
 UNTRAINED = ("sigmas", "all_modules.0.W")
 """Tensors that Score-SDE's averages leave out."""
@@ -66,37 +70,53 @@ def shapes_only(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Stored]:
     return {name: Stored(shape, torch.float32) for name, shape in shapes.items()}
 
 
-def as_module(name: str, state: Mapping[str, Tensor], classes: Mapping[str, str], **settings: Any) -> Record:
-    """A pickled module as the reader returns it: a record that holds records, down to the tensors."""
-    own = {k: t for k, t in state.items() if "." not in k}
-    inside: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in state.items():
-        if "." in key:
-            first, _, rest = key.partition(".")
-            inside.setdefault(first, {})[rest] = tensor
-    modules = {
-        part: as_module(classes.get(part, "torch.nn.Module"), tensors, {}, **settings.get(part, {}))
-        for part, tensors in inside.items()
-    }
-    kept = {k: v for k, v in settings.items() if k not in inside}
-    parameters = {k: Kept(t) for k, t in own.items()}
-    return Record(
-        name, {"_parameters": parameters, "_buffers": {}, "_modules": modules, "_init_kwargs": kept}
-    )
+def as_module(state: Mapping[str, Tensor], classes: Mapping[str, type[nn.Module]]) -> nn.Module:
+    """A module whose state dict this is, with classes of one's own at some paths (``""`` for the whole)."""
+    whole = classes.get("", nn.Module)()
+    for name, tensor in state.items():
+        *path, leaf = name.split(".")
+        module = whole
+        for depth, part in enumerate(path):
+            if part not in module._modules:
+                module.add_module(part, classes.get(".".join(path[: depth + 1]), nn.Module)())
+            module = module._modules[part]  # type: ignore[assignment]
+        if tensor.is_floating_point():
+            module.register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))
+        else:
+            module.register_buffer(leaf, tensor)
+    return whole
 
 
-class Kept(Stored):
-    """A stored tensor that lies in memory."""
+def edm_class(name: str, **kept: Any) -> type[nn.Module]:
+    """A class that pickles as EDM's do: by the source of its class, which any loader but a safe one runs."""
 
-    __slots__ = ("tensor",)
+    def reduce(self: nn.Module) -> tuple[Any, ...]:
+        source = "raise SystemExit('the source in the file was executed')"
+        state = {**self.__dict__, "_init_args": (), "_init_kwargs": kept}
+        about = {"type": "class", "version": 6, "module_src": source, "class_name": name, "state": state}
+        return sys.modules["torch_utils.persistence"]._reconstruct_persistent_obj, (about,)
 
-    def __init__(self, tensor: Tensor) -> None:
-        super().__init__(tuple(tensor.shape), tensor.dtype)
-        self.tensor = tensor
+    return type(name, (nn.Module,), {"__reduce__": reduce})
 
-    def read(self) -> Tensor:
-        """The tensor."""
-        return self.tensor.clone()
+
+def lend_persistence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adds a module under the name of EDM's that restores objects; it is there for the writer alone."""
+    package, module = ModuleType("torch_utils"), ModuleType("torch_utils.persistence")
+
+    def restore(about: Any) -> None:
+        raise AssertionError("nothing in a file is called")
+
+    restore.__module__, restore.__qualname__ = module.__name__, "_reconstruct_persistent_obj"
+    restore.__name__ = restore.__qualname__
+    module._reconstruct_persistent_obj = restore  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch_utils", package)
+    monkeypatch.setitem(sys.modules, "torch_utils.persistence", module)
+
+
+def pickled(content: Any, path: Path) -> Path:
+    """Writes a plain pickle."""
+    path.write_bytes(pickle.dumps(content))
+    return path
 
 
 def numbers(shapes: Mapping[str, tuple[int, ...]]) -> int:

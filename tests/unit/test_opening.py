@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 
 from dbpkit import UserError
-from dbpkit.foundation.checkpoints import Checkpoint, Record
-from dbpkit.models import opening
 from dbpkit.models.opening import open_model
-from tests.checkpoint_files import as_module, place, save, score_sde
+from tests.checkpoint_files import as_module, edm_class, lend_persistence, pickled, place, save, score_sde
 from tests.reference import Reference, beside_data, reference, row_gap
 
 HEADS = {"num_head_channels": 16}
@@ -205,33 +203,38 @@ def test_meanflow_checkpoint_takes_its_first_average(tmp_path: Path) -> None:
         ("edm_adm_edmprecond", "EDMPrecond", "DhariwalUNet"),
     ],
 )
-def test_edm_pickle_says_its_preconditioning(
-    name: str, cls: str, inner: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_edm_pickle_says_its_preconditioning_and_runs_no_source(
+    name: str, cls: str, inner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    lend_persistence(monkeypatch)
     given = reference(name)
-    kept = {"model": {"channels_per_head": 8}} if inner == "DhariwalUNet" else {}
-    module = as_module(cls, given.state, {"model": inner}, **kept)
-    content = {"ema": module, "loss_fn": Record("training.loss.EDMLoss"), "dataset_kwargs": {}}
-    monkeypatch.setattr(opening, "read_checkpoint", lambda path: Checkpoint("pickle", content))
-    path = tmp_path / "edm-cifar10.pkl"
-    path.write_bytes(b"")
+    kept = {"channels_per_head": 8} if inner == "DhariwalUNet" else {}
+    module = as_module(given.state, {"": edm_class(cls), "model": edm_class(inner, **kept)})
+    path = pickled({"ema": module, "loss_fn": None, "dataset_kwargs": {}}, tmp_path / "edm-cifar10.pkl")
 
     assert x0_gap(path, given) < 5e-5
 
 
-def test_whole_pickled_classifier_gives_its_tensors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_edm_training_state_holds_the_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lend_persistence(monkeypatch)
+    given = reference("edm_ddpmpp_vpprecond")
+    module = as_module(given.state, {"": edm_class("VPPrecond"), "model": edm_class("SongUNet")})
+    path = save({"net": module, "optimizer_state": {"state": {}}}, tmp_path / "training-state-1.pt")
+
+    assert x0_gap(path, given) < 1e-5
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_whole_pickled_classifier_gives_its_tensors(legacy: bool, tmp_path: Path) -> None:
     given = reference("cls_bmsookim_wrn")
-    inside = as_module("networks.wide_resnet.Wide_ResNet", given.state, {})
-    wrapped = Record("torch.nn.DataParallel", {"_parameters": {}, "_modules": {"module": inside}})
-    content = {"net": wrapped, "acc": 95.0, "epoch": 200}
-    monkeypatch.setattr(opening, "read_checkpoint", lambda path: Checkpoint("legacy torch", content))
-    path = tmp_path / "origin.t7"
-    path.write_bytes(b"")
+    wrapped = as_module({f"module.{name}": t for name, t in given.state.items()}, {})
+    path = save({"net": wrapped, "acc": 95.0, "epoch": 200}, tmp_path / "origin.t7", legacy=legacy)
 
     model = open_model(path, role="classifier")
 
     assert row_gap(model(given.inputs["x"]), given.outputs["y"]) < 1e-5
     assert "std 0.2023 0.1994 0.201" in str(model.opened)
+    assert "of epoch 200" in str(model.opened)
 
 
 # ------------------------------------------------------------------ what is refused

@@ -36,5 +36,4 @@ def convert_command(
     if as_json:
         console.as_json({name: str(value) for name, value in made._asdict().items()})
         return
-    console.say(made.sentence)
     console.say(f"Wrote '{made.path}' and its card '{made.card.name}'.")
