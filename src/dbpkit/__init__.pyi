@@ -46,11 +46,19 @@ from dbpkit.training.spec import TrainingSpec as TrainingSpec
 # Models, data and budgets.
 from dbpkit.data import Dataset as Dataset
 from dbpkit.data import load_dataset as load_dataset
+from dbpkit.models.denoisers import ConsistencyDenoiser as ConsistencyDenoiser
 from dbpkit.models.denoisers import EDMDenoiser as EDMDenoiser
+from dbpkit.models.denoisers import FlowDenoiser as FlowDenoiser
+from dbpkit.models.denoisers import IDDPMDenoiser as IDDPMDenoiser
+from dbpkit.models.denoisers import MeanFlowDenoiser as MeanFlowDenoiser
+from dbpkit.models.denoisers import VEDenoiser as VEDenoiser
+from dbpkit.models.denoisers import VEPrecondDenoiser as VEPrecondDenoiser
 from dbpkit.models.denoisers import VPDenoiser as VPDenoiser
+from dbpkit.models.denoisers import VPPrecondDenoiser as VPPrecondDenoiser
 from dbpkit.models.denoisers import from_pretrained as from_pretrained
 from dbpkit.models.converting import convert as convert
 from dbpkit.models.opening import open_model as open_model
+from dbpkit.models.denoisers import reinterpreted as reinterpreted
 from dbpkit.models.sources import load_classifier as load_classifier
 from dbpkit.models.sources import load_denoiser as load_denoiser
 from dbpkit.models.sources import load_embedded as load_embedded
