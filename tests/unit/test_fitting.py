@@ -18,6 +18,7 @@ from dbpkit import (
     benchmark,
     check_spec,
     evaluate,
+    report,
 )
 from dbpkit.attacks import Target, attacks
 from dbpkit.checks.check import Probe
@@ -220,6 +221,7 @@ def test_evaluate_check_and_benchmark_run_with_stages(tmp_path: Path) -> None:
     summary = evaluate(spec, tmp_path / "run")
     assert summary.row("white_box").headline.examples == 2
     assert "denoiser_worse_than_nothing" not in {f.name for f in check_spec(spec, examples=2).flags}
+    assert "ddpm, t* = 0.1, 40 steps, at 10 pixels" in report([tmp_path / "run"]).read_text()
     given = benchmark(
         made.model, "tests.parts:data", attacks=[spec.attacks[0].model_dump()], examples=2, draws=2,
         out=tmp_path / "bench",

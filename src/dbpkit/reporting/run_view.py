@@ -170,6 +170,11 @@ def _facts(summary: Summary) -> list[str]:
     defence = f"purifier {purifier.name}"
     if purifier.sampler is not None:
         defence = f"purifier {purifier.sampler}, t* = {purifier.t_star:g}, {purifier.steps} steps"
+    if purifier.resize is not None:
+        size = purifier.resize.size
+        defence += (
+            f", at {size} pixels" if isinstance(size, int) else f", at {' x '.join(map(str, size))} pixels"
+        )
     return [
         f"data {spec.data.name}",
         defence if has_purifier(spec) else f"classifier {spec.classifier.name}",

@@ -41,6 +41,12 @@ class RecordedPart(Recorded):
     options: dict[str, Any] = {}
 
 
+class RecordedResize(Recorded):
+    """Another size of images, of the shorter side or of height and width."""
+
+    size: Count | list[Count]
+
+
 class RecordedPurifier(Recorded):
     """What purifies images; a diffusion has the keys of its chain."""
 
@@ -51,6 +57,7 @@ class RecordedPurifier(Recorded):
     options: dict[str, Any] = {}
     grid: dict[str, Any] = {}
     clamp: bool | None = None
+    resize: RecordedResize | None = None
 
     @model_validator(mode="after")
     def _whole_chain(self) -> "RecordedPurifier":
