@@ -100,7 +100,7 @@ def recognised(
         (name, layout, weights)
         for weights in (w for part in found for w in _with_names(part, known))
         for name, layout in known.items()
-        if not layout.missing(weights.tensors) and layout.accepts(weights, content)
+        if not layout.missing(weights.tensors) and _accepts(layout, weights, content)
     ]
     if not fits:
         raise _unknown(found, known, file)
@@ -139,7 +139,16 @@ def read(layout: Layout, weights: Weights, asked: Asked, file: Path, name: str) 
 def built(reading: Reading, file: Path) -> nn.Module:
     """Returns the model of a reading, filled with its tensors one by one."""
     architecture = reading.architecture
-    network = empty_network(architecture)
+    try:
+        network = empty_network(architecture)
+    except UserError:
+        raise
+    except Exception as error:  # a constructor can raise anything at sizes that do not belong together
+        said = excerpt(f"{type(error).__name__}: {error}")
+        raise UserError(
+            f"'{file}' has the names of {reading.title}, but its shapes make no network ({said}). It is"
+            " damaged; get it again."
+        ) from error
     fill_empty(network, reading.tensors, str(file))
     model = network
     if architecture.kind == "denoiser":
@@ -187,6 +196,14 @@ def _layouts(kind: str | None) -> Mapping[str, Any]:
     return {name: layouts.get(name) for name in (layouts if kind is None else [kind])}
 
 
+def _accepts(layout: Layout, weights: Weights, content: Any) -> bool:
+    """Whether a layout takes weights that have its marks; not if their shapes are none of its kind."""
+    try:
+        return layout.accepts(weights, content)
+    except (IndexError, KeyError, TypeError, ValueError):
+        return False
+
+
 def _with_names(weights: Weights, known: Mapping[str, Layout]) -> list[Weights]:
     """Averaged weights that are a list under the names of the network beside them; all others as they are."""
     if not weights.nameless:
@@ -232,6 +249,11 @@ def _unknown(found: list[Weights], known: Mapping[str, Layout], file: Path) -> U
     scores = {name: len(layout.missing(names)) / max(len(layout.marks), 1) for name, layout in known.items()}
     nearest = min(scores, key=lambda name: (scores[name], name != "scoresde"))
     first = next(iter(names))
+    if scores[nearest] == 0:
+        return UserError(
+            f"'{file}' has the names of {known[nearest].title}, but its tensors do not belong together. It is"
+            " damaged; get it again."
+        )
     if scores[nearest] == 1:
         return UserError(
             f"{said}: its first tensor is '{excerpt(first, 80)}', and no layout has such names. Load it in a"
