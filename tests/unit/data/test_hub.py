@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dbpkit.data import Dataset, load_dataset
+from dbpkit.data import Dataset, deferred, load_dataset
 from dbpkit.foundation.errors import UserError
 
 
@@ -271,3 +271,26 @@ def test_huggingface_deep_and_transparent_images_are_read_as_anywhere(library: A
     made.save_to_disk(tmp_path / "clear")
     with pytest.raises(UserError, match="the image of row 0 has transparent pixels"):
         load(tmp_path / "clear")
+
+
+def test_huggingface_folder_of_parquet_has_declared_names(library: Any, tmp_path: Path) -> None:
+    (tmp_path / "own" / "data").mkdir(parents=True)
+    table(library).to_parquet(tmp_path / "own" / "data" / "test-00000-of-00001.parquet")
+    data = load(tmp_path / "own")
+    assert data.class_names == ("cat", "dog")
+    assert data.labels.tolist() == [1, 0, 1]
+    assert data.images[:, 0, 0, 0].tolist() == [10, 20, 30]
+
+
+def test_huggingface_large_split_is_read_when_it_is_chosen(
+    library: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table(library, image=[picture(v, (6, 4 + (v == 30))) for v in (10, 20, 30)]).save_to_disk(
+        tmp_path / "saved"
+    )
+    monkeypatch.setattr(deferred, "AT_ONCE", 0)
+    data = load(tmp_path / "saved")
+    assert data.ids.tolist() == [0, 1, 2]
+    assert data.select([1]).images[:, 0, 0, 0].tolist() == [20]
+    with pytest.raises(UserError, match=r"'row 2' is 5 x 6 pixels .* where 'row 0' is 4 x 6"):
+        data.select([2]).x()
