@@ -4,6 +4,7 @@ import argparse
 import datetime
 import io
 import pickle  # noqa: TID251 - to make the files that the reader must read
+import struct
 import sys
 import types
 import warnings
@@ -20,6 +21,9 @@ from torch import Tensor, nn
 
 from dbpkit.foundation.checkpoints import Record, Stored, read_checkpoint, size, tensors_of
 from dbpkit.foundation.errors import UserError
+from tests.security.checkpoints import call, legacy, row, storage, text, whole
+from tests.security.checkpoints import name as named
+from tests.security.checkpoints import tensor as tensor_of
 
 DTYPES = (
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
@@ -439,3 +443,67 @@ def test_zip_whose_names_have_no_folder_is_read(tmp_path: Path) -> None:
         for name in old.namelist():
             new.writestr(name.partition("/")[2], old.read(name))
     assert_same(read_checkpoint(path).content, {"w": numbers((3,))})
+
+
+# ------------------------------------------------------------------ what older and larger files have
+
+
+def test_parameters_of_torch_03_and_texts_of_python_2_are_read(tmp_path: Path) -> None:
+    """A module of 2017: parameters are instances made by copy_reg, names are byte strings."""
+    place = b"U\x07storage", named("torch.cuda.FloatStorage"), b"U\x0294", b"U\x06cuda:0", whole(4), b"N"
+    sides = row(whole(2), whole(2)), row(whole(2), whole(1))
+    tensor = call("torch._utils._rebuild_tensor", row(*place) + b"Q", whole(0), *sides)
+    parameter = call("copy_reg.__newobj__", named("torch.nn.parameter.Parameter"), tensor)
+    parameter += row(b"\x88", b"\x89", call("collections.OrderedDict")) + b"b"
+    entry = b"](U\x06weight" + parameter + b"ea"  # Python 2 writes an OrderedDict as a list of lists
+    state = b"}(U\x0b_parameters" + call("collections.OrderedDict", b"]" + entry)
+    state += b"U\x08_buffers" + call("collections.OrderedDict") + b"U\x08trainingI01\nu"
+    module = named("networks.wide_resnet.wide_basic") + b")\x81" + state + b"b"
+    content = legacy(b"}U\x03net" + module + b"s", ("94",), (4,))
+    path = tmp_path / "model.t7"
+    path.write_bytes(content[:-16] + np.arange(4, dtype="f4").tobytes())
+    found = read_checkpoint(path).content["net"]
+    assert (found.name, found.state["training"]) == ("networks.wide_resnet.wide_basic", True)
+    assert_same(tensors_of(found), {"weight": torch.arange(4.0).reshape(2, 2)})
+
+
+def test_legacy_tensors_that_share_a_part_of_their_numbers_are_read(tmp_path: Path) -> None:
+    """torch before 0.4 stored storages that are parts of others, with a place in them."""
+    part = storage("0", 4, "torch.FloatStorage", row(text("1"), whole(1), whole(2)))
+    content = legacy(b"](" + tensor_of(storage("0", 4)) + tensor_of(part, 0, (2,)) + b"e", ("0",), (4,))
+    path = tmp_path / "parts.pt"
+    path.write_bytes(content[:-16] + np.arange(4, dtype="f4").tobytes())
+    assert_same(read_checkpoint(path).content, [torch.arange(4.0), torch.tensor([1.0, 2.0])])
+
+
+def long_form(content: bytes) -> bytes:
+    """A zip file whose directory says all sizes and places with 64 bits, as those of large files do."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        entries = archive.infolist()
+    start, directory = content.index(b"PK\x01\x02"), b""
+    for entry in entries:
+        sizes = struct.pack("<HHQQQ", 1, 24, entry.file_size, entry.file_size, entry.header_offset)
+        raw, full = entry.filename.encode(), 0xFFFFFFFF
+        directory += struct.pack(
+            "<4s6H3I5H2I", b"PK\x01\x02", 45, 45, 0x808, 0, 0, 0, entry.CRC, full, full,
+            len(raw), len(sizes), 0, 0, 0, 0, full,
+        ) + raw + sizes  # fmt: skip
+    counts = len(entries), len(entries), len(directory), start
+    end = struct.pack("<4sQHHIIQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, *counts)
+    locator = struct.pack("<4sIQI", b"PK\x06\x07", 0, start + len(directory), 1)
+    last = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    return content[:start] + directory + end + locator + last
+
+
+def test_zip_of_more_than_four_gigabytes_has_another_directory(tmp_path: Path) -> None:
+    """The same in small; torch must agree that this is how it is written."""
+    stream, path = io.BytesIO(), tmp_path / "long.pt"
+    torch.save({"w": numbers((3,)), "v": numbers((2, 2))}, stream)  # noqa: TID251
+    path.write_bytes(long_form(stream.getvalue()))
+    assert_same(read_checkpoint(path).content, torch.load(path, weights_only=True))  # noqa: TID251
+
+
+@pytest.mark.parametrize("path", [5, None, ["a"], "a\x00b"])
+def test_what_is_no_path_is_one_sentence(path: Any) -> None:
+    with pytest.raises(UserError):
+        read_checkpoint(path)

@@ -20,7 +20,7 @@ from dbpkit.foundation.checkpoints.regions import AGAIN, RefusedError, Region, S
 from dbpkit.foundation.checkpoints.storages import ZipStorages
 from dbpkit.foundation.checkpoints.values import DTYPES, Storage, Stored
 from dbpkit.foundation.checkpoints.walking import check_content
-from dbpkit.foundation.errors import UserError, excerpt
+from dbpkit.foundation.errors import UserError, excerpt, shown
 
 LARGEST = 2**36
 """Bytes of the largest file that is opened."""
@@ -65,6 +65,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Raises:
         UserError: if it is missing, damaged, of another kind, too large, or would call something.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"a checkpoint is named by its path, not by {shown(path)}.")
     with _one_sentence(path):
         return _opened(Source(Path(os.fsdecode(path))).whole())
 
