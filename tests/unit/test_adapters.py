@@ -409,6 +409,32 @@ def test_purifier_refuses_a_start_that_the_path_does_not_have() -> None:
     assert Purifier(flow, "one_step", t_star=0.05).calls == 1
 
 
+def test_gradient_through_steps_with_a_learned_variance_is_exact() -> None:
+    """Through mean and deviation of four steps, all of them run again in the backward pass."""
+    denoiser = VPDenoiser(Nonlinear(outputs=2), variance="learned")
+    options = {"variance": "learned", "clip": False}
+    purifier = Purifier(denoiser, "ddpm", t_star=0.06, steps=50, options=options, clamp=False, memory_bytes=0)
+    assert purifier.calls == 4
+    plan = NoisePlan.of(0, [0, 1])
+    assert_derivatives(lambda x: purifier(x, noise=plan), uniform(2, 1, 3, 2, seed=4))
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "reverse_only"])
+def test_learned_variance_of_ones_and_minus_ones_is_large_and_small(sampler: str) -> None:
+    class Sure(Nonlinear):
+        value = 1.0
+
+        def forward(self, x: Tensor, t: Any, label: Tensor | None = None) -> Tensor:
+            return torch.cat([super().forward(x, t), torch.full_like(x, self.value)], dim=1)
+
+    network, plan, x = Sure(), NoisePlan.of(0, [0, 1]), uniform(2, 1, 3, 2, seed=4)
+    for network.value, kind in ((1.0, "large"), (-1.0, "small")):
+        learned = VPDenoiser(network, variance="learned")
+        found = Purifier(learned, sampler, steps=100, options={"variance": "learned"})(x, noise=plan)
+        expected = Purifier(learned, sampler, steps=100, options={"variance": kind})(x, noise=plan)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
 def test_ddpm_with_a_learned_variance_needs_a_denoiser_that_has_one() -> None:
     for denoiser in (VPDenoiser(Nonlinear()), lambda x, sigma: x):
         with pytest.raises(UserError, match='"learned" needs a denoiser whose network returns one'):
