@@ -19,6 +19,8 @@ from dbpkit.foundation.noise import NoisePlan, seeded_generator
 from dbpkit.models.denoisers import VPDenoiser, from_pretrained
 from dbpkit.models.diffusers import load_unet
 from dbpkit.models.schedule import discrete_sigmas
+from dbpkit.models.sources import denoiser_from_diffusers
+from dbpkit.models.weights import load_weights, save_weights
 from dbpkit.purification.diffusion import Purifier
 from tests.oracles import uniform
 from tests.reference import row_gap
@@ -174,6 +176,22 @@ def test_purifier_follows_the_schedulers_times(copy: Path) -> None:
     levels = Purifier(from_pretrained(str(copy)), "ddim", t_star=0.1, steps=200).sampler.levels
     bars = made.alphas_cumprod[torch.arange(40, -1, -2)].double()
     assert levels[:-1] == pytest.approx(((1 - bars) / bars).sqrt().tolist(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 400}, {"trained_betas": [0.1] * 9}],
+)
+def test_weights_file_of_it_keeps_the_schedule(copy: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    """As training does that goes on from it."""
+    scheduler(**options).save_pretrained(copy / "scheduler")
+    denoiser = denoiser_from_diffusers(str(copy), time_index="floor", image_range=(0, 1))
+    save_weights(tmp_path / "weights.safetensors", denoiser, denoiser.architecture)
+    again, _ = load_weights(tmp_path / "weights.safetensors")
+    assert again.schedule.sigmas == denoiser.schedule.sigmas
+    assert (again.time_index, again.image_range) == ("floor", (0.0, 1.0))
+    x = uniform(1, 3, 8, 8, seed=1).float()
+    assert again(x, torch.tensor(0.3)).equal(denoiser(x, torch.tensor(0.3)))
 
 
 def test_load_unet_scheduler_without_betas_is_named(copy: Path) -> None:

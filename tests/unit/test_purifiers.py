@@ -229,6 +229,14 @@ def test_spec_that_is_only_shown_is_refused_for_the_same_denoiser(monkeypatch: p
         check_parts(spec(purifier="blurred", denoiser="embedded"))
 
 
+def test_spec_that_is_only_shown_may_have_steps_that_another_schedule_divides() -> None:
+    """How many times its denoiser knows is not known before it is loaded; the embedded one's are."""
+    purifier = {"sampler": "ddpm", "steps": 4000}
+    check_parts(spec(purifier=purifier, denoiser={"name": "diffusers", "options": {"path": "x"}}))
+    with pytest.raises(UserError, match="steps 4000 does not divide 1000"):
+        check_parts(spec(purifier=purifier, denoiser="embedded"))
+
+
 def test_exact_gradient_of_a_filter_that_leaves_none_is_refused_and_bpda_works(tmp_path: Path) -> None:
     rounded = {"name": f"{__name__}:Rounded"}
     with pytest.raises(UserError, match="does not depend on its input for autograd: a path is detached"):
