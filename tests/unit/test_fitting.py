@@ -194,10 +194,16 @@ def test_tables_without_stages_have_none_and_stages_change_the_hash() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"classifier": {"name": "x", "normalise": "imagnet"}}, "imagenet"),
-        ({"classifier": {"name": "x", "resize": 0}}, "resize"),
-        ({"purifier": {"pad": "most"}}, "pad"),
-        ({"purifier": {"resize": {"size": 8, "mode": "nearest"}}}, "mode"),
+        ({"classifier": {"name": "x", "normalise": "imagnet"}}, "normalise = imagnet: .*'imagenet'"),
+        ({"classifier": {"name": "x", "normalise": {"mean": [0.5]}}}, "normalise is a name .* or { mean"),
+        (
+            {"classifier": {"name": "x", "resize": 0}},
+            "resize.size = 0: size must be a whole number",
+        ),
+        ({"purifier": {"pad": "most"}}, "pad = most: pad is a multiple such as 8, or 'auto', not 'most'.$"),
+        ({"purifier": {"pad": 0}}, "pad = 0: pad must be a whole number"),
+        ({"purifier": {"resize": [8, 8, 8]}}, "a size to resize to is a number or"),
+        ({"purifier": {"resize": {"size": 8, "mode": "nearest"}}}, "resize.mode = nearest"),
         ({"purifier": {"name": f"{__name__}:darker", "t_star": 0.2}}, "name, options, resize and pad only"),
     ],
 )

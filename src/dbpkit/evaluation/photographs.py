@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +20,9 @@ from dbpkit.foundation.precision import EXACT, Precision, checked_precision, pre
 from dbpkit.foundation.rows import free, is_out_of_memory
 from dbpkit.purification.diffusion import Purifier
 from dbpkit.purification.purifier import PurifiesImages
-from dbpkit.purification.tiles import PlaneNoise, in_tiles, starts
+from dbpkit.purification.tiles import PlaneNoise, Tiling, checked_tiling, in_tiles, starts
 
 log = logging.getLogger(PICTURES)
-
-Tiling = Literal["auto", "whole"] | int
-"""Whether large images are purified in tiles: by the network's size, never, or with tiles of this side."""
 
 LEAST_TILE = 64
 """Sides of tiles that the network's own size does not go below: smaller ones are mostly overlap."""
@@ -67,7 +64,7 @@ class PurifiesFiles:
         self.device = device
         self.precision = checked_precision(precision)
         self.channels: int | None = None
-        self.tile = self._side(tile)
+        self.tile = self._side(checked_tiling(tile))
         self.overlap = min(32, (self.tile or 0) // 4) if overlap is None else overlap
         if self.tile is not None:
             starts(self.tile, self.tile, self.overlap)  # refuses an overlap that is none

@@ -15,7 +15,7 @@ from torch import Tensor
 from dbpkit.checks.levels import outside_trained_levels, suspicious_grid
 from dbpkit.data.dataset import path_id
 from dbpkit.data.pictures import Mode, as_unit, read_picture
-from dbpkit.evaluation.photographs import PurifiesFiles, Tiling
+from dbpkit.evaluation.photographs import PurifiesFiles
 from dbpkit.evaluation.photographs import image_channels as image_channels
 from dbpkit.experiment.build import make_purifier
 from dbpkit.experiment.execution import AUTO, checked_device
@@ -28,6 +28,7 @@ from dbpkit.models.networks.layers import placed
 from dbpkit.models.sources import load_denoiser, source
 from dbpkit.purification.diffusion import Purifier
 from dbpkit.purification.purifier import PurifiesImages, takes_denoiser
+from dbpkit.purification.tiles import Tiling
 from dbpkit.results.flags import Flag
 
 log = logging.getLogger(__name__)

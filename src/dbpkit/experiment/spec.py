@@ -3,13 +3,13 @@
 Device, batch sizes and the output directory do not belong to it, because they must not change a result.
 """
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
 from dbpkit.experiment.examples import ExamplesSpec
 from dbpkit.experiment.knowledge import Knowledge, find_known, known
-from dbpkit.experiment.stages import ClassifierSpec, ResizeSpec
+from dbpkit.experiment.stages import ClassifierSpec, Padding, ResizeSpec, Tile
 from dbpkit.foundation.amounts import amount
 from dbpkit.foundation.errors import UserError, unknown_name
 from dbpkit.foundation.precision import EXACT, Precision
@@ -49,7 +49,7 @@ class PurifierSpec(Strict):
     grid: dict[str, Any] = Field(default_factory=dict)
     clamp: bool | None = None
     resize: ResizeSpec | None = None
-    pad: Annotated[int, Field(gt=0)] | Literal["auto"] | None = None
+    pad: Padding = None
 
     @property
     def is_diffusion(self) -> bool:
@@ -105,7 +105,7 @@ class PurifySpec(Strict):
     denoiser: PartSpec = PartSpec(name="embedded")
     purifier: PurifierSpec = PurifierSpec()
     precision: Precision = EXACT
-    tile: Annotated[int, Field(gt=0)] | Literal["auto", "whole"] = "auto"
+    tile: Tile = "auto"
     overlap: Annotated[int, Field(ge=0)] | None = None
 
 

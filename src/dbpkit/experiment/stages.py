@@ -1,18 +1,56 @@
-"""What a spec says of the stages between images and networks: another size, a mean and a deviation."""
+"""What a spec says of the stages between images and networks: size, margins, mean and deviation."""
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, model_validator
 
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.spec import PartSpec, Strict
-from dbpkit.models.stages import Interpolation, statistics_of
+from dbpkit.models.stages import Interpolation, Resize, statistics_of
+from dbpkit.purification.fitting import Fit
+from dbpkit.purification.tiles import checked_tiling
+
+
+def _sentence(check: Callable[[Any], Any]) -> BeforeValidator:
+    """A validator whose error is the sentence that a check raises."""
+
+    def checked(value: Any) -> Any:
+        try:
+            return check(value)
+        except UserError as error:
+            raise ValueError(str(error).rstrip(".")) from error
+
+    return BeforeValidator(checked)
+
+
+def _size(value: Any) -> Any:
+    made = Resize(tuple(value) if isinstance(value, list) else value)
+    return made.table()["size"]
+
+
+def _statistics(value: Any) -> Any:
+    if isinstance(value, str) or value is None:
+        statistics_of(value or "half")
+        return value
+    mean, std = statistics_of(value)
+    return {"mean": list(mean), "std": list(std)}
+
+
+Padding = Annotated[Any, _sentence(lambda value: Fit(pad=value).pad)]
+"""What sides are padded to a multiple of: a number, ``auto`` or None."""
+
+Tile = Annotated[Any, _sentence(checked_tiling)]
+"""Side of the tiles of large images, ``auto`` or ``whole``."""
+
+Normalisation = Annotated[Any, _sentence(_statistics)]
+"""A name, a table of mean and std, or None."""
 
 
 class ResizeSpec(Strict):
     """Another size of images, see `dbpkit.models.stages.Resize`; a number or [height, width] alone is one."""
 
-    size: Annotated[int, Field(gt=0)] | Annotated[list[int], Field(min_length=2, max_length=2)]
+    size: Annotated[Any, _sentence(_size)]
     mode: Interpolation = "bilinear"
     antialias: bool = False
 
@@ -20,13 +58,6 @@ class ResizeSpec(Strict):
     @classmethod
     def _from_size(cls, value: Any) -> Any:
         return value if isinstance(value, dict | cls) else {"size": value}
-
-
-class NormaliseSpec(Strict):
-    """Mean and deviation of each channel, of pixels in [0, 1]."""
-
-    mean: list[float]
-    std: list[float]
 
 
 class ClassifierSpec(PartSpec):
@@ -38,16 +69,7 @@ class ClassifierSpec(PartSpec):
     """
 
     resize: ResizeSpec | None = None
-    normalise: str | NormaliseSpec | None = None
-
-    @field_validator("normalise")
-    @classmethod
-    def _sound(cls, value: Any) -> Any:
-        try:
-            statistics_of(value.model_dump() if isinstance(value, NormaliseSpec) else value or "half")
-        except UserError as error:
-            raise ValueError(str(error).rstrip(".")) from error
-        return value
+    normalise: Normalisation = None
 
     def stages(self) -> dict[str, Any]:
         """Returns the stages, as `dbpkit.models.sources.load_classifier` takes them."""

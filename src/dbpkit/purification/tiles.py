@@ -8,11 +8,12 @@ noisy pixels where they overlap. Which tiles are purified together changes nothi
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.errors import UserError, shown
 from dbpkit.foundation.inputs import whole
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.rows import RowLimit
@@ -74,6 +75,19 @@ class PlaneNoise(NoisePlan):
             y, x = top - CELL * first[0], left - CELL * first[1]
             windows.append(plane[:, y : y + height, x : x + width])
         return torch.stack(windows)
+
+
+Tiling = Literal["auto", "whole"] | int
+"""Whether large images are purified in tiles: by the network's size, never, or with tiles of this side."""
+
+
+def checked_tiling(value: Any) -> Tiling:
+    """Returns a tiling; UserError for anything else."""
+    if isinstance(value, str) and value in ("auto", "whole"):
+        return "auto" if value == "auto" else "whole"
+    if isinstance(value, str):
+        raise UserError(f"tile is a side in pixels such as 256, 'auto' or 'whole', not {shown(value)}.")
+    return whole(value, "tile", 1, 1 << 20)
 
 
 def starts(length: int, tile: int, overlap: int) -> list[int]:
