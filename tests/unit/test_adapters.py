@@ -320,6 +320,8 @@ def test_reinterpreted_shares_weights_and_changes_what_is_asked(case: str) -> No
     assert not other(x, sigma).equal(denoiser(x, sigma))
     with pytest.raises(UserError, match=r"has no 'imagerange'\. Available: .*image_range"):
         reinterpreted(denoiser, imagerange=(0, 1))
+    with pytest.raises(UserError, match="Nonlinear is no adapter of dbpkit"):
+        reinterpreted(denoiser.network, label=1)
 
 
 def test_time_index_and_shift_change_the_index() -> None:

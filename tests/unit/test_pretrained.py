@@ -19,7 +19,7 @@ from dbpkit.foundation.noise import NoisePlan, seeded_generator
 from dbpkit.models.denoisers import VPDenoiser, from_pretrained
 from dbpkit.models.diffusers import load_unet
 from dbpkit.models.schedule import discrete_sigmas
-from dbpkit.models.sources import denoiser_from_diffusers
+from dbpkit.models.sources import denoiser_from_diffusers, denoiser_from_weights
 from dbpkit.models.weights import load_weights, save_weights
 from dbpkit.purification.diffusion import Purifier
 from tests.oracles import uniform
@@ -192,6 +192,9 @@ def test_weights_file_of_it_keeps_the_schedule(copy: Path, tmp_path: Path, optio
     assert (again.time_index, again.image_range) == ("floor", (0.0, 1.0))
     x = uniform(1, 3, 8, 8, seed=1).float()
     assert again(x, torch.tensor(0.3)).equal(denoiser(x, torch.tensor(0.3)))
+    other = denoiser_from_weights(tmp_path / "weights.safetensors", time_index="nearest")
+    assert other.time_index == other.architecture.denoiser_options["time_index"] == "nearest"
+    assert (again.time_index, other.schedule.sigmas) == ("floor", denoiser.schedule.sigmas)
 
 
 def test_load_unet_scheduler_without_betas_is_named(copy: Path) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from dbpkit.foundation.errors import UserError, shown
 from dbpkit.foundation.packaged import asset as asset
 from dbpkit.foundation.registry import Registry, call_with_options
 from dbpkit.foundation.types import Denoiser
-from dbpkit.models.denoisers import from_pretrained
+from dbpkit.models.denoisers import Adapter, from_pretrained, reinterpreted
 from dbpkit.models.schedule import discrete_sigmas
 from dbpkit.models.stages import staged
 from dbpkit.models.weights import Architecture, is_file, is_own_file, load_weights
@@ -78,14 +78,31 @@ def classifier_from_weights(path: str, sha256: str | None = None) -> nn.Module:
 
 
 @denoiser_sources.register("weights")
-def denoiser_from_weights(path: str, sha256: str | None = None) -> nn.Module:
-    """A denoiser trained with ``dbpkit train``.
+def denoiser_from_weights(
+    path: str,
+    sha256: str | None = None,
+    label: int | None = None,
+    time_index: Literal["nearest", "floor"] | None = None,
+    variance: Literal["drop", "learned"] | None = None,
+) -> nn.Module:
+    """A denoiser trained with ``dbpkit train`` or written by ``dbpkit convert``.
 
     Args:
         path: the .safetensors file.
         sha256: digest that the file must have; unset takes any.
+        label: class that a conditional network is told, of all images; unset as the file says, like the rest.
+        time_index: how a level becomes an index, see the adapter ``vp``.
+        variance: of a network with twice the channels, ``drop`` or ``learned``.
     """
-    return _of_kind("denoiser", path, sha256)
+    model = _of_kind("denoiser", path, sha256)
+    asked: dict[str, Any] = {"label": label, "time_index": time_index, "variance": variance}
+    changes = {name: value for name, value in asked.items() if value is not None}
+    if not changes:
+        return model
+    other: Any = reinterpreted(cast(Adapter, model), **changes)
+    kept: Any = model.architecture
+    other.architecture = kept._replace(denoiser_options={**kept.denoiser_options, **changes})
+    return cast(nn.Module, other)
 
 
 @denoiser_sources.register("diffusers")

@@ -123,10 +123,14 @@ def reinterpreted(denoiser: D, prediction: str | None = None, **changes: Any) ->
         changes: other arguments of the adapter, by name.
 
     Raises:
-        UserError: if the adapter has no such argument, or refuses a value.
+        UserError: if it is no adapter, the adapter has no such argument, or it refuses a value.
     """
     if prediction is not None:
         changes["prediction"] = prediction
+    if not isinstance(denoiser, Adapter):
+        raise UserError(
+            f"{type(denoiser).__name__} is no adapter of dbpkit, so nothing of it can be changed."
+        )
     kind = next(c for c in type(denoiser).__mro__ if c.__module__.startswith(f"{__package__}."))
     names = [n for n in inspect.signature(kind).parameters if n not in ("self", "network")]
     for name in changes:
