@@ -20,6 +20,9 @@ from dbpkit.purification.tiles import PlaneNoise, starts
 from tests import parts
 
 ONE_STEP = PurifierSpec(sampler="one_step")
+NEARLY = PurifierSpec(sampler="one_step", t_star=0.001, steps=1000)
+"""Hardly any noise, so that a result is its image to 6 % of white."""
+
 GAUSSIAN = "tests.parts:gaussian_denoiser"
 
 
@@ -160,3 +163,26 @@ def test_wrong_overlap_is_refused_before_the_first_image(tmp_path: Path) -> None
     with pytest.raises(UserError, match="tiles of 32 cannot overlap by 32"):
         purify(tmp_path / "a.png", out=tmp_path / "out", tile=32, overlap=32)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("tile", [16, "whole"])
+@pytest.mark.parametrize(
+    ("mode", "written", "suffix"),
+    [("L", "L", "png"), ("LA", "LA", "png"), ("1", "L", "png"), ("P", "RGB", "png"), ("RGBA", "RGBA", "tif"),
+     ("CMYK", "RGB", "jpg"), ("I;16", "I;16", "tif"), ("RGB", "RGB", "webp")],
+)  # fmt: skip
+def test_every_kind_of_file_has_its_kind_of_result(
+    mode: str, written: str, suffix: str, tile: Any, tmp_path: Path
+) -> None:
+    picture = Image.fromarray(scene(21, 30))
+    if mode == "I;16":
+        picture = Image.fromarray(scene(21, 30, 1)[..., 0].astype(np.uint16) * 257)
+    (path := tmp_path / f"a.{suffix}").touch()
+    (picture if mode == "I;16" else picture.convert(mode)).save(path)
+    given = np.asarray(Image.open(path).convert("RGB" if mode != "I;16" else "I;16")).astype(float)
+    (result,) = purify(path, out=tmp_path / "out", tile=tile, spec=NEARLY)
+    made = Image.open(result)
+    assert (made.mode, made.size) == (written, (30, 21))
+    white = 65535 if mode == "I;16" else 255
+    values = np.asarray(made if mode == "I;16" else made.convert("RGB")).astype(float)
+    assert np.abs(values - given).max() < 0.06 * white

@@ -14,6 +14,7 @@ from dbpkit import (
     PurifiedClassifier,
     Purifier,
     PurifierSpec,
+    RunDirectory,
     UserError,
     benchmark,
     check_spec,
@@ -21,6 +22,7 @@ from dbpkit import (
     report,
 )
 from dbpkit.attacks import Target, attacks
+from dbpkit.checks import Checked
 from dbpkit.checks.check import Probe
 from dbpkit.checks.levels import check_assumptions
 from dbpkit.experiment.build import build, make_purifier
@@ -248,3 +250,20 @@ def test_the_size_that_is_flagged_is_the_one_that_the_network_sees() -> None:
 
     assert flags() == ["other_image_size"]
     assert flags(resize=16) == []
+
+
+def test_a_fitted_filter_is_evaluated_from_a_spec_and_from_python(tmp_path: Path) -> None:
+    spec = spec_of(
+        purifier={"name": f"{__name__}:darker", "resize": 4, "pad": 3},
+        denoiser="none",
+        attacks=[{"name": "pgd", "options": {"iterations": 1, "eot": 1}}],
+        knowledge=["white_box", {"name": "through", "gradient": "bpda"}],
+        examples={"count": 2},
+    )
+    by_spec = evaluate(spec, tmp_path / "spec", checks=lambda *_: Checked([], ()))
+    model = PurifiedClassifier(FittedPurifier(darker(), resize=4, pad=3), parts.ChannelMean())
+    attack = spec.attacks[0].model_dump()
+    found = benchmark(model, "tests.parts:data", attacks=[attack], examples=2, out=tmp_path / "python")
+    assert found.robust.value == by_spec.row("white_box").headline.value
+    recorded = RunDirectory(tmp_path / "python").spec()["spec"]["purifier"]
+    assert (recorded["name"], recorded["resize"]["size"], recorded["pad"]) == ("given", 4, 3)
