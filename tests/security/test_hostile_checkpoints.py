@@ -9,12 +9,14 @@ import pytest
 
 from dbpkit.foundation.checkpoints import Record, Stored, read_checkpoint
 from dbpkit.foundation.errors import UserError
+from dbpkit.models.sources import load_classifier, load_denoiser
 from tests.fuzz.harness import run_case
 from tests.security.checkpoints import HARMLESS, ODD, RUNS, SPECIAL, good_files
 
 REPOSITORY = Path(__file__).parents[2]
 TRAP = "open({marker!r}, 'a').write('imported')\n"
 FILES = {**RUNS, **ODD}
+SUFFIXES = (".pt", ".pth", ".ckpt", ".pkl", ".t7", ".safetensors", ".bin")
 
 
 def made(folder: Path) -> dict[str, Path]:
@@ -67,6 +69,26 @@ def test_what_a_file_names_becomes_a_record(
         assert "module_src" not in found.state
 
 
+def test_opener_gets_no_further_than_the_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither calls nor records of strangers' classes become a model, whatever the file is called."""
+    (tmp_path / "trap.py").write_text(TRAP.format(marker=str(tmp_path / "EXECUTED")))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    programs = {kind: ODD[kind] for kind in ("TorchScript", "torch.export")}
+    defects = []
+    for number, (name, content) in enumerate({**RUNS, **HARMLESS, **programs}.items()):
+        path = tmp_path / f"case{number}{SUFFIXES[number % len(SUFFIXES)]}"
+        path.write_bytes(content)
+        for load in (load_denoiser, load_classifier):
+            outcome = run_case(lambda load=load, path=path: load(str(path)))
+            defects += [f"{name}: {defect}" for defect in outcome.defects]
+            if outcome.value is not None or path.name not in outcome.said:
+                defects.append(f"{name}: {outcome.said!r}")
+    assert not defects, "\n".join(defects[:10])
+    assert not (tmp_path / "EXECUTED").exists()
+    assert "trap" not in sys.modules
+
+
 MOST_MIB = 500
 """What a hostile file may make the reader hold: the objects of four million steps."""
 
@@ -75,6 +97,7 @@ import re, sys
 from pathlib import Path
 from dbpkit.foundation.checkpoints import read_checkpoint
 from dbpkit.foundation.errors import UserError
+from dbpkit.models.sources import load_classifier, load_denoiser
 from tests.security.checkpoints import HARMLESS, good_files
 folder, seen, now = Path(sys.argv[1]), [], [None]
 def hook(event, args):
