@@ -70,6 +70,7 @@ def classifier() -> nn.Module:
     ],
 )
 def test_evaluate_runs_from_end_to_end(side: int, inner: int, checks: Any, tmp_path: Path) -> None:
+    """The published size takes 10 s, and is run without the checks before, which would take minutes."""
     parts = {"name": SPEC["denoiser"], "options": {"resolutions": 6 if inner == 256 else 4}}
     changes: dict[str, Any] = {"denoiser": parts, "data": {"name": SPEC["data"], "options": {"side": side}}}
     changes["purifier"] = {"sampler": "one_step", "resize": inner, "pad": "auto"}
