@@ -18,7 +18,7 @@ VERBS = {
     "demo": "evaluate",
     "purify": "purify_files",
     "show": "summarise",
-    **dict.fromkeys(("list", "init", "docs")),
+    **dict.fromkeys(("list", "init", "docs", "models")),
 }
 """Commands whose function has another name, and those that only say what a Python program can look up."""
 
