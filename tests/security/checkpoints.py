@@ -167,7 +167,6 @@ RUNS = {
         "subprocess.check_output": [text(COMMAND)],
         "builtins.eval": [text("open('EXECUTED', 'w')")],
         "__builtin__.exec": [text("open('EXECUTED', 'w')")],
-        "builtins.getattr": [name("collections.OrderedDict"), text("__class__")],
         "builtins.open": [text("EXECUTED"), text("w")],
         "builtins.__import__": [text("trap")],
         "importlib.import_module": [text("trap")],
@@ -228,6 +227,7 @@ ODD: dict[str, bytes] = {
         call("torch._tensor._rebuild_from_type_v2", name("os.system"), name("trap.X"), row(), b"}")
     ),
     "a call of what a call returned": pickled(call("trap.X") + row() + b"R"),
+    "a call of an attribute": pickled(call("builtins.getattr", name("trap.X"), text("x")) + row() + b"R"),
     "attributes of a class": pickled(name("trap.X") + b"}" + text("__setstate__") + name("trap.Y") + b"sb"),
     "items of a class": pickled(name("trap.X") + text("a") + text("b") + b"s"),
     "elements of a class": pickled(name("trap.X") + text("a") + b"a"),
@@ -370,6 +370,7 @@ HARMLESS: dict[str, bytes] = {
     "an object made by a call": pickled(call("trap.X", text(COMMAND))),
     "a state for __setstate__": pickled(name("trap.X") + b")\x81" + text(COMMAND) + b"b"),
     "a class": pickled(name("trap.X")),
+    "an attribute": pickled(call("builtins.getattr", name("trap.X"), text("__globals__"))),
     "a function": pickled(name("trap.x")),
     "a class of the main program": pickled(name("__main__.Network") + b")\x81}b"),
     "source code": persistent(

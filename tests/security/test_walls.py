@@ -32,13 +32,32 @@ def calls(folder: Path = SOURCES) -> Iterator[tuple[str, str, ast.Call]]:
 def test_readers_of_files_never_follow_import_paths() -> None:
     """`Registry.resolve` is for what the user typed. Files are read by results, report and weights."""
     readers = ("results/", "reporting/", "models/weights.py", "models/diffusers.py", "models/denoisers.py")
-    readers += ("models/networks/",)
+    readers += ("models/networks/", "models/layouts/", "models/opening.py", "foundation/checkpoints/")
     found = [
         (file, name)
         for file, name, _ in calls()
         if name.endswith(".resolve") and file.startswith(readers) and "path" not in name.lower()
     ]
     assert found == [("results/protocols.py", "protocols.resolve")]  # of a spec that is run
+
+
+def test_reader_of_checkpoints_looks_no_name_up() -> None:
+    """It has no function at hand that could turn a text of a file into an object, nor one that writes."""
+    folder = "foundation/checkpoints/"
+    looked_up = ("getattr", "setattr", "hasattr", "globals", "locals", "vars", "dir", "type", "__import__")
+    found = {
+        (file.removeprefix(folder), name, ast.unparse(call.args[1] if len(call.args) > 1 else call))
+        for file, name, call in calls()
+        if file.startswith(folder) and name in looked_up and len(call.args) != 1
+    }
+    names = {("regions.py", "getattr", f"'O_{word}'") for word in ("NONBLOCK", "BINARY", "CLOEXEC")}
+    known = {
+        ("values.py", "getattr", "name"),
+        ("regions.py", "hasattr", "'readv'"),
+    }  # of torch, when imported
+    assert found == names | known
+    opened = {name for file, name, _ in calls() if file.startswith(folder) and name.split(".")[-1] == "open"}
+    assert opened == {"os.open"}
 
 
 def test_modules_are_imported_by_the_registry_alone() -> None:

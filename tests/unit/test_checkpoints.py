@@ -2,8 +2,11 @@
 
 import argparse
 import datetime
+import functools
 import io
+import logging
 import pickle  # noqa: TID251 - to make the files that the reader must read
+import re
 import struct
 import sys
 import types
@@ -296,6 +299,30 @@ def test_legacy_file_with_the_source_of_a_class_is_read(tmp_path: Path) -> None:
     assert {name: stored.shape for name, stored in tensors_of(found).items()} == {
         "0.weight": (3, 2), "0.bias": (3,),
     }  # fmt: skip
+
+
+class Busy(nn.Module):
+    """A module with attributes that are no data: functions of torch, methods, a logger, a pattern."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(numbers((3,)))
+        self.activations = [torch.relu, nn.functional.silu, torch.nn.functional.gelu, self.half]
+        self.schedule = functools.partial(numbers, (2,))
+        self.log, self.pattern, self.kinds = (
+            logging.getLogger("busy"),
+            re.compile("a+"),
+            [type(None), ..., int],
+        )
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_module_with_functions_and_methods_is_read(legacy: bool, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = read_checkpoint(written(Busy(), tmp_path / "busy.pt", legacy)).content
+    assert all(isinstance(part, Record) for part in found.state["activations"])
+    assert_same(tensors_of(found), {"weight": numbers((3,))})
 
 
 class Average:

@@ -31,7 +31,8 @@ PLAIN = {
     for name, kind in {
         "set": list, "frozenset": tuple, "list": list, "tuple": tuple, "bytearray": bytes, "bytes": bytes,
         "complex": complex, "int": int, "float": float, "bool": bool, "str": str, "object": None,
-        "slice": None, "range": None, "xrange": None, "long": int, "unicode": str, "type": None,
+        "slice": None, "getattr": None, "Ellipsis": None, "NotImplemented": None,
+        "range": None, "xrange": None, "long": int, "unicode": str, "type": None,
     }.items()
 }  # fmt: skip
 """Types of Python, and what stands for them; None becomes a record."""

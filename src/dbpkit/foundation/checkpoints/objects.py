@@ -292,7 +292,13 @@ _KNOWN: dict[str, Callable[..., Any]] = {
 }
 _LOWER_CLASSES = frozenset(
     {f"datetime.{name}" for name in ("datetime", "date", "time", "timedelta", "timezone")}
-    | {"functools.partial", "collections.deque", "numpy.random._pickle.__randomstate_ctor"}
+    | {
+        "logging.getLogger",
+        "re._compile",
+        "functools.partial",
+        "collections.deque",
+        "numpy.random._pickle.__randomstate_ctor",
+    }
     | {"numpy.random._pickle.__generator_ctor", "numpy.random._pickle.__bit_generator_ctor"}
     | {"numpy.random.__RandomState_ctor", "numpy.ma.core._mareconstruct"}
 )
