@@ -33,7 +33,7 @@ from dbpkit.statistics.binomial import at_most
 ALPHA = 0.01
 """How often a sound model is flagged at most, over all of its neighbours."""
 
-SMALLER, CLEARLY_SMALLER = 0.97, 0.8
+SMALLER, CLEARLY_SMALLER = 0.985, 0.8
 """Share of the own error below which another convention's is told of, and below which it is an error."""
 
 REACHED = 1.1
