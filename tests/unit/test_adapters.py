@@ -360,6 +360,11 @@ def test_time_index_and_shift_change_the_index() -> None:
         (lambda n: MeanFlowDenoiser(n, velocity="v"), "velocity 'v' is unknown. Available: average, instant"),
         (lambda n: ConsistencyDenoiser(n, scalings="x"), "scalings 'x' is unknown. Available: boundary, edm"),
         (lambda n: IDDPMDenoiser(n, train_steps=1), "train_steps must be a whole number"),
+        (lambda n: IDDPMDenoiser(n, train_steps=10**9), "train_steps must be a whole number"),
+        (lambda n: IDDPMDenoiser(n, smallest_ratio=0), "smallest_ratio must be above 0"),
+        (lambda n: VPPrecondDenoiser(n, train_steps=2.5), "train_steps must be a whole number"),
+        (lambda n: FlowDenoiser(n, sigma_max=0.0), "sigma_max must be above 0"),
+        (lambda n: ConsistencyDenoiser(n, sigma_data=-1), "sigma_data must be above 0"),
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_one_sentence(make: Callable[[nn.Module], nn.Module], message: str) -> None:

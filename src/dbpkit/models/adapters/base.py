@@ -163,6 +163,14 @@ def column(levels: Tensor, x: Tensor) -> Tensor:
     return levels.to(x.dtype)[:, None, None, None]
 
 
+def above_zero(value: Any, name: str) -> float:
+    """Returns a finite number above 0; UserError for anything else."""
+    number = real(value, name)
+    if number <= 0:
+        raise UserError(f"{name} must be above 0, not {number:g}.")
+    return number
+
+
 def one_of(value: Any, name: str, choices: Iterable[str | None]) -> Any:
     """Returns a value that is one of the choices; UserError otherwise."""
     available = list(choices)

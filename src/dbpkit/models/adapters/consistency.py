@@ -5,7 +5,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from dbpkit.foundation.inputs import real
-from dbpkit.models.adapters.base import OUR_RANGE, Adapter, column, one_of
+from dbpkit.models.adapters.base import OUR_RANGE, Adapter, above_zero, column, one_of
 from dbpkit.models.adapters.registry import denoiser_adapters
 
 
@@ -35,7 +35,8 @@ class ConsistencyDenoiser(Adapter):
         label: int | None = None,
     ) -> None:
         super().__init__(network, image_range, label, "network(x, noise_label)")
-        self.sigma_data, self.sigma_min = real(sigma_data, "sigma_data"), real(sigma_min, "sigma_min")
+        self.sigma_data = above_zero(sigma_data, "sigma_data")
+        self.sigma_min = real(sigma_min, "sigma_min")
         self.scalings = one_of(scalings, "scalings", ("boundary", "edm"))
 
     def estimate(self, x: Tensor, levels: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.inputs import real
-from dbpkit.models.adapters.base import OUR_RANGE, Adapter, column, one_of
+from dbpkit.models.adapters.base import OUR_RANGE, Adapter, above_zero, column, one_of
 from dbpkit.models.adapters.registry import denoiser_adapters
 
 
@@ -46,7 +46,8 @@ class FlowDenoiser(Adapter):
         if clean_at not in (0, 1):
             raise UserError(f"clean_at must be 0 or 1, the time of the clean image, not {clean_at!r:.60}.")
         self.clean_at = clean_at
-        self.sigma_max, self.time_scale = real(sigma_max, "sigma_max"), real(time_scale, "time_scale")
+        self.sigma_max = above_zero(sigma_max, "sigma_max")
+        self.time_scale = real(time_scale, "time_scale")
 
     @property
     def largest_level(self) -> float | None:

@@ -6,9 +6,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from dbpkit.foundation.inputs import real, whole
-from dbpkit.models.adapters.base import OUR_RANGE, Adapter, column
+from dbpkit.foundation.inputs import whole
+from dbpkit.models.adapters.base import OUR_RANGE, Adapter, above_zero, column
 from dbpkit.models.adapters.registry import denoiser_adapters
+from dbpkit.models.discrete import LONGEST
 
 
 @denoiser_adapters.register("iddpm")
@@ -40,8 +41,9 @@ class IDDPMDenoiser(Adapter):
         label: int | None = None,
     ) -> None:
         super().__init__(network, image_range, label, "network(x, index)")
-        self.train_steps = whole(train_steps, "train_steps", 2)
-        self.smallest_ratio, self.offset = real(smallest_ratio, "smallest_ratio"), real(offset, "offset")
+        self.train_steps = whole(train_steps, "train_steps", 2, LONGEST + 1)
+        self.smallest_ratio = above_zero(smallest_ratio, "smallest_ratio")
+        self.offset = above_zero(offset, "offset")
 
     def estimate(self, x: Tensor, levels: Tensor) -> Tensor:
         """Estimates u0 from ``u0 + sigma * z`` in the network's own range."""

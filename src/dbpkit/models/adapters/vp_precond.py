@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from dbpkit.foundation.inputs import real
+from dbpkit.foundation.inputs import real, whole
 from dbpkit.models.adapters.base import OUR_RANGE, Adapter, column
 from dbpkit.models.adapters.registry import denoiser_adapters
 from dbpkit.models.schedule import BETA_MIN, vp_time
@@ -35,7 +35,7 @@ class VPPrecondDenoiser(Adapter):
     ) -> None:
         super().__init__(network, image_range, label)
         self.beta_d, self.beta_min = real(beta_d, "beta_d"), real(beta_min, "beta_min")
-        self.train_steps = train_steps
+        self.train_steps = whole(train_steps, "train_steps", 2)
 
     def estimate(self, x: Tensor, levels: Tensor) -> Tensor:
         """Estimates u0 from ``u0 + sigma * z`` in the network's own range."""
