@@ -237,6 +237,33 @@ def test_whole_pickled_classifier_gives_its_tensors(legacy: bool, tmp_path: Path
     assert "of epoch 200" in str(model.opened)
 
 
+# ------------------------------------------------------------------ diffusers' state dicts
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["new names", "names of 2022"])
+def test_state_dict_of_diffusers_gives_the_same_network(old: bool, tmp_path: Path) -> None:
+    from dbpkit.models.networks.ho_ddpm import ho_ddpm
+
+    with torch.random.fork_rng():
+        network = ho_ddpm(
+            ch=32, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(8,), resolution=16
+        ).eval()
+    state = network.state_dict()
+    names = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+    for new, name in names.items() if old else ():
+        state = {key.replace(new, name): t for key, t in state.items()}
+    path = save(state, tmp_path / "cinic10.pth")
+
+    model = open_model(path, image_size=16, network={"dropout": 0.0})
+
+    x, t = reference("scoresde_vp_ddpmpp").inputs["x"], torch.tensor([3, 500])
+    with torch.no_grad():
+        assert torch.equal(model.network(x[:2], t).sample, network(x[:2], t).sample)
+    assert "diffusers UNet2DModel" in str(model.opened)
+    assert "google/ddpm-cifar10-32 (network)" not in str(model.opened)
+    assert "google/ddpm-cifar10-32 (network)" in str(open_model(path).opened)
+
+
 # ------------------------------------------------------------------ what is refused
 
 

@@ -45,7 +45,9 @@ class UNet2D(Layout):
         tensors = {_new_name(name): t for name, t in weights.tensors.items()}
         tensors = {name: _flat(name, t) for name, t in tensors.items()}
         config, side = _config({n: tuple(t.shape) for n, t in tensors.items()}, asked)
-        return _reading(tensors, config, side, "diffusers UNet2DModel", asked)
+        said = asked.guess("network", {}, "other settings as those of google/ddpm-cifar10-32") or {}
+        asked.options.pop("network", None)  # they are settings of the configuration, not of what makes it
+        return _reading(tensors, {**config, **said}, side, "diffusers UNet2DModel", asked)
 
 
 @layouts.register("ho_ddpm")
@@ -72,7 +74,7 @@ def _new_name(name: str) -> str:
 
 def _flat(name: str, tensor: Stored) -> Any:
     """Attention's weights as matrices; a 1 x 1 convolution is one."""
-    if re.fullmatch(r".*\.attentions\.\d+\.to_\w+(\.0)?\.weight", name) and len(tensor.shape) == 4:
+    if re.fullmatch(r".*\.attentions\.\d+\.to_\w+(\.0)?\.weight", name) and tuple(tensor.shape[2:]) == (1, 1):
         return Squeezed(tensor)
     return tensor
 
@@ -96,13 +98,14 @@ def _config(shapes: Shapes, asked: Asked) -> tuple[dict[str, Any], int]:
     attends = [f"down_blocks.{i}.attentions.0.group_norm.weight" in shapes for i in range(levels)]
     channels, out = shapes["conv_in.weight"][1], shapes["conv_out.weight"][0]
     multiples = tuple(w // widths[0] for w in widths)
-    usual = SIDES.get(multiples, 8 * 2 ** (levels - 1) // 2)
+    usual = SIDES.get(multiples, 8 * 2 ** (levels - 1))
     side = asked.guess("image_size", usual, f"images of {usual} x {usual}")
     if any(n.startswith("class_embedding") for n in shapes):
         raise UserError("a class-conditional UNet2DModel needs its config.json: give its directory.")
     config = unet_config(channels, widths[0], multiples, each, (), side)
     config |= {
         "out_channels": out,
+        "block_out_channels": widths,
         "down_block_types": ["AttnDownBlock2D" if a else "DownBlock2D" for a in attends],
         "up_block_types": ["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)],
     }
