@@ -133,6 +133,15 @@ def test_score_sde_checkpoint_takes_the_nameless_averages(legacy: bool, tmp_path
     assert x0_gap(path, given, image_size=16, weights="model") > 0.1  # each of these is 1 too large
 
 
+def test_size_of_the_images_is_known_where_the_file_or_the_user_says_it(tmp_path: Path) -> None:
+    edm = save(reference("edm_ddpmpp_vpprecond").state, tmp_path / "edm.pt")  # sides are in its names
+    other = save(reference("scoresde_vp_ddpmpp").state, tmp_path / "other.pth")
+
+    assert open_model(edm).sample_size == (16, 16)
+    assert open_model(other, image_size=16).sample_size == (16, 16)
+    assert not hasattr(open_model(other), "sample_size")
+
+
 def test_ve_averages_lack_the_frozen_frequencies(tmp_path: Path) -> None:
     given = reference("scoresde_ve_ncsnpp")
     path = score_sde(given.state, tmp_path / "checkpoint.pth")

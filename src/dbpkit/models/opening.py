@@ -71,6 +71,8 @@ def open_model(
         raise UserError(f"'{file}' holds a {layout.kind} ({layout.title}); a {role} was expected.")
     reading = read(layout, weights, asked, file, name)
     model = built(reading, file)
+    if layout.kind == "denoiser" and not any("(image_size)" in guess for guess in asked.guesses):
+        model.sample_size = reading.architecture.image_shape[1:]  # type: ignore[assignment]  # for checks
     model.opened = _sentence(file, weights, reading, model, asked, checkpoint)  # type: ignore[assignment]
     log.info("%s", model.opened)
     return model
