@@ -202,6 +202,46 @@ def test_qkv_order_is_named(order: str) -> None:
     assert named(VPDenoiser(Attentive(order)), x) == "qkv_order blocks"
 
 
+def test_diffusers_embedding_is_varied_as_its_configuration_would_be() -> None:
+    """The neighbour is the network that diffusers builds of the other configuration and the same weights."""
+    diffusers = pytest.importorskip("diffusers")
+
+    def made(**config: Any) -> nn.Module:
+        return diffusers.UNet2DModel(
+            sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8,), norm_num_groups=4,
+            layers_per_block=1, down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), **config,
+        ).eval()  # fmt: skip
+
+    network = made(flip_sin_to_cos=False, freq_shift=1).requires_grad_(False)
+    found = {n.name: n.denoiser for n in neighbours(VPDenoiser(network))}
+    x = images(2, 8, channels=1)
+    for name, config in {
+        "flip_sin_to_cos True": {"flip_sin_to_cos": True, "freq_shift": 1},
+        "downscale_freq_shift 0": {"flip_sin_to_cos": False, "freq_shift": 0},
+        "flip_sin_to_cos True downscale_freq_shift 0": {"flip_sin_to_cos": True, "freq_shift": 0},
+    }.items():
+        other = made(**config)
+        other.load_state_dict(network.state_dict())
+        expected = VPDenoiser(other)(x, torch.tensor(0.34))
+        gap = float((found[name](x, torch.tensor(0.34)) - expected).abs().max())
+        assert gap < 1e-5, name  # the same sums in another order
+        assert float((VPDenoiser(network)(x, torch.tensor(0.34)) - expected).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("wrong", [{"time_shift": 1.0}, {"time_shift": -1.0}, {"time_index": "floor"}])
+def test_one_index_more_or_less_or_floor_is_tried_and_too_little_to_be_seen(wrong: dict[str, Any]) -> None:
+    """An error is flat around the right time: it changes with the square of what is told wrongly."""
+    denoiser = VPDenoiser(Network(index), **wrong)
+    names = {n.name for n in neighbours(denoiser)}
+    assert {"time +1", "time -1"} & names
+    assert {"index nearest", "index floor"} & names
+    made = trial(denoiser, X, levels=LEVELS)
+    assert made.better is None
+    right = trial(VPDenoiser(Network(index)), X, levels=LEVELS)
+    for own, best in zip(made.own.levels, right.own.levels, strict=True):
+        assert own.error.value == pytest.approx(best.error.value, rel=0.01)
+
+
 def test_label_that_is_not_wanted_is_named() -> None:
     class Conditional(GaussianModule):
         label: int | None = 3
@@ -243,8 +283,8 @@ def test_neighbour_that_cannot_be_asked_is_passed_over() -> None:
 
 
 def test_sound_denoisers_are_seldom_flagged_by_chance() -> None:
-    """Ideal denoisers of 100 sets of 8 images; and neighbours that are equal in truth, which is worst."""
-    for seed in range(100):
+    """Ideal denoisers of 50 sets of 8 images; and neighbours that are equal in truth, which is worst."""
+    for seed in range(50):
         assert trial(IDEAL, images(8, 8, seed + 1), levels=(0.17, 0.34)).better is None
     gains = NoisePlan.of(5, range(20_000)).normal("probe", 0, torch.zeros(20_000, 8)).numpy()
     flagged = np.mean([_no_better(row) <= 0.01 for row in gains])
