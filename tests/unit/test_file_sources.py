@@ -89,6 +89,14 @@ def test_folder_of_diffusers_is_a_denoiser_and_others_name_their_file(tmp_path: 
         load_denoiser(str(other))
 
 
+def test_folder_in_place_of_a_file_is_named(tmp_path: Path) -> None:
+    for load in (open_model, load_weights):
+        with pytest.raises(
+            UserError, match=r"is a folder\. Name the file in it; a diffusers directory is loaded"
+        ):
+            load(tmp_path)
+
+
 # ------------------------------------------------------------------ convert
 
 

@@ -171,6 +171,11 @@ def plain_path(path: Any) -> Path:
     if not isinstance(path, str | os.PathLike):
         raise UserError(f"a weights file is named by its path, not by {shown(path)}.")
     found = Path(os.fsdecode(path))
+    if _is_folder(found):
+        raise UserError(
+            f"'{excerpt(found, 300)}' is a folder. Name the file in it; a diffusers directory is loaded by"
+            " from_pretrained, and in a spec by its path."
+        )
     if not is_file(found):
         raise UserError(
             f"weights file '{excerpt(found, 300)}' is missing. Check the path, or train one with 'dbpkit"
@@ -185,6 +190,14 @@ def is_own_file(path: Path) -> bool:
         with safe_open(path, framework="np") as file:
             return "dbpkit" in (file.metadata() or {})
     except Exception:  # the library passes on whatever a header's words make others raise
+        return False
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether a folder lies there; text that can be no path is none."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
         return False
 
 
