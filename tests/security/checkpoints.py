@@ -267,7 +267,7 @@ ODD: dict[str, bytes] = {
     "a list that holds itself": pickled(b"]q\x00h\x00a"),
     "a dictionary that holds itself": pickled(b"}q\x00U\x01ah\x00s"),
     "ten to the twelfth lists": bomb(),
-    "four million dictionaries": pickled(b"}" * 4_000_001),
+    "two million dictionaries": pickled(b"}" * 2_000_001),
     "one dictionary copied again and again": pickled(
         b"}q\x00(" + b"".join(b"M" + struct.pack("<H", i) + b"N" for i in range(5000)) + b"u0"
         + name("collections.OrderedDict") + b"q\x01h\x00\x85q\x02" + b"h\x01h\x02R" * 3000

@@ -89,8 +89,8 @@ def test_opener_gets_no_further_than_the_reader(tmp_path: Path, monkeypatch: pyt
     assert "trap" not in sys.modules
 
 
-MOST_MIB = 500
-"""What a hostile file may make the reader hold: the objects of four million steps."""
+MOST_MIB = 400
+"""What a hostile file may make the reader hold: the objects of two million steps."""
 
 AUDITED = """
 import re, sys

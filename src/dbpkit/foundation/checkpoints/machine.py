@@ -26,7 +26,7 @@ class Budget:
         lazy: byte strings of this many bytes stay in the file, as a `Region`; None holds them all.
     """
 
-    steps: int = 4_000_000
+    steps: int = 2_000_000
     text: int = 2**26
     bits: int = 128
     numbers: int = 2**62

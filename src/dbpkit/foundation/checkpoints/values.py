@@ -33,16 +33,33 @@ class Record:
         name: class as ``"module.Class"``; of EDM's persistent objects, the class's name alone.
         state: what the object was given when it was restored, mostly its attributes by name; or None.
         arguments: what its class was called with.
-        items: keys and values, for classes derived from dict.
-        elements: elements, for classes derived from list.
     """
 
-    __slots__ = ("arguments", "elements", "items", "name", "state")
+    __slots__ = ("_elements", "_items", "arguments", "name", "state")
 
     def __init__(self, name: str, state: Any = None, arguments: tuple[Any, ...] = ()) -> None:
         self.name, self.state, self.arguments = name, state, arguments
-        self.items: dict[Any, Any] = {}
-        self.elements: list[Any] = []
+        self._items: dict[Any, Any] | None = None  # few objects have any, and a file may have a million
+        self._elements: list[Any] | None = None
+
+    @property
+    def items(self) -> dict[Any, Any]:
+        """Keys and values, of classes derived from dict."""
+        if self._items is None:
+            self._items = {}
+        return self._items
+
+    @property
+    def elements(self) -> list[Any]:
+        """Elements, of classes derived from list."""
+        if self._elements is None:
+            self._elements = []
+        return self._elements
+
+    @property
+    def parts(self) -> list[Any]:
+        """Whatever it holds: state, arguments, items and elements, as far as there are any."""
+        return [part for part in (self.state, self.arguments, self._items, self._elements) if part]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"

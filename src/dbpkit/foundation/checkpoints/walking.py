@@ -26,7 +26,7 @@ def _parts(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return value
     if isinstance(value, Record) and not isinstance(value, Name):
-        return [value.state, value.arguments, value.items, value.elements]
+        return value.parts
     return ()
 
 
@@ -57,10 +57,10 @@ def check_content(content: Any) -> None:
                 raise RefusedError("it holds a container that holds itself")
         elif id(part) in visits:
             total[0] += visits[id(part)]
-        elif isinstance(part, dict | list | tuple | Record) and not isinstance(part, Name):
+        elif inside := _parts(part):
             if len(stack) > DEEPEST:
                 raise RefusedError(f"it is nested more than {DEEPEST} times")
-            stack.append((part, iter(_parts(part)), [1]))
+            stack.append((part, iter(inside), [1]))
             open_ones.add(id(part))
 
 
@@ -100,7 +100,11 @@ def tensors_of(content: Any) -> dict[str, Stored]:
         elif isinstance(value, dict | list | tuple | Record) and id(value) not in open_ones:
             open_ones.add(id(value))
             waiting.append((name, value, True))
-            inside = [(f"{name}.{key}" if name else key, part, False) for key, part in _named(value)]
+            inside = [
+                (f"{name}.{key}" if name else key, part, False)
+                for key, part in _named(value)
+                if isinstance(part, Stored) or _parts(part)
+            ]
             waiting.extend(reversed(inside))
     raise UserError("the objects of this checkpoint hold each other without end. Choose a part of it.")
 
