@@ -56,6 +56,7 @@ WORDS: dict[str, list[str]] = {
     "init": ["evaluation.toml"],
     "docs": ["no-page"],
     "models": ["no-model"],
+    "convert": ["no-file.pth", "out.safetensors"],
 }
 """What each command is given beside the odd value; it ends before it works."""
 

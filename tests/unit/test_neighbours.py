@@ -19,6 +19,7 @@ from dbpkit import EDMDenoiser, Linf, NoisePlan, PurifiedClassifier, Purifier, V
 from dbpkit.checks import Flag, Note, Probe
 from dbpkit.checks.conventions import (
     _no_better,
+    behaviour,
     classifier_mismatch,
     denoiser_mismatch,
     neighbouring_conventions,
@@ -350,6 +351,17 @@ def test_classifier_wrong_normalisation_is_named_and_the_right_one_is_not() -> N
     assert "the mean and deviation of CIFAR-10 is undone" in flag.message
     (note,) = found(dbpkit.load_embedded()[1])
     assert note.text.startswith("The classifier is right on ")
+
+
+def test_behaviour_is_said_in_sentences() -> None:
+    data = dbpkit.load_dataset("embedded").select(slice(0, 8))
+    denoiser, classifier = dbpkit.load_embedded()
+    (said,) = behaviour(denoiser, data.x(), data.labels)
+    assert said.startswith("Denoising error ")
+    (said,) = behaviour(classifier, data.x(), data.labels)
+    assert said.startswith("The classifier is right on 100.0% of 8")
+    wrong = rescaled(denoiser, 1.0, 0.0, 2.0)
+    assert "its noise level is 0.5 times this one" in behaviour(wrong, data.x(), data.labels)[1]
 
 
 def test_classifier_neighbours_of_grey_images_leave_colours_alone() -> None:

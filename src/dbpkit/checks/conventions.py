@@ -198,16 +198,19 @@ def classifier_mismatch(probe: Probe) -> Iterable[Flag | Note]:
     An image counts if one preparation is right and the other wrong; without a difference each is a fair coin.
     """
     classifier = _classifier(probe.model)
-    if classifier is None:
-        return []
-    shown = proof_of_classifier(classifier, probe.x, probe.y)
-    y = probe.y.cpu()
-    own = classified(classifier, probe.x).argmax(dim=1).cpu() == y
-    candidates = classifier_neighbours(classifier, probe.x.shape[1])
+    return [] if classifier is None else _prepared_otherwise(classifier, probe.x, probe.y)
+
+
+def _prepared_otherwise(classifier: Any, x: Tensor, labels: Tensor) -> list[Flag | Note]:
+    """The classifier's accuracy, and a flag if other pixels suit it better."""
+    shown = proof_of_classifier(classifier, x, labels)
+    y = labels.cpu()
+    own = classified(classifier, x).argmax(dim=1).cpu() == y
+    candidates = classifier_neighbours(classifier, x.shape[1])
     gains = []
     for reading, candidate in candidates:
         try:
-            right = classified(candidate, probe.x).argmax(dim=1).cpu() == y
+            right = classified(candidate, x).argmax(dim=1).cpu() == y
         except (RuntimeError, ValueError, TypeError):  # it may refuse such pixels
             continue
         won, lost = int((right & ~own).sum()), int((own & ~right).sum())
@@ -217,6 +220,21 @@ def classifier_mismatch(probe: Probe) -> Iterable[Flag | Note]:
         return [Note(shown.line)]
     message = f"The classifier is right on {int(own.sum())} of {len(y)} images, but on {count} if {reading}."
     return [Note(shown.line), Flag("classifier_mismatch", "error", message)]
+
+
+def behaviour(model: Any, x: Tensor, y: Tensor) -> list[str]:
+    """Says in sentences how well a model does on labelled images, and which other convention fits better.
+
+    Args:
+        model: a classifier, if its ``architecture`` says so; else a denoiser.
+        x: images (B, C, H, W) in [0, 1]; 32 are enough.
+        y: labels (B,), which a denoiser needs not.
+    """
+    if getattr(getattr(model, "architecture", None), "kind", "") == "classifier":
+        told = _prepared_otherwise(model, x, y)
+        return [t.text if isinstance(t, Note) else t.message for t in told]
+    found = trial(model, x)
+    return [found.own.line, *(flag.message for flag in _told(found))]
 
 
 def _classifier(model: Any) -> Any:

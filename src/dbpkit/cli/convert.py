@@ -9,6 +9,9 @@ from dbpkit.cli.options import AsJson, Plugin, Trust
 from dbpkit.cli.root import app, begin
 from dbpkit.foundation import console
 
+IMAGES = 32
+"""On which a converted model is tried."""
+
 
 @app.command("convert")
 def convert_command(
@@ -19,6 +22,9 @@ def convert_command(
         list[str],
         typer.Option("--set", help="What the file does not say, such as label=0 or network.num_heads=4."),
     ] = [],
+    data: Annotated[
+        str, typer.Option(help="Name of data on whose first 32 images it is tried, such as cifar10.")
+    ] = "",
     plugin: Plugin = [],
     trust: Trust = False,
     as_json: AsJson = False,
@@ -33,7 +39,21 @@ def convert_command(
     for text in overrides:
         override(table, f"options.{text}", PartSpec)
     made = convert(file, out, kind, **table["options"])
+    said = _tried(made.path, data) if data else []
     if as_json:
-        console.as_json({name: str(value) for name, value in made._asdict().items()})
+        table = {name: str(value) for name, value in made._asdict().items()}
+        console.as_json(table | ({"behaviour": said} if data else {}))
         return
     console.say(f"Wrote '{made.path}' and its card '{made.card.name}'.")
+    for sentence in said:
+        console.say(sentence)
+
+
+def _tried(path: Path, data: str) -> list[str]:
+    """What the model does on the first images of some data."""
+    from dbpkit import load_dataset, load_weights
+    from dbpkit.checks.conventions import behaviour
+
+    examples = load_dataset(data)
+    few = examples.select(slice(0, IMAGES))
+    return behaviour(load_weights(path)[0].requires_grad_(False).eval(), few.x(), few.labels)
