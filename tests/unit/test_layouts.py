@@ -1,14 +1,20 @@
 """Published files of full size, by names and shapes alone: recognised, and every tensor has its place."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from dbpkit.foundation.checkpoints import Checkpoint
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.options import options_of
 from dbpkit.models import opening
-from dbpkit.models.layouts import Asked
+from dbpkit.models.layouts import Asked, layouts
+from dbpkit.models.networks import networks
+from dbpkit.models.sources import classifier_sources
 from tests.checkpoint_files import numbers, shapes_only
 from tests.reference import key_table
 
@@ -67,3 +73,50 @@ def test_nameless_averages_of_published_networks_are_recognised_by_their_shapes(
 
     assert name == "scoresde"
     assert weights.shapes == {key.removeprefix("module."): shape for key, shape in shapes.items()}
+
+
+def adm_reading(**options: Any) -> Any:
+    """What the opener makes of a guided-diffusion network of these options."""
+    with torch.device("meta"):
+        network = networks.get("adm")(**options)
+    content = shapes_only({name: tuple(t.shape) for name, t in network.state_dict().items()})
+    asked, file = Asked({}), Path("weights.pt")
+    name, layout, weights = opening.recognised(Checkpoint("torch zip", content), None, asked, file)
+    return opening.read(layout, weights, asked, file, name)
+
+
+ADM_64 = {
+    "model_channels": 192,
+    "channel_mult": (1, 2, 3, 4),
+    "num_res_blocks": 3,
+    "attention_resolutions": (2, 4, 8),
+    "qkv_order": "blocks",
+}
+
+
+def test_guided_diffusion_of_64_pixels_is_read_with_its_cosine_schedule() -> None:
+    reading = adm_reading(**ADM_64)
+
+    assert reading.architecture.denoiser_options["schedule"] == {
+        "beta_schedule": "cosine",
+        "num_train_timesteps": 1000,
+    }
+    assert "cosine schedule" in " ".join(reading.assumed)
+    assert reading.architecture.options["qkv_order"] == "blocks"
+
+
+def test_upsampler_of_guided_diffusion_is_refused() -> None:
+    with pytest.raises(UserError, match="guided-diffusion upsampler"):
+        adm_reading(**ADM_64, image_channels=6, learn_sigma=False)
+
+
+def test_refusals_name_options_that_their_source_has() -> None:
+    seen = 0
+    for name in layouts:
+        for source, options in re.findall(
+            r"classifier = \{ name = '(\w+)', options = \{ (.*?) \} \}", layouts.get(name).refusal
+        ):
+            given = set(re.findall(r"(\w+) =", options))
+            assert given <= options_of(classifier_sources.get(source)).keys(), name
+            seen += 1
+    assert seen >= 3

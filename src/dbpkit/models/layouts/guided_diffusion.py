@@ -6,6 +6,7 @@ Source: the layouts of openai/guided-diffusion, openai/improved-diffusion and op
 from collections.abc import Mapping
 from typing import Any
 
+from dbpkit.foundation.errors import UserError
 from dbpkit.models.layouts.contents import Weights
 from dbpkit.models.layouts.layout import Asked, Layout, Reading, discrete_schedule, layouts
 from dbpkit.models.networks.shapes_adm import options_from_shapes
@@ -22,6 +23,10 @@ SIDES: Mapping[tuple[float, ...], int] = {
 }
 """Side of the images that the published networks of these multiples were made for."""
 
+COSINE = ((192, (1, 2, 3, 4), 3),)
+"""Model channels, multiples and residual blocks of guided-diffusion's network that was trained on the cosine
+schedule, that of 64 x 64 images; from the flags in the README of openai/guided-diffusion."""
+
 
 @layouts.register("guided_diffusion")
 class GuidedDiffusion(Layout):
@@ -37,6 +42,11 @@ class GuidedDiffusion(Layout):
     def read(self, weights: Weights, asked: Asked) -> Reading:
         """A network that predicts noise at whole times, mostly with a learned variance beside it."""
         options, side = _options(weights, asked)
+        if options["image_channels"] == 6 and not options["learn_sigma"]:
+            raise UserError(
+                "the file is a guided-diffusion upsampler: its network takes six channels, an image and a smaller"
+                " one. Use the network without 'upsampler' in its name, which denoises images alone."
+            )
         improved = not options["resblock_updown"]
         family = "improved-diffusion U-Net" if improved else "guided-diffusion ADM"
         vp: dict[str, Any] = {"prediction": "noise", "time": "rescaled" if improved else "discrete"}
@@ -44,7 +54,9 @@ class GuidedDiffusion(Layout):
         if options["learn_sigma"]:
             vp["variance"] = "drop"
             told.append("learned variance dropped")
-        usual_steps, usual = (4000, "cosine") if improved and options["learn_sigma"] else (1000, "linear")
+        kind = (options["model_channels"], tuple(options["channel_mult"]), options["num_res_blocks"])
+        usual_steps = 4000 if improved and options["learn_sigma"] else 1000
+        usual = "cosine" if usual_steps == 4000 or kind in COSINE else "linear"
         vp |= discrete_schedule(asked, usual, usual_steps)
         return _reading(weights, options, ("vp", vp), side, family, tuple(told), asked)
 

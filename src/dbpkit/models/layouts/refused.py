@@ -38,7 +38,7 @@ class Timm(Layout):
     kind = "classifier"
     marks = ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.0.norm1.weight")
     refusal = (
-        "timm builds: classifier = { name = 'timm', options = { model = 'NAME', checkpoint = 'FILE' } }, with"
+        "timm builds: classifier = { name = 'timm', options = { model = 'NAME', weights = 'FILE' } }, with"
         " the name of its model."
     )
 
@@ -54,7 +54,7 @@ class Transformers(Layout):
         "*embeddings.patch_embeddings.projection.weight",
     )
     refusal = (
-        "the library transformers builds: classifier = { name = 'transformers', options = { path ="
+        "the library transformers builds: classifier = { name = 'transformers', options = { model ="
         " 'DIRECTORY' } }, with the directory that holds it and its config.json."
     )
 
@@ -67,7 +67,7 @@ class ImageNetResNet(Layout):
     kind = "classifier"
     marks = ("conv1.weight", "bn1.weight", "layer1.0.conv1.weight", "fc.weight")
     refusal = (
-        "timm builds: classifier = { name = 'timm', options = { model = 'resnet50', checkpoint = 'FILE' } },"
+        "timm builds: classifier = { name = 'timm', options = { model = 'resnet50', weights = 'FILE' } },"
         " with the name of its model."
     )
 
