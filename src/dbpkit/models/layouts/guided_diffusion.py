@@ -44,8 +44,8 @@ class GuidedDiffusion(Layout):
         options, side = _options(weights, asked)
         if options["image_channels"] == 6 and not options["learn_sigma"]:
             raise UserError(
-                "the file is a guided-diffusion upsampler: its network takes six channels, an image and a smaller"
-                " one. Use the network without 'upsampler' in its name, which denoises images alone."
+                "the file is a guided-diffusion upsampler: its network takes six channels, an image and a"
+                " smaller one. Use the network without 'upsampler' in its name, which denoises images alone."
             )
         improved = not options["resblock_updown"]
         family = "improved-diffusion U-Net" if improved else "guided-diffusion ADM"
