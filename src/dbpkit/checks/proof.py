@@ -16,7 +16,7 @@ from scipy import fft, special
 from torch import Tensor
 
 from dbpkit.foundation.errors import UserError
-from dbpkit.foundation.frozen import own_device
+from dbpkit.foundation.frozen import call_apart, own_device
 from dbpkit.foundation.inputs import check_images, check_labels, check_length, check_outputs
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.types import Denoiser
@@ -183,7 +183,7 @@ def denoising_errors(
             few = slice(start, start + ROWS)
             images = clean[few]
             noisy = images + sigma * control.rows(few).normal("probe", 8 + first + k, images)
-            guess = denoiser(noisy, noisy.new_tensor(sigma))
+            guess = call_apart(denoiser, noisy, noisy.new_tensor(sigma))
             if not isinstance(guess, Tensor) or guess.shape != images.shape:
                 shape = tuple(guess.shape) if isinstance(guess, Tensor) else type(guess).__name__
                 raise UserError(f"the denoiser must return clean images {tuple(images.shape)}, got {shape}.")
@@ -215,7 +215,7 @@ def classified(classifier: Any, x: Tensor) -> Tensor:
     """Returns logits (B, K), asked for in batches of `ROWS`."""
     device = own_device(classifier)
     few = [x[start : start + ROWS].to(device) for start in range(0, len(x), ROWS)]
-    return torch.cat([check_outputs(classifier(images), len(images)) for images in few])
+    return torch.cat([check_outputs(call_apart(classifier, images), len(images)) for images in few])
 
 
 def exact_share(count: int, trials: int) -> Interval:
