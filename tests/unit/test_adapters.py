@@ -306,6 +306,26 @@ def test_network_that_needs_a_label_says_what_to_write() -> None:
     assert Purifier(VPDenoiser(network, label=3), "one_step").denoiser.label == 3
 
 
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("label_emb", nn.Embedding(4, 2)),
+        ("map_label", nn.Linear(4, 2)),
+        ("class_embedding", nn.Embedding(4, 2)),
+    ],
+)
+def test_label_beyond_the_classes_is_refused(name: str, layer: nn.Module) -> None:
+    network = Nonlinear()
+    setattr(network, name, layer)
+    x, sigma = torch.zeros(1, 1, 4, 4), torch.tensor(0.2)
+    assert VPDenoiser(network, label=3)(x, sigma).shape == x.shape
+    with pytest.raises(UserError, match=r"label = 4 is none of the 4 classes of the network.*from 0 to 3"):
+        VPDenoiser(network, label=4)(x, sigma)
+    with pytest.raises(UserError, match="label = 4 is none"):
+        Purifier(VPDenoiser(network, label=4), "one_step")
+    VPDenoiser(Nonlinear(), label=4)(x, sigma)  # a network that shows no classes is asked
+
+
 @pytest.mark.parametrize("case", list(CASES))
 def test_reinterpreted_shares_weights_and_changes_what_is_asked(case: str) -> None:
     denoiser = CASES[case][0](Nonlinear(), RANGES[0])

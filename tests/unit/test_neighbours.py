@@ -29,7 +29,7 @@ from dbpkit.checks.culprits import Plain
 from dbpkit.models.neighbours import STATISTICS, changed, classifier_neighbours, neighbours, rescaled
 from dbpkit.models.networks.conventions import split_qkv, time_embedding
 from dbpkit.models.schedule import discrete_sigmas, vp_sigma, vp_time
-from tests.oracles import GaussianDenoiser
+from tests.oracles import GaussianDenoiser, uniform
 from tests.parts import ChannelMean
 
 COUNT, MEAN, VARIANCE = 8, 0.2, 0.05
@@ -351,6 +351,24 @@ def test_classifier_wrong_normalisation_is_named_and_the_right_one_is_not() -> N
     assert "the mean and deviation of CIFAR-10 is undone" in flag.message
     (note,) = found(dbpkit.load_embedded()[1])
     assert note.text.startswith("The classifier is right on ")
+
+
+def test_one_answer_for_all_images_is_no_better_preparation() -> None:
+    x = uniform(64, 1, 2, 2).float()
+    of_pixel = x[:, 0, 0, 0]
+    model = Plain(lambda x: torch.stack([0.5 + 0 * x[:, 0, 0, 0], x[:, 0, 0, 0]], dim=1))
+
+    def found(y: Tensor) -> list[Flag | Note]:
+        plan = NoisePlan.of(0, range(64), "select")
+        return list(classifier_mismatch(Probe(model, x, y, plan, Linf(8 / 255))))
+
+    (note,) = found(
+        torch.zeros(64, dtype=torch.long)
+    )  # of one class, which pixels divided by 255 always give
+    assert isinstance(note, Note)
+    assert 20 < int((of_pixel < 0.5).sum()) < 44
+    _, flag = found((2 * of_pixel - 1 > 0.5).long())
+    assert "but on 64 if it is given pixels in [-1, 1]" in flag.message
 
 
 def test_behaviour_is_said_in_sentences() -> None:

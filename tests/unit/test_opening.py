@@ -168,6 +168,19 @@ def test_averages_that_do_not_fit_the_names_are_refused(tmp_path: Path) -> None:
         open_model(save(content, tmp_path / "checkpoint.pth"))
 
 
+def test_damaged_averages_are_not_passed_over_in_silence(tmp_path: Path) -> None:
+    state = reference("cls_robustbench_preact_resnet18").state
+    damaged = {name: t for name, t in state.items() if not name.startswith("linear.")}
+
+    def said(**content: Any) -> str:
+        return str(open_model(save(content, tmp_path / "both.pt")).opened)
+
+    assert "weights at 'model';" in said(model=state, ema=damaged)
+    assert "; averaged weights at 'ema' left out: of no known layout" in said(model=state, ema=damaged)
+    assert "left out" not in said(model=state, ema=state)
+    assert "left out" not in said(model=state, ema={})
+
+
 def test_averages_alone_take_the_names_of_another_file(tmp_path: Path) -> None:
     given = reference("scoresde_vp_ddpmpp")
     state = {name.removeprefix("module."): given.state[name] for name in sorted(given.state, key=place)}

@@ -196,6 +196,8 @@ def classifier_mismatch(probe: Probe) -> Iterable[Flag | Note]:
     """Tells how often the classifier itself is right, and flags one that other pixels suit better.
 
     An image counts if one preparation is right and the other wrong; without a difference each is a fair coin.
+    A preparation must be right more often than the one answer that most of these labels have: far too large
+    or small pixels always give the same answer, which is right on images that are all of one class.
     """
     classifier = _classifier(probe.model)
     return [] if classifier is None else _prepared_otherwise(classifier, probe.x, probe.y)
@@ -207,11 +209,14 @@ def _prepared_otherwise(classifier: Any, x: Tensor, labels: Tensor) -> list[Flag
     y = labels.cpu()
     own = classified(classifier, x).argmax(dim=1).cpu() == y
     candidates = classifier_neighbours(classifier, x.shape[1])
+    most = int(y.unique(return_counts=True)[1].max())
     gains = []
     for reading, candidate in candidates:
         try:
             right = classified(candidate, x).argmax(dim=1).cpu() == y
         except (RuntimeError, ValueError, TypeError):  # it may refuse such pixels
+            continue
+        if int(right.sum()) <= most:
             continue
         won, lost = int((right & ~own).sum()), int((own & ~right).sum())
         gains.append((len(candidates) * at_most(lost, won + lost, 0.5), -won, int(right.sum()), reading))

@@ -113,6 +113,8 @@ def recognised(
             f"'{file}' holds several networks: {', '.join(said)}. Say which by the options kind and weights."
         )
     name, layout, weights = best[0]
+    if not weights.averaged and place is None:
+        asked.left_out = sorted({w.place for w in found if w.averaged})
     if layout.refusal:
         raise UserError(f"'{file}' is of {layout.title}, which {layout.refusal}")
     return name, layout, weights
@@ -280,6 +282,7 @@ def _sentence(
     count = sum(p.numel() for p in model.parameters()) / 1e6
     parts = [f"{file.name}: {reading.title}, {which}", *reading.conventions]
     parts += [f"{count:.1f} M weights" if count >= 0.1 else f"{round(1e6 * count):,} weights"]
+    parts += [f"averaged weights at '{excerpt(p, 40)}' left out: of no known layout" for p in asked.left_out]
     if asked.guesses:
         parts.append(f"the file does not say: {', '.join(asked.guesses)}")
     return "; ".join(parts) + "."

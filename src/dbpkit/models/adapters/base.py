@@ -89,18 +89,24 @@ class Adapter(nn.Module, ABC):
         return out
 
     def check_label(self) -> None:
-        """Raises UserError if the network has to be told a class and there is none."""
+        """Raises UserError if the network has to be told a class and there is none, or has no such class."""
         if self.label is None and needs_label(self.network):
             raise UserError(
                 "the network is class-conditional and has no unconditional class. Choose one for all images:"
                 " label = 0 among the denoiser's options."
+            )
+        count = None if self.label is None else classes_in(self.network)
+        if self.label is not None and count is not None and self.label >= count:
+            raise UserError(
+                f"label = {self.label} is none of the {count} classes of the network. Give one from 0 to"
+                f" {count - 1}."
             )
 
     def answer(self, state: Tensor, times: Any) -> Tensor:
         """Returns the same whatever its shape.
 
         Raises:
-            UserError: if the network has to be told a class and there is none.
+            UserError: if the network has to be told a class and there is none, or has no such class.
         """
         self.check_label()
         dtype = own_dtype(self.network) or state.dtype
@@ -187,6 +193,20 @@ def needs_label(network: Any) -> bool:
         return bool(said)
     config = getattr(network, "config", None)
     return bool(getattr(config, "num_class_embeds", None) or getattr(config, "class_embed_type", None))
+
+
+def classes_in(network: Any) -> int | None:
+    """How many classes a network's table of classes has; None where it shows none, or has no classes.
+
+    It is asked of the layer, not of a setting: a table may have a last row for no class.
+    """
+    for name in ("label_emb", "map_label", "class_embedding"):
+        layer = getattr(network, name, None)
+        if isinstance(layer, nn.Embedding):
+            return layer.num_embeddings
+        if name == "map_label" and isinstance(layer, nn.Linear):
+            return layer.in_features
+    return None
 
 
 def _range(given: Any) -> tuple[float, float]:

@@ -49,6 +49,7 @@ class Asked:
         self.options = {name: value for name, value in options.items() if value is not None}
         self.used: set[str] = set()
         self.guesses: list[str] = []
+        self.left_out: list[str] = []  # places of averaged weights that are of no layout
 
     def get(self, name: str, default: Any = None) -> Any:
         """Returns an option, or what it is if not given."""
