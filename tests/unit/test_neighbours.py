@@ -322,6 +322,22 @@ def test_check_before_a_run_asks_a_settled_denoiser_once() -> None:
     assert calls == [len(X)]
 
 
+class Silent(nn.Module):
+    """A network that has learned nothing: it answers 0, as one does whose last layer starts at zero."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return 0 * x
+
+
+def test_network_that_learned_nothing_fits_no_convention() -> None:
+    x = (1 + math.sqrt(0.5) * (2 * X - 1 - MEAN) / math.sqrt(VARIANCE)) / 2  # white, of variance 0.5
+    found = trial(VPDenoiser(Silent()), x, levels=LEVELS)
+    read_as_v = next(fit for fit in found.fits if fit.neighbour.name == "prediction v")  # shrinks its input
+    assert read_as_v.ratio < 0.9
+    assert read_as_v.p < 1e-6
+    assert found.better is None
+
+
 def test_two_images_and_one_prove_nothing() -> None:
     for count in (1, 2):
         assert named(rescaled(IDEAL, *WRONG["range 0 1"]), X[:count]) == ""

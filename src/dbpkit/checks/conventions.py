@@ -36,8 +36,8 @@ ALPHA = 0.01
 SMALLER, CLEARLY_SMALLER = 0.985, 0.8
 """Share of the own error below which another convention's is told of, and below which it is an error."""
 
-REACHED = 1.1
-"""Share of the best linear estimate's error that a better reading stays below; 1 is met by chance or not."""
+REACHED = 1.0
+"""Share of the best linear estimate's error that a better reading stays below: one that learned does."""
 
 SETTLED = 0.75
 """Share of the best linear estimate's error below which a denoiser needs no trial before a run."""
