@@ -5,15 +5,17 @@ import hashlib
 import json
 import os
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import load_file, save, save_file
+from torch import Tensor, nn
 
+from dbpkit import open_model
+from dbpkit.foundation.arrays import write_tensors
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.files import write_atomically
 from dbpkit.foundation.registry import trust
@@ -420,6 +422,59 @@ def test_write_atomically_replaces_the_file_and_leaves_nothing_else(tmp_path: Pa
         assert write_atomically(tmp_path / "file", content) == hashlib.sha256(content).hexdigest()
         assert (tmp_path / "file").read_bytes() == content
     assert no_leftovers(tmp_path, "file")
+
+
+def test_write_atomically_in_pieces_is_the_whole(tmp_path: Path) -> None:
+    digest = write_atomically(tmp_path / "f", iter([b"one", memoryview(b"two"), b""]))
+    assert (tmp_path / "f").read_bytes() == b"onetwo"
+    assert digest == hashlib.sha256(b"onetwo").hexdigest()
+
+
+def test_write_atomically_pieces_that_fail_leave_the_old_file(tmp_path: Path) -> None:
+    def failing() -> Iterator[bytes]:
+        yield b"new"
+        raise MemoryError
+
+    (tmp_path / "f").write_bytes(b"old")
+    with pytest.raises(MemoryError):
+        write_atomically(tmp_path / "f", failing())
+    assert [p.name for p in tmp_path.iterdir()] == ["f"]
+    assert (tmp_path / "f").read_bytes() == b"old"
+
+
+NUMBERS = {
+    'b.é"\\\n/\x7f\u2028\x01': torch.arange(3),
+    "a": uniform(5, 7).float(),
+    "none": torch.zeros(0, 2),
+    "scalar": torch.tensor(3.0, dtype=torch.float64),
+    "half": torch.ones(3).half(),
+    "brain": torch.ones(3).bfloat16(),
+    "bool": torch.tensor([True, False, True]),
+    "bytes": torch.arange(5, dtype=torch.uint8),
+    "int": torch.ones(2, 2, dtype=torch.int32),
+}
+
+
+@pytest.mark.parametrize("tensors", [NUMBERS, {"one": torch.ones(2)}, {}], ids=["all", "one", "none"])
+@pytest.mark.parametrize("metadata", [{}, {"dbpkit": '{"é": "\\"x", "t": [1, 2.5]}'}], ids=["bare", "said"])
+def test_write_tensors_is_the_library_s_file_to_the_byte(
+    tensors: dict[str, Tensor], metadata: dict[str, str], tmp_path: Path
+) -> None:
+    digest = write_tensors(tmp_path / "f", tensors, metadata)
+    expected = save(tensors, metadata)
+    assert (tmp_path / "f").read_bytes() == expected
+    assert digest == hashlib.sha256(expected).hexdigest()
+
+
+def test_write_tensors_of_a_view_is_that_of_its_copy(tmp_path: Path) -> None:
+    whole = uniform(4, 6)
+    write_tensors(tmp_path / "f", {"t": whole.T, "part": whole[1]}, {})
+    assert (tmp_path / "f").read_bytes() == save({"t": whole.T.contiguous(), "part": whole[1].clone()}, {})
+
+
+def test_opened_says_what_a_file_of_dbpkit_is(saved: Path) -> None:
+    model = open_model(saved)
+    assert str(model.opened).startswith(f"{saved.name}: dbpkit weights of a ")
 
 
 def test_write_atomically_no_space_leaves_the_old_file(

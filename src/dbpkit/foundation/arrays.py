@@ -4,7 +4,8 @@ What only shows results reads arrays: torch takes a second and 200 MB to import,
 tensors.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,17 +36,39 @@ def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], metadata: Mapping
 
     Args:
         path: the file.
-        tensors: contiguous, and none a view of another.
+        tensors: of any device; each is copied only if it is not contiguous in the CPU's memory.
         metadata: one entry at most: several are written in random order, and the file's hash would vary.
 
     Raises:
         UserError: if it cannot be written.
     """
-    from safetensors.torch import save
-
     if len(metadata) > 1:
         raise ValueError(f"one entry of metadata, not {len(metadata)}: {', '.join(metadata)}")
-    return write_atomically(path, save(dict(tensors), dict(metadata)))
+    return write_atomically(path, _pieces(tensors, metadata))
+
+
+def _pieces(tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+    """What safetensors' ``save`` returns, to the byte, in pieces; ``save`` holds everything twice more.
+
+    The order of the tensors and the names of their types are the library's, asked with empty tensors.
+    """
+    import torch
+    from safetensors.torch import save
+
+    if not tensors:
+        yield save({}, dict(metadata))
+        return
+    empty = save({n: torch.empty(0, dtype=t.dtype) for n, t in tensors.items()}, dict(metadata))
+    header = json.loads(empty[8 : 8 + int.from_bytes(empty[:8], "little")])
+    order, end = [n for n in header if n != "__metadata__"], 0
+    for name in order:
+        start, end = end, end + tensors[name].nbytes
+        header[name] |= {"shape": list(tensors[name].shape), "data_offsets": [start, end]}
+    words = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    words += b" " * (-len(words) % 8)
+    yield len(words).to_bytes(8, "little") + words
+    for name in order:
+        yield tensors[name].detach().cpu().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _read(path: Path, framework: str) -> tuple[dict[str, Any], dict[str, str]]:

@@ -9,7 +9,7 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -60,29 +60,38 @@ def bounded_lines(file: BinaryIO, size: int) -> Iterator[bytes]:
         yield line
 
 
-def write_atomically(path: Path, content: bytes) -> str:
+def write_atomically(path: Path, content: bytes | Iterable[bytes | memoryview]) -> str:
     """Writes a file so that a reader sees the old one or the new one, never a part; returns the sha256.
+
+    Args:
+        path: the file.
+        content: its bytes, or pieces of it one after another: gigabytes need not be held twice.
 
     Raises:
         UserError: if the disk is full or the folder cannot be written; the old file is untouched.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    digest = hashlib.sha256()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.unlink(missing_ok=True)  # a link that lies there is not written through
         with temporary.open("xb") as file:
-            file.write(content)
+            for piece in (content,) if isinstance(content, bytes) else content:
+                file.write(piece)
+                digest.update(piece)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError):  # whoever makes the pieces may fail
+            raise
         raise UserError(
             f"cannot write '{path}' ({error.strerror}). Free space or choose another place; earlier"
             " files are intact."
         ) from error
-    return hashlib.sha256(content).hexdigest()
+    return digest.hexdigest()
 
 
 def stamp_of(path: Path) -> tuple[int, int, int] | None:

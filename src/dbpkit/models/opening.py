@@ -61,7 +61,8 @@ def open_model(
         )
     if is_own_file(file):
         asked.refuse_unused("dbpkit weights")
-        model, _ = load_weights(file)
+        model, made = load_weights(file)
+        model.opened = f"{file.name}: dbpkit weights of a {made.kind}, {made.network}."  # type: ignore[assignment]
         return _of_role(model, role, file)
     if is_trusting() and kind_of_program(file):
         return _of_program(opened_module(file, trusted=True), role, asked, file)
