@@ -534,3 +534,17 @@ def test_zip_of_more_than_four_gigabytes_has_another_directory(tmp_path: Path) -
 def test_what_is_no_path_is_one_sentence(path: Any) -> None:
     with pytest.raises(UserError):
         read_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", ["hello world\n", "to do: get the weights\n", "- a\n- b\n"])
+def test_a_text_is_called_one(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "notes.pt"
+    path.write_text(content * 50)
+    with pytest.raises(UserError, match=r"it is text, and none that is a pickle\. Name the file"):
+        read_checkpoint(path)
+
+
+def test_a_pickle_that_is_text_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "old.pkl"
+    path.write_bytes(pickle.dumps({"epoch": 3}, protocol=0))
+    assert read_checkpoint(path).content == {"epoch": 3}

@@ -369,3 +369,20 @@ def test_normaliser_in_the_file_is_used(tmp_path: Path) -> None:
 def found_std(state: Mapping[str, Tensor]) -> Tensor:
     """The deviations of a normaliser, (C, 1, 1)."""
     return state["normalize.std"][:, None, None]
+
+
+def test_weights_beside_their_configuration_are_not_guessed(tmp_path: Path) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    kept = {"block_out_channels": (32, 32), "layers_per_block": 1, "attention_head_dim": 8}
+    kinds = {
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    }
+    diffusers.UNet2DModel(sample_size=32, **kept, **kinds).save_pretrained(tmp_path)
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+
+    with pytest.raises(UserError, match=r"Give the directory '.*' as the denoiser"):
+        open_model(file)
+    assert open_model(file, network={"attention_head_dim": 8}, image_size=32) is not None
+    (tmp_path / "config.json").unlink()
+    assert "other settings as those of google/ddpm-cifar10-32 (network)" in str(open_model(file).opened)

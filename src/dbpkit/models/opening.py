@@ -70,6 +70,11 @@ def open_model(
     name, layout, weights = recognised(checkpoint, kind, asked, file)
     if role not in (None, layout.kind):
         raise UserError(f"'{file}' holds a {layout.kind} ({layout.title}); a {role} was expected.")
+    if name == "diffusers" and "network" not in asked.options and (file.parent / "config.json").is_file():
+        raise UserError(
+            f"beside '{file}' lies its config.json, which says what names and shapes do not. Give the"
+            f" directory '{file.parent}' as the denoiser, or what it says by the option network."
+        )
     reading = read(layout, weights, asked, file, name)
     model = built(reading, file)
     if layout.kind == "denoiser" and not any("(image_size)" in guess for guess in asked.guesses):

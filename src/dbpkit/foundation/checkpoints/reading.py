@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,7 +123,16 @@ def _opened(whole: Region) -> Checkpoint:
     if start[8:9] == b"{" and (start[0] != 0x80 or int.from_bytes(start[:8], "little") <= whole.size):
         return _from_safetensors(whole)
     _refuse_others(start)
-    return _from_pickle(whole)
+    try:
+        return _from_pickle(whole)
+    except RefusedError:
+        raise
+    except ValueError as error:
+        if re.fullmatch(rb"[\t\n\r -~]+", start):  # its letters are steps of a pickle, which say nothing
+            raise RefusedError(
+                "it is text, and none that is a pickle", "Name the file of the weights."
+            ) from error
+        raise
 
 
 def _refuse_others(start: bytes) -> None:
