@@ -344,6 +344,10 @@ def test_two_networks_in_a_file_are_told_apart_only_by_the_user(tmp_path: Path) 
         ({"sha256": "00"}, "where 00 was expected"),
         ({"weights": "ema"}, r"at 'ema', but at: state_dict"),
         ({"network": {"depth": 3}}, "depth"),
+        ({"network": 3}, "network must be a table, not 3"),
+        ({"image_size": "x"}, "image_size must be a whole number of at least 1"),
+        ({"sizes": 3}, "has no option 'sizes'"),
+        ({"kind": "scoresde"}, "is not of Score-SDE, the kind that was asked for"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -351,6 +355,15 @@ def test_options_that_do_not_fit_are_refused(options: dict[str, Any], message: s
 
     with pytest.raises(UserError, match=message):
         open_model(path, **options)
+
+
+def test_class_of_all_images_is_said_and_is_one_of_the_network(tmp_path: Path) -> None:
+    path = save(dict(reference("guided_unet_classcond").state), tmp_path / "classes.pt")
+
+    assert "class 0 of 10 for every image (label)" in open_model(path).opened
+    assert "; class 3 for every image;" in open_model(path, label=3).opened
+    with pytest.raises(UserError, match="label = 10 is none of the 10 classes"):
+        open_model(path, label=10)
 
 
 def test_normaliser_in_the_file_is_used(tmp_path: Path) -> None:

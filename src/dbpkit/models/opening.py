@@ -16,12 +16,14 @@ from dbpkit.foundation import console
 from dbpkit.foundation.checkpoints import Checkpoint, Stored, kind_of_program, read_checkpoint
 from dbpkit.foundation.errors import UserError, excerpt, shown
 from dbpkit.foundation.files import sha256_of
+from dbpkit.foundation.options import checked_options, options_of
 from dbpkit.foundation.registry import call_with_options, is_trusting
 from dbpkit.models.denoisers import denoiser_adapters
 from dbpkit.models.filling import fill_empty, made_empty
 from dbpkit.models.layouts import Asked, Layout, Reading, Weights, layouts, weights_in
-from dbpkit.models.layouts.contents import named, step_of
+from dbpkit.models.layouts.contents import named
 from dbpkit.models.networks import networks
+from dbpkit.models.opening_words import sentence, unknown
 from dbpkit.models.programs import opened_module
 from dbpkit.models.weights import Architecture, is_own_file, load_weights, plain_path
 
@@ -31,6 +33,9 @@ OF_ADAPTERS = (
     "prediction", "time", "time_scale", "time_index", "image_range", "variance", "label", "sigma_data",
 )  # fmt: skip
 """Options of a file that go to the adapter around its network as they are."""
+
+OWN = ("path", "kind")
+"""Parameters of the sources of files that are no options of `open_model`."""
 
 
 def open_model(
@@ -53,7 +58,7 @@ def open_model(
         UserError: if the file is missing, damaged, unknown or ambiguous, or an option does not fit.
     """
     file = plain_path(path)
-    asked = Asked(options)
+    asked = Asked(_typed(options, role))
     expected = asked.get("sha256")
     if expected and (found := sha256_of(file)) != expected:
         raise UserError(
@@ -79,9 +84,19 @@ def open_model(
     model = built(reading, file)
     if layout.kind == "denoiser" and not any("(image_size)" in guess for guess in asked.guesses):
         model.sample_size = reading.architecture.image_shape[1:]  # type: ignore[assignment]  # for checks
-    model.opened = _sentence(file, weights, reading, model, asked, checkpoint)  # type: ignore[assignment]
+    model.opened = sentence(file, weights, reading, model, asked, checkpoint)  # type: ignore[assignment]
     log.info("%s", model.opened)
     return model
+
+
+def _typed(options: Mapping[str, Any], role: str | None) -> dict[str, Any]:
+    """Options as the sources of files take them; UserError for a value that is none of theirs."""
+    from dbpkit.models.file_sources import classifier_from_file, denoiser_from_file
+
+    sources = {"denoiser": denoiser_from_file, "classifier": classifier_from_file}
+    parts = [sources[role]] if role else list(sources.values())
+    part = next((p for p in parts if options.keys() <= options_of(p).keys()), parts[0])
+    return checked_options(part, {k: v for k, v in options.items() if v is not None}, "a model's file", OWN)
 
 
 def recognised(
@@ -111,7 +126,7 @@ def recognised(
         if not layout.missing(weights.tensors) and _accepts(layout, weights, content)
     ]
     if not fits:
-        raise _unknown(found, known, file)
+        raise unknown(found, known, file, kind)
     best = [fit for fit in fits if _rank(fit[2]) == _rank(min(fits, key=lambda f: _rank(f[2]))[2])]
     if len({(name, weights.place) for name, _, weights in best}) > 1:
         said = sorted({f"{layout.title} at '{weights.place}'" for _, layout, weights in best})
@@ -165,6 +180,8 @@ def built(reading: Reading, file: Path) -> nn.Module:
         adapt = denoiser_adapters.get(architecture.denoiser)
         arguments = {"network": network, **architecture.denoiser_options}
         model = call_with_options(adapt, arguments, f"denoiser adapter '{architecture.denoiser}'")
+        if architecture.denoiser_options.get("label") is not None:
+            model.check_label()
     model.architecture = architecture  # type: ignore[assignment]  # training goes on from it
     model.trained_levels = architecture.trained_levels  # type: ignore[assignment]
     return model.requires_grad_(False).eval()
@@ -245,53 +262,6 @@ def _beside(file: Path) -> Mapping[str, Stored]:
 
 def _rank(weights: Weights) -> tuple[bool, int]:
     return (not weights.averaged, weights.place.count("."))
-
-
-def _unknown(found: list[Weights], known: Mapping[str, Layout], file: Path) -> UserError:
-    """The error for weights of no layout: which is the nearest, and what it would have."""
-    names = max((w.tensors for w in found), key=len)
-    said = f"'{file}' is of no layout that dbpkit knows"
-    if not names:
-        return UserError(
-            f"'{file}' holds {len(found[0].nameless)} tensors without names, which fit no published network."
-            " Give the file that has the names by the option names."
-        )
-    scores = {name: len(layout.missing(names)) / max(len(layout.marks), 1) for name, layout in known.items()}
-    nearest = min(scores, key=lambda name: (scores[name], name != "scoresde"))
-    first = next(iter(names))
-    if scores[nearest] == 0:
-        return UserError(
-            f"'{file}' has the names of {known[nearest].title}, but its tensors do not belong together. It is"
-            " damaged; get it again."
-        )
-    if scores[nearest] == 1:
-        return UserError(
-            f"{said}: its first tensor is '{excerpt(first, 80)}', and no layout has such names. Load it in a"
-            " function of your own, named as module:function."
-        )
-    return UserError(
-        f"{said}: the nearest is {known[nearest].title}, of which '{known[nearest].missing(names)[0]}' is"
-        " missing. Load it in a function of your own, named as module:function."
-    )
-
-
-def _sentence(
-    file: Path, weights: Weights, reading: Reading, model: nn.Module, asked: Asked, checkpoint: Checkpoint
-) -> str:
-    """What a file was taken for, in one line."""
-    step = step_of(checkpoint.content)
-    which = "EMA weights" if weights.averaged else "weights"
-    if weights.place and not weights.averaged:
-        which += f" at '{excerpt(weights.place, 40)}'"
-    if step:
-        which += f" of {'epoch' if step[0] == 'epoch' else 'step'} {step[1]}"
-    count = sum(p.numel() for p in model.parameters()) / 1e6
-    parts = [f"{file.name}: {reading.title}, {which}", *reading.conventions]
-    parts += [f"{count:.1f} M weights" if count >= 0.1 else f"{round(1e6 * count):,} weights"]
-    parts += [f"averaged weights at '{excerpt(p, 40)}' left out: of no known layout" for p in asked.left_out]
-    if asked.guesses:
-        parts.append(f"the file does not say: {', '.join(asked.guesses)}")
-    return "; ".join(parts) + "."
 
 
 def _of_role(model: nn.Module, role: str | None, file: Path) -> nn.Module:
