@@ -113,9 +113,15 @@ def test_borders_of_tiles_are_no_steeper_than_other_places(tmp_path: Path) -> No
 def test_what_was_done_is_said_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     Image.fromarray(scene(70, 90)).save(tmp_path / "a.png")
     Image.fromarray(scene(20, 20)).save(tmp_path / "b.png")
+    said_when_done: list[int] = []
+
+    def progress(_share: float, _what: str) -> None:
+        said_when_done.append(len(caplog.messages))
+
     with caplog.at_level(logging.INFO, logger=PICTURES):
-        purify(tmp_path / "a.png", tmp_path / "b.png", out=tmp_path / "out", tile=40)
+        purify(tmp_path / "a.png", tmp_path / "b.png", out=tmp_path / "out", tile=40, progress=progress)
     assert caplog.messages == ["a.png: 90 x 70 pixels in 6 tiles of 40 x 40 that overlap by 10."]
+    assert said_when_done[0] == 1  # before the first rows of tiles are done, not after the last
 
 
 @pytest.mark.parametrize(

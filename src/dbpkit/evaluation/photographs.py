@@ -87,26 +87,33 @@ class PurifiesFiles:
         if self.channels is None:
             height, width = (min(n, self.tile or n) for n in photo.pixels.shape[1:])
             self.channels = image_channels(self._ask, (height, width), self.device)
-        notes = list(photo.notes)
+        notes = [*self._tiles_of(photo), *photo.notes]
         if self.channels == 1 and not grey:
             photo = photo._replace(pixels=_as_grey(photo.pixels), profile=None)
             notes.append("made grey, because the network takes one channel")
+        if notes:
+            log.info("%s: %s.", path.name, "; ".join(notes))
         try:
             with precise(self.precision):
-                pixels, how = self._purified(photo, NoisePlan.of(self.seed, [name]), where, share)
+                pixels = self._purified(photo, NoisePlan.of(self.seed, [name]), where, share)
         except UserError as error:
             text = str(error)
             raise error if text.startswith(where) else UserError(f"{where}: {text}") from error
-        if said := "; ".join([*how, *notes]):
-            log.info("%s: %s.", path.name, said)
         if photo.alpha is not None:
             pixels = np.dstack([pixels, photo.alpha])
         return png_bytes(pixels, smallest=False, profile=photo.profile)
 
-    def _purified(
-        self, photo: Photograph, noise: NoisePlan, where: str, share: Share
-    ) -> tuple[Array, list[str]]:
-        """The purified pixels (H, W) or (H, W, 3), and what of how they came about is worth telling."""
+    def _tiles_of(self, photo: Photograph) -> list[str]:
+        """In which tiles a photograph is purified, in words; nothing for one that is taken whole."""
+        _, height, width = photo.pixels.shape
+        if self.tile is None or max(height, width) <= self.tile:
+            return []
+        count = len(starts(height, self.tile, self.overlap)) * len(starts(width, self.tile, self.overlap))
+        side = f"{min(self.tile, width)} x {min(self.tile, height)}"
+        return [f"{width} x {height} pixels in {count} tiles of {side} that overlap by {self.overlap}"]
+
+    def _purified(self, photo: Photograph, noise: NoisePlan, where: str, share: Share) -> Array:
+        """The purified pixels (H, W) or (H, W, 3)."""
         _, height, width = photo.pixels.shape
         shape = (3 if self.channels != 1 else 1, height, width)
         made = np.empty((height, width) if len(photo.pixels) == 1 else (height, width, 3), _kind(photo))
@@ -129,13 +136,10 @@ class PurifiesFiles:
             if shape[0] * (height + 64) * (width + 64) > MOST_VALUES:
                 noise = PlaneNoise.over(noise, [(0, 0)])
             keep(0, purify(read(0, height)[None], noise)[0])
-            return made, []
-        sizes = {"tile": self.tile, "overlap": self.overlap}
-        for top, rows in in_tiles(purify, read, shape, noise, **sizes):
+            return made
+        for top, rows in in_tiles(purify, read, shape, noise, tile=self.tile, overlap=self.overlap):
             keep(top, rows)
-        count = len(starts(height, **sizes)) * len(starts(width, **sizes))
-        side = f"{min(self.tile, width)} x {min(self.tile, height)}"
-        return made, [f"{width} x {height} pixels in {count} tiles of {side} that overlap by {self.overlap}"]
+        return made
 
     def _called(self, x: Tensor, noise: NoisePlan, where: str) -> Tensor:
         try:
