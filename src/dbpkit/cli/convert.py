@@ -1,5 +1,6 @@
 """The command that opens a foreign file once and for all: ``convert``."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,8 +39,9 @@ def convert_command(
     table: dict[str, Any] = {"name": "file", "options": {}}
     for text in overrides:
         override(table, f"options.{text}", PartSpec)
+    tried = _tried(data) if data else lambda _: []  # wrong data are told before anything is written
     made = convert(file, out, kind, **table["options"])
-    said = _tried(made.path, data) if data else []
+    said = tried(made.path)
     if as_json:
         table = {name: str(value) for name, value in made._asdict().items()}
         console.as_json(table | ({"behaviour": said} if data else {}))
@@ -49,11 +51,10 @@ def convert_command(
         console.say(sentence)
 
 
-def _tried(path: Path, data: str) -> list[str]:
-    """What the model does on the first images of some data."""
+def _tried(data: str) -> Callable[[Path], list[str]]:
+    """What says how a model does on the first images of some data."""
     from dbpkit import load_dataset, load_weights
     from dbpkit.checks.conventions import behaviour
 
-    examples = load_dataset(data)
-    few = examples.select(slice(0, IMAGES))
-    return behaviour(load_weights(path)[0].requires_grad_(False).eval(), few.x(), few.labels)
+    few = load_dataset(data).select(slice(0, IMAGES))
+    return lambda path: behaviour(load_weights(path)[0].requires_grad_(False).eval(), few.x(), few.labels)
