@@ -22,11 +22,10 @@ from dbpkit.models.networks.adm_blocks import (
     Downsample,
     Residual,
     Upsample,
-    ZeroConv2d,
     norm,
 )
 from dbpkit.models.networks.conventions import QkvOrder, TimeDivisor, TimeOrder, time_embedding
-from dbpkit.models.networks.layers import checked_sides, refuse_label
+from dbpkit.models.networks.layers import ZeroConv2d, checked_sides, refuse_label
 from dbpkit.models.networks.registry import networks
 
 

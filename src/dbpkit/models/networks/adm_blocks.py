@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dbpkit.models.networks.conventions import QkvOrder, split_qkv
-from dbpkit.models.networks.layers import attention
+from dbpkit.models.networks.layers import ZeroConv2d, attention, zero
 
 Resampling = Literal["none", "down", "up"]
 """What a residual block does to the sides of its image: leaves, halves or doubles them."""
@@ -78,9 +78,9 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.qkv_order, self.dims = heads, order, dims
         self.norm = norm(channels)
-        conv, zero = (nn.Conv1d, ZeroConv1d) if dims == 1 else (nn.Conv2d, ZeroConv2d)
+        conv, last = (nn.Conv1d, ZeroConv1d) if dims == 1 else (nn.Conv2d, ZeroConv2d)
         self.qkv = conv(channels, 3 * channels, 1)
-        self.proj_out = zero(channels, channels, 1)
+        self.proj_out = last(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps features (B, C, H, W) to features of that shape."""
@@ -127,22 +127,12 @@ class Block(nn.ModuleList):
         return x
 
 
-class ZeroConv2d(nn.Conv2d):
-    """A convolution of images that starts at 0."""
-
-    def reset_parameters(self) -> None:
-        """Sets weights and bias to 0."""
-        for parameter in self.parameters():
-            nn.init.zeros_(parameter)
-
-
 class ZeroConv1d(nn.Conv1d):
     """A convolution of rows that starts at 0."""
 
     def reset_parameters(self) -> None:
         """Sets weights and bias to 0."""
-        for parameter in self.parameters():
-            nn.init.zeros_(parameter)
+        zero(self)
 
 
 def norm(channels: int) -> nn.Module:

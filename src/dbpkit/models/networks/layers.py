@@ -86,6 +86,14 @@ def zero(layer: nn.Module) -> None:
         nn.init.zeros_(parameter)
 
 
+class ZeroConv2d(nn.Conv2d):
+    """A convolution of images that starts at 0."""
+
+    def reset_parameters(self) -> None:
+        """Sets weights and bias to 0."""
+        zero(self)
+
+
 def channels_last(network: nn.Module) -> None:
     """Lays convolution weights out as CPU and GPU kernels like them best; no value, name or hash changes."""
     for parameter in network.parameters():

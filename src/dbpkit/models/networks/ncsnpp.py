@@ -19,7 +19,7 @@ from dbpkit.foundation.annotations import Counts, Share
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.options import Count, Length
 from dbpkit.models.networks.conventions import TimeDivisor, TimeOrder, time_embedding
-from dbpkit.models.networks.layers import checked_sides, refuse_label
+from dbpkit.models.networks.layers import ZeroConv2d, checked_sides, refuse_label
 from dbpkit.models.networks.ncsnpp_blocks import (
     Attention,
     Conv,
@@ -27,7 +27,6 @@ from dbpkit.models.networks.ncsnpp_blocks import (
     Fourier,
     Pyramid,
     Residual,
-    ZeroConv,
     norm,
 )
 from dbpkit.models.networks.registry import networks
@@ -166,7 +165,7 @@ class NCSNpp(nn.Module):
             if level:
                 self._add("middle", block(width, width, "up"))
         self._add("end", norm(width))
-        self._add("end", ZeroConv(width, self.image_channels, 3, padding=1))
+        self._add("end", ZeroConv2d(width, self.image_channels, 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """Maps scaled images (B, C, H, W) and times (B,) in its own unit to (B, C, H, W).

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dbpkit.models.networks.conventions import TimeOrder
-from dbpkit.models.networks.layers import attention
+from dbpkit.models.networks.layers import ZeroConv2d, attention
 
 Resampling = Literal["none", "down", "up"]
 """What a residual block does to the sides of its image: leaves, halves or doubles them."""
@@ -35,7 +35,7 @@ class Residual(nn.Module):
         self.Dense_0 = Dense(embedding_size, outputs)
         self.GroupNorm_1 = norm(outputs)
         self.Dropout_0 = nn.Dropout(dropout)
-        self.Conv_1 = ZeroConv(outputs, outputs, 3, padding=1)
+        self.Conv_1 = ZeroConv2d(outputs, outputs, 3, padding=1)
         if inputs != outputs or resample != "none":
             self.Conv_2: nn.Module = Conv(inputs, outputs, 1)
         else:
@@ -125,15 +125,6 @@ class Conv(nn.Conv2d):
         nn.init.xavier_uniform_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
-
-
-class ZeroConv(nn.Conv2d):
-    """A convolution that starts at 0."""
-
-    def reset_parameters(self) -> None:
-        """Sets weights and bias to 0."""
-        for parameter in self.parameters():
-            nn.init.zeros_(parameter)
 
 
 class Dense(nn.Linear):
