@@ -29,6 +29,7 @@ from dbpkit.purification.views import gradients
 from dbpkit.results.kinds import NO_DENOISER
 from dbpkit.results.protocols import protocols
 from dbpkit.threats.pixels import make_threat, threats
+from dbpkit.training.adversarial import adversaries
 from dbpkit.training.levels import noise_levels
 from dbpkit.training.objectives import objectives
 from dbpkit.training.perturb import perturbations
@@ -64,6 +65,7 @@ def _with_grid(sampler: Any, _given: Sequence[str]) -> dict[str, Option]:
 
 
 PARTS: dict[str, Kind] = {
+    "adversaries": Kind(adversaries),
     "analyses": Kind(analyses),
     "attacks": Kind(attacks, RESERVED),
     "checks": Kind(checks, options=None),

@@ -25,6 +25,7 @@ from dbpkit.foundation.plugins import is_importing, load_plugins, search_last
 T = TypeVar("T")
 
 KINDS = (
+    "adversaries",
     "analyses",
     "attacks",
     "checks",

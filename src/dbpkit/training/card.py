@@ -38,6 +38,9 @@ def model_card(spec: TrainingSpec, figures: dict[str, Any], data_sha256: str) ->
         lines.append(f"| guide | `{figures['guide_sha256']}` (state) |")
     if "accuracy" in figures:
         lines.append(f"| accuracy on {figures['test_images']:,} test images | {figures['accuracy']:.2%} |")
+    if "adversarial_accuracy" in figures:
+        share = figures["adversarial_accuracy"]
+        lines.append(f"| accuracy on the first 1,000 of them, attacked as in training | {share:.2%} |")
     lines += [
         "",
         ("Made by `dbpkit train SPEC --out RUN` with the spec below; the figures are of the stored weights."),

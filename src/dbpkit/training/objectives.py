@@ -4,6 +4,7 @@ Every random choice comes from the noise plan's ``train`` stream, keyed by examp
 resumed run follows the same trajectory.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, NamedTuple, Protocol
@@ -24,6 +25,7 @@ from dbpkit.foundation.registry import Registry, call_with_options
 from dbpkit.foundation.spec import PartSpec, Strict, validate
 from dbpkit.models.schedule import TRAIN_STEPS, discrete_sigmas
 from dbpkit.models.sources import load_classifier, state_sha256
+from dbpkit.training.adversarial import Attacked, adversaries
 from dbpkit.training.fit import check_classifier, check_denoiser, laid_out
 from dbpkit.training.levels import NoiseLevels, noise_levels
 from dbpkit.training.losses import Expect, at_once
@@ -76,27 +78,41 @@ class Objective(Protocol):
 @objectives.register("classification")
 @dataclass(frozen=True)
 class Classification:
-    """Cross-entropy on flipped, shifted and partly blanked images.
+    """Cross-entropy on flipped, shifted and partly blanked images, which an adversary may attack first.
 
     Attributes:
         label_smoothing: share of the target spread over all classes, in [0, 1).
         flip: whether images are mirrored at random.
         shift: largest shift in pixels, borders reflected.
         cutout: side of the square that is blanked to the image's mean, in pixels.
+        adversarial: registered adversary that attacks every batch: name, or name and options; None for none.
     """
 
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.1
     flip: bool = True
     shift: CountOrNone = 4
     cutout: CountOrNone = 8
+    adversarial: Part | None = None
     kind = "classifier"
 
+    def __post_init__(self) -> None:
+        _ = self._adversary  # a mistaken name or option is found before training
+
+    @cached_property
+    def _adversary(self) -> Any:
+        if self.adversarial is None:
+            return None
+        return _part(adversaries, _named(self.adversarial, "adversarial"))
+
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Returns the mean cross-entropy of augmented images; scalar."""
+        """Returns the mean cross-entropy of augmented, and with an adversary attacked, images; scalar."""
         choices = batch.noise.uniform("augment", 0, batch.x.new_zeros(len(batch.x), 5))
         x = _flipped(batch.x, choices[:, 0]) if self.flip else batch.x
         x = _shifted(x, choices[:, 1], choices[:, 2], self.shift) if self.shift else x
         x = _blanked(x, choices[:, 3], choices[:, 4], self.cutout) if self.cutout else x
+        if self._adversary is not None:
+            bare = extract_model_from_parallel(model)  # an attack must not wait for the other processes
+            x = self._adversary.moved(Attacked(bare, x, batch.y, batch.noise, batch.expect))
         return functional.cross_entropy(model(x).float(), batch.y, label_smoothing=self.label_smoothing)
 
     def check(self, model: nn.Module, data: Dataset, trained: bool) -> None:
@@ -111,11 +127,16 @@ class Classification:
             check_classifier(model, data, "the classifier", trained=False)
 
     def evaluate(self, model: nn.Module, data: Dataset, seed: int) -> dict[str, Any]:
-        """Returns the accuracy on all test images."""
-        del seed
-        device = own_device(model)
-        right = [model(data.x(i).to(device)).argmax(1).cpu() == data.labels[i] for i in _chunks(len(data))]
-        return {"test_images": len(data), "accuracy": float(torch.cat(right).float().mean())}
+        """Returns the accuracy on all test images, and with an adversary on the first 1,000 attacked."""
+        figures = {"test_images": len(data), "accuracy": _accuracy(model, data)}
+        if self._adversary is None:
+            return figures
+
+        def moved(x: Tensor, part: Dataset) -> Tensor:
+            noise = NoisePlan.of(seed, part.ids, "report")
+            return self._adversary.moved(Attacked(model, x, part.labels.to(x.device), noise))
+
+        return figures | {"adversarial_accuracy": _accuracy(model, data.select(slice(0, 1000)), moved)}
 
     def picture(self, model: nn.Module, data: Dataset, seed: int) -> None:
         """A classifier has no picture."""
@@ -276,6 +297,17 @@ def _blanked(x: Tensor, u: Tensor, v: Tensor, side: int) -> Tensor:
         inside.append((position >= 0) & (position < side))
     square = inside[0][:, None, :, None] & inside[1][:, None, None, :]
     return torch.where(square, x.mean(dim=(2, 3), keepdim=True), x)
+
+
+def _accuracy(
+    model: nn.Module, data: Dataset, moved: Callable[[Tensor, Dataset], Tensor] = lambda x, _: x
+) -> float:
+    """Share of the images, moved first, whose class is right."""
+    device, right = own_device(model), []
+    for index in _chunks(len(data)):
+        part = data.select(index)
+        right.append(model(moved(part.x().to(device), part)).argmax(1).cpu() == part.labels)
+    return float(torch.cat(right).float().mean())
 
 
 def _chunks(count: int, size: int = 250) -> list[slice]:
