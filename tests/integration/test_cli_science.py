@@ -99,6 +99,9 @@ def test_list_names_perturbations_levels_and_analyses(run) -> None:
     assert {"addt", "linf", "mse", "none", "random-order"} <= listed["perturbations"].keys()
     assert set(listed["noise-levels"]) == {"ddpm", "edm", "purification", "vpsde"}
     assert "compression" in listed["analyses"]
+    assert set(listed["adversaries"]) == {"pgd"}
     assert all(
-        text for kind in ("perturbations", "noise-levels", "analyses") for text in listed[kind].values()
+        text
+        for kind in ("adversaries", "perturbations", "noise-levels", "analyses")
+        for text in listed[kind].values()
     )

@@ -1,4 +1,4 @@
-"""Adversarial training: the attack's points against a plain loop, and an update that the attack leaves alone."""
+"""Adversarial training: its points against a plain loop, and an update that the attack leaves alone."""
 
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,11 @@ from torch.nn import functional
 
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
-from dbpkit.training.loop import train
 from dbpkit.training.adversarial import PGD, Attacked, adversaries
+from dbpkit.training.loop import train
 from dbpkit.training.objectives import Batch, Classification, make_objective
 from tests.integration.test_training_safety import CPU, contents, spec
-from tests.oracles import TinyClassifier, uniform
+from tests.oracles import uniform
 
 PLAIN: dict[str, Any] = {"shift": 0, "cutout": 0, "flip": False, "label_smoothing": 0.0}
 PART = {"name": "pgd", "options": {"eps": "8/255", "steps": 3, "step_size": "4/255"}}
@@ -165,15 +165,12 @@ def test_run_stopped_and_resumed_ends_with_the_same_bytes_and_its_card_says_the_
 ) -> None:
     table: dict[str, Any] = {"objective_options": {"shift": 1, "cutout": 2, "adversarial": PART}}
 
-    class Stopped(Exception):
-        pass
-
     def stop(done: int, *_: object) -> None:
         if done == 3:
-            raise Stopped
+            raise KeyboardInterrupt
 
     whole = train(spec(**table), tmp_path / "whole", execution=CPU)
-    with pytest.raises(Stopped):
+    with pytest.raises(KeyboardInterrupt):
         train(spec(**table), tmp_path / "run", stop, CPU)
     train(spec(**table), tmp_path / "run", execution=CPU)
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")

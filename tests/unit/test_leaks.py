@@ -138,6 +138,9 @@ def objective_cases() -> dict[str, Callable[[], None]]:
         else:
             options = {"shift": 1, "cutout": 2} if name == "classification" else {}
             cases[f"objective {name}"] = partial(objective_of, name, options, classifier)
+            if name == "classification":
+                attacked = partial(objective_of, name, {**options, "adversarial": "pgd"}, classifier)
+                cases[f"objective {name} adversarial"] = attacked
     return cases
 
 

@@ -44,6 +44,11 @@ UNET = {"name": "unet", "options": {"channels": [8, 8], "blocks": [1, 1], "embed
 RESNET = {"name": "resnet9", "options": {"channels": [4, 4, 4, 4], "mean": [0.3], "std": [0.4]}}
 TRAININGS = {
     "classification": {"objective": "classification", "objective_options": {"shift": 1}, "network": RESNET},
+    "adversarial": {
+        "objective": "classification",
+        "objective_options": {"shift": 1, "adversarial": {"name": "pgd", "options": {"steps": 2}}},
+        "network": RESNET,
+    },
     **{
         name: {"objective": "denoising", "objective_options": options, "network": UNET}
         for name, options in {

@@ -1,7 +1,7 @@
 """Adversarial training: each batch is attacked at the weights of the moment, and trained on as attacked.
 
-The thing people get wrong: the attack must leave no trace. The network is frozen and in eval mode meanwhile, so
-that its batch statistics are those of the update alone, and no gradient of the attack reaches the weights.
+The thing people get wrong: the attack must leave no trace. The network is frozen and in eval mode meanwhile,
+so that its batch statistics are those of the update alone, and no gradient of the attack reaches the weights.
 """
 
 from dataclasses import dataclass
