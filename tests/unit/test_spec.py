@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from dbpkit.experiment.spec import EvaluationSpec
+from dbpkit.experiment.spec import AttackSpec, EvaluationSpec
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.spec import (
     Amount,
@@ -507,7 +507,7 @@ def test_read_spec_override_leads_through_short_forms_and_defaults(
 def test_read_spec_override_leads_through_short_forms_in_lists(tmp_path: Path) -> None:
     (tmp_path / "s.toml").write_text('attacks = ["pgd"]\nknowledge = ["dw_both"]')
     found = read_spec(tmp_path / "s.toml", EvaluationSpec, ["attacks.0.options.eot=2", "knowledge.0.tapes=3"])
-    assert found.attacks == [PartSpec(name="pgd", options={"eot": 2})]
+    assert found.attacks == [AttackSpec(name="pgd", options={"eot": 2})]
     assert (found.knowledge[0].tapes, found.knowledge[0].shared_sites) == (3, ["forward", "reverse"])
 
 

@@ -14,15 +14,10 @@ from dbpkit.attacks.attack import (
     guarded,
     make_attack,
 )
+from dbpkit.attacks.designs import Design, designed
 from dbpkit.attacks.loss import Loss, LossName, check_classes, cross_entropy, losses, margin
-from dbpkit.attacks.target import (
-    DrawGradients,
-    ExpectedGradient,
-    Judgement,
-    Target,
-    Visit,
-    mean_in_order,
-)
+from dbpkit.attacks.passing import DrawGradients, ExpectedGradient, Judgement, mean_in_order
+from dbpkit.attacks.target import Target, Visit
 from dbpkit.foundation.registry import import_siblings
 
 import_siblings(__name__, __path__)
@@ -31,6 +26,7 @@ __all__ = [
     "RESERVED",
     "Attack",
     "AttackOutcome",
+    "Design",
     "DrawGradients",
     "ExpectedGradient",
     "Judgement",
@@ -44,6 +40,7 @@ __all__ = [
     "check_classes",
     "checked_attack_options",
     "cross_entropy",
+    "designed",
     "guarded",
     "losses",
     "make_attack",

@@ -14,7 +14,8 @@ from torch import Tensor
 from dbpkit.attacks.attack import AttackOutcome, attacks
 from dbpkit.attacks.dlr import dlr_targeted
 from dbpkit.attacks.loss import Loss, LossName, losses
-from dbpkit.attacks.target import Target, mean_in_order
+from dbpkit.attacks.passing import mean_in_order
+from dbpkit.attacks.target import Target
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.options import Count

@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from dbpkit.attacks.attack import AttackOutcome, Path, attacks
 from dbpkit.attacks.loss import LossName, margin
-from dbpkit.attacks.target import Target, mean_in_order
+from dbpkit.attacks.passing import mean_in_order
+from dbpkit.attacks.target import Target
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.options import Count, Length, Share
 from dbpkit.threats.pixels import ThreatModel

@@ -14,7 +14,8 @@ from annotated_types import Gt, Le
 from torch import Tensor
 
 from dbpkit.attacks.attack import AttackOutcome, attacks
-from dbpkit.attacks.target import Judgement, Target
+from dbpkit.attacks.passing import Judgement
+from dbpkit.attacks.target import Target
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.options import Count

@@ -5,47 +5,36 @@ draws of all images are rows of one batch, cut into micro-batches, and each imag
 the order of its draws, so that the sum does not depend on how they were cut.
 """
 
-import inspect
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from dbpkit.attacks.designs import Design, controlled, random_for
 from dbpkit.attacks.loss import Loss, check_classes, losses
-from dbpkit.foundation.errors import NonFiniteError, UserError, shown
-from dbpkit.foundation.inputs import check_images, check_labels, check_length, check_outputs, whole
-from dbpkit.foundation.later import asked_at_the_end, refuse
+from dbpkit.attacks.passing import (
+    DrawGradients,
+    ExpectedGradient,
+    Judgement,
+    calls_of,
+    check_call,
+    check_goal,
+    gradient_of,
+    logits_of,
+    mean_in_order,
+    takes_noise,
+)
+from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.inputs import whole
+from dbpkit.foundation.later import asked_at_the_end
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.rows import RowLimit
 from dbpkit.foundation.types import RandomisedClassifier, Traced
 
 Visit = Callable[[Tensor, NoisePlan], None]
 """Called with an iterate (B, C, H, W) and the attack's plan of its examples."""
-
-
-class ExpectedGradient(NamedTuple):
-    """Averages over draws: ``grad`` (B, C, H, W), ``loss`` (B,), share classified right ``right`` (B,)."""
-
-    grad: Tensor
-    loss: Tensor
-    right: Tensor
-
-
-class DrawGradients(NamedTuple):
-    """Of every draw: ``grad`` (B, R, C, H, W), ``loss`` (B, R) and ``logits`` (B, R, K)."""
-
-    grad: Tensor
-    loss: Tensor
-    logits: Tensor
-
-
-class Judgement(NamedTuple):
-    """Averages over draws: ``loss`` (B,), share classified right ``right`` (B,)."""
-
-    loss: Tensor
-    right: Tensor
 
 
 class Target:
@@ -65,17 +54,25 @@ class Target:
         limit: the rows that go through the model at once.
         forward_passes: rows passed through the model so far, by example id.
         gradient_passes: those of them that were differentiated.
+        spent: network passes so far, by example id: `calls` for a row, twice as many for one that was
+            differentiated; those of surrogates (`coarser`) are in it.
+        design: how the draws of gradients are made where a call does not say.
+        surrogates: made so far by `coarser`, by their steps.
         visit: an attack calls it with every iterate, for protocols that judge while the attack runs.
     """
 
     def __init__(
         self, model: RandomisedClassifier, micro_batch: int | RowLimit = 32, *, fixed_shape: bool = False
     ) -> None:
-        self.model = _takes_noise(model)
+        self.model = takes_noise(model)
         self.limit = RowLimit.of(micro_batch, fixed=fixed_shape)
         self.fixed_shape = fixed_shape
         self.forward_passes: Counter[int] = Counter()
         self.gradient_passes: Counter[int] = Counter()
+        self.spent: Counter[int] = Counter()
+        self.calls = calls_of(model)
+        self.design = Design()
+        self.surrogates: dict[int, Target] = {}
         self.visit: Visit = lambda _x, _noise: None
 
     @property
@@ -98,18 +95,52 @@ class Target:
         """Returns ``model`` as a target with default settings, or as it is if it is one."""
         return model if isinstance(model, Target) else cls(model)
 
+    def coarser(self, steps: int) -> "Target | None":
+        """Returns the model on a grid of ``steps`` steps as a target; None if it has none with fewer calls.
+
+        It shares `spent`, `limit` and `visit` with this one, and is made once.
+        """
+        whole(steps, "steps of a surrogate", 1)
+        if steps not in self.surrogates:
+            make = getattr(self.model, "coarser", None)
+            model = make(steps) if make else None
+            if model is None or calls_of(model) >= self.calls:
+                return None
+            made = self._like(model)
+            made.spent = self.spent
+            self.surrogates[steps] = made
+        found = self.surrogates[steps]
+        found.visit = self.visit
+        return found
+
+    def extra_calls(self, example: int) -> int:
+        """Network calls of surrogates for an example so far."""
+        return sum(s.calls * s.forward_passes[example] for s in self.surrogates.values())
+
+    def _like(self, model: RandomisedClassifier) -> "Target":
+        """A target of another model, called in the same way."""
+        return Target(model, self.limit, fixed_shape=self.fixed_shape)
+
+    def _count(self, ids: list[int], *, differentiated: bool = False) -> None:
+        """Counts rows of these examples."""
+        self.forward_passes.update(ids)
+        if differentiated:
+            self.gradient_passes.update(ids)
+        for example, rows in Counter(ids).items():
+            self.spent[example] += rows * self.calls * (2 if differentiated else 1)
+
     @asked_at_the_end()
     @torch.no_grad()
     def __call__(self, x: Tensor, *, noise: NoisePlan) -> Tensor:
         """Returns logits (B, K) of images (B, C, H, W) under their own noise."""
-        _check(x, noise)
-        self.forward_passes.update(noise.example_ids.tolist())
+        check_call(x, noise)
+        self._count(noise.example_ids.tolist())
         return torch.cat(self.limit.over(len(x), lambda rows: self._logits(x[rows], noise.rows(rows))))
 
     @asked_at_the_end()
     def draws(self, x: Tensor, *, noise: NoisePlan, count: int) -> Tensor:
         """Returns logits (B, R, K) of ``count`` = R independent draws of each image."""
-        _check(x, noise)
+        check_call(x, noise)
         plan = noise.repeat(count)
         logits: Tensor = self(x.repeat_interleave(count, dim=0), noise=plan)
         by_image: Tensor = logits.unflatten(0, (len(x), count))
@@ -132,6 +163,7 @@ class Target:
         eot: int = 1,
         loss: str | Loss = "ce",
         deviation: float = 0.0,
+        design: Design | None = None,
     ) -> ExpectedGradient:
         """Averages the loss and its gradient over ``eot`` draws of each image.
 
@@ -142,6 +174,8 @@ class Target:
             eot: draws per image.
             loss: registered loss name, or the loss.
             deviation: weight of the purification's deviation, which is added to the loss.
+            design: how the draws are made; None for that of the target. It changes nothing where the plan
+                leaves the model nothing random.
 
         Returns:
             The averaged gradient (B, C, H, W), loss (B,) and accuracy (B,).
@@ -153,10 +187,20 @@ class Target:
         Source:
             Athalye et al. 2018 (arXiv:1707.07397), expectation over transformation.
         """
-        found = self.per_draw(x, y, noise=noise, eot=eot, loss=loss, deviation=deviation)
+        design = self._design(design, noise)
+        surrogate = None if design.control is None else self.coarser(design.control)
+        total = eot if surrogate is None else eot + design.control_draws
+        ask: dict[str, Any] = {"loss": loss, "deviation": deviation}
+        found = self.per_draw(x, y, noise=noise, eot=eot, design=design, of=total, **ask)
         labels = y if y.ndim == 1 else y[:, 0]
         right = (found.logits.argmax(dim=2) == labels[:, None]).to(x.dtype)
-        return ExpectedGradient(*map(mean_in_order, (found.grad, found.loss, right)))
+        means = ExpectedGradient(*map(mean_in_order, (found.grad, found.loss, right)))
+        if surrogate is None:
+            return means
+        ask |= {"noise": noise, "design": design.of_draws, "of": total}
+        paired = surrogate.per_draw(x, y, eot=eot, **ask)
+        further = surrogate.per_draw(x, y, eot=design.control_draws, skip=eot, **ask)
+        return means._replace(grad=controlled(found.grad, paired.grad, further.grad, design))
 
     @asked_at_the_end()
     def per_draw(
@@ -168,16 +212,20 @@ class Target:
         eot: int = 1,
         loss: str | Loss = "ce",
         deviation: float = 0.0,
+        design: Design | None = None,
+        skip: int = 0,
+        of: int | None = None,
     ) -> DrawGradients:
         """Returns gradient, loss and logits of each of ``eot`` = R draws; arguments and errors as `gradient`.
 
-        All R gradients of an image are held at once.
+        All R gradients of an image are held at once. A control variate changes averages only, and nothing
+        here. ``skip`` and ``of`` are those of `NoisePlan.repeat`.
         """
-        _check(x, noise)
+        check_call(x, noise)
         whole(eot, "eot", 1)
-        _check_goal(y, len(x), loss)
+        check_goal(y, len(x), loss)
         loss_function = losses.resolve(loss) if isinstance(loss, str) else loss
-        plan = noise.repeat(eot)
+        plan = self._design(design, noise).repeat(noise, eot, skip=skip, of=of)
 
         def differentiated(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
             with torch.enable_grad():
@@ -189,18 +237,21 @@ class Target:
                     logits, apart = self._logits(leaf, plan.rows(rows)), torch.zeros(())
                 value = loss_function(logits, check_classes(y, logits)[image])
                 value = value + deviation * apart if deviation else value
-                return _gradient(value, leaf), value.detach(), logits.detach()
+                return gradient_of(value, leaf), value.detach(), logits.detach()
 
         found = zip(*self.limit.over(len(plan), differentiated), strict=True)
-        ids = plan.example_ids.tolist()
-        self.forward_passes.update(ids)
-        self.gradient_passes.update(ids)
+        self._count(plan.example_ids.tolist(), differentiated=True)
         return DrawGradients(*(torch.cat(rows).unflatten(0, (len(x), eot)) for rows in found))
+
+    def _design(self, design: Design | None, noise: NoisePlan) -> Design:
+        """The design that is asked for, or the target's; the plain one where nothing is random."""
+        design = self.design if design is None else design
+        return design if design.plain or random_for(self.model, noise) else Design()
 
     def _logits(self, x: Tensor, noise: NoisePlan) -> Tensor:
         """One call of the model."""
         images, plan = self._padded(x, noise)
-        return _of_batch(self.model(images, noise=plan), images)[: len(x)]
+        return logits_of(self.model(images, noise=plan), images)[: len(x)]
 
     def _traced(self, x: Tensor, noise: NoisePlan) -> tuple[Tensor, Tensor]:
         """Logits (B, K) and deviation (B,) from one call of the model."""
@@ -212,7 +263,7 @@ class Target:
             )
         images, plan = self._padded(x, noise)
         logits, deviation = self.model.traced(images, noise=plan)
-        return _of_batch(logits, images)[: len(x)], deviation[: len(x)]
+        return logits_of(logits, images)[: len(x)], deviation[: len(x)]
 
     def _padded(self, x: Tensor, noise: NoisePlan) -> tuple[Tensor, NoisePlan]:
         """All rows, and the last one again up to the fixed shape if there is one."""
@@ -220,71 +271,3 @@ class Target:
         if not self.fixed_shape or more <= 0:
             return x, noise
         return torch.cat([x, x[-1:].expand(more, -1, -1, -1)]), noise.padded(self.limit.rows)
-
-
-def _of_batch(output: Any, x: Tensor) -> Tensor:
-    """The logits if they are (B, K) and finite: on others an attack would search in vain and say nothing."""
-    logits = check_outputs(output, len(x))
-    refuse(~logits.isfinite().all(), _not_finite, about="finite logits")
-    return logits
-
-
-def _not_finite() -> NonFiniteError:
-    return NonFiniteError(
-        "the model returned logits that are not finite. Look for a division by zero, the logarithm of"
-        " zero, or half precision that overflows."
-    )
-
-
-def _check(x: Tensor, noise: NoisePlan) -> None:
-    """Raises UserError unless these are images and the plan is theirs, and puts the plan where they are."""
-    check_images(x, "Target", pixels=False)  # their values are the model's affair
-    check_length(noise, len(x), "Target")
-    noise.placed(x.device)
-
-
-def _check_goal(y: Any, count: int, loss: Any) -> None:
-    """Raises UserError unless these are a loss and labels (B,), or the more than labels that it takes."""
-    if not isinstance(loss, str) and not callable(loss):
-        raise UserError(f"a loss is a registered name or a function, not {shown(loss)}.")
-    if loss in ("ce", "margin") or not isinstance(y, Tensor) or y.ndim < 2:
-        if not isinstance(y, Tensor) or y.ndim != 1 or not (callable(loss) and y.is_floating_point()):
-            check_labels(y, count, "Target.gradient")
-    elif len(y) != count:
-        raise UserError(f"{count} images came with {len(y)} labels.")
-
-
-def _gradient(value: Tensor, leaf: Tensor) -> Tensor:
-    """The gradient of losses (B,) with respect to images; UserError if autograd sees no path to them."""
-    if not value.requires_grad:
-        raise UserError(
-            "the model's output does not depend on its input for autograd: a path is detached. Use an attack"
-            " without gradients, such as 'square', or let the gradient through."
-        )
-    return torch.autograd.grad(value.sum(), leaf)[0]
-
-
-def _takes_noise(model: Any) -> Any:
-    """Returns a randomised classifier; UserError for what cannot be called with a plan."""
-    if not callable(model) or isinstance(model, type):
-        raise UserError(f"a model is called as model(x, noise=plan), which {shown(model)} cannot be.")
-    try:
-        call = model.forward if isinstance(model, torch.nn.Module) else model
-        scripted = isinstance(model, torch.jit.ScriptModule)  # has no signature, and knows no plans
-        parameters = {} if scripted else inspect.signature(call).parameters
-    except (TypeError, ValueError):  # written in C, and silent about itself
-        return model
-    if "noise" not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        raise UserError(
-            f"{type(model).__name__} takes no noise plan. Wrap a classifier that draws nothing:"
-            " dbpkit.Undefended(model)."
-        )
-    return model
-
-
-def mean_in_order(per_draw: Tensor) -> Tensor:
-    """Mean over the second axis, added up draw by draw so that rounding never depends on the batch."""
-    total = per_draw[:, 0].clone()
-    for r in range(1, per_draw.shape[1]):
-        total += per_draw[:, r]
-    return total / per_draw.shape[1]

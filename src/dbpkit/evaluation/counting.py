@@ -7,13 +7,14 @@ knows nothing of restarts, backtracking, a choice of draws, or an attack of the 
 """
 
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from dbpkit.attacks import Target
-from dbpkit.attacks.target import DrawGradients
+from dbpkit.attacks.passing import DrawGradients, calls_of
 from dbpkit.evaluation.rows import UNDEFENDED, Rows
 from dbpkit.experiment.build import Parts
 from dbpkit.experiment.execution import Execution
@@ -64,6 +65,7 @@ class Unbroken(nn.Module):
         self.sites: frozenset[str] = getattr(real, "sites", frozenset())
         self.label, self.classes = label, classes
         self.classifier = nn.Identity()
+        self.purifier = SimpleNamespace(calls=calls_of(real))
 
     def forward(self, x: Tensor, *, noise: NoisePlan) -> Tensor:
         """Logits (B, K), whatever the noise."""
@@ -76,6 +78,12 @@ class Unbroken(nn.Module):
         sure[self.label] = CONFIDENCE
         return sure + slope * turns
 
+    def coarser(self, steps: int) -> "Unbroken | None":
+        """A stand-in for the real model's surrogate, see `PurifiedClassifier.coarser`."""
+        make = getattr(self.real[0], "coarser", None)
+        model = make(steps) if make else None
+        return None if model is None else Unbroken(model, self.label, self.classes)
+
     def traced(self, x: Tensor, *, noise: NoisePlan) -> tuple[Tensor, Tensor]:
         """Logits (B, K) and a deviation (B,)."""
         return self(x, noise=noise), x.square().flatten(1).mean(dim=1)
@@ -87,6 +95,9 @@ class _Noting(Target):
     def __init__(self, model: Any, asked: Counter[tuple[Any, bool, int]]) -> None:
         super().__init__(model, MOST)
         self.asked = asked
+
+    def _like(self, model: Any) -> Target:
+        return _Noting(model, self.asked)
 
     def __call__(self, x: Tensor, *, noise: NoisePlan) -> Tensor:
         self.asked[self.model.real[0], False, len(x)] += 1
@@ -152,7 +163,8 @@ def passes(spec: EvaluationSpec, parts: Parts, execution: Execution) -> list[Pas
         times = tapes.get(unit.rows[0], 1)
         asked = Counter({k: times * v for k, v in rows.asked.items()})
         forward, gradient, calls = (times * _sum(records, key) for key in _COUNTED)
-        found.append(Passes(unit.rows, forward, gradient, calls, asked, rows.chains))
+        chains = {model: _chain(model, rows.chains, x) for model, _, _ in asked}
+        found.append(Passes(unit.rows, forward, gradient, calls, asked, {**rows.chains, **chains}))
     return found
 
 
@@ -174,6 +186,11 @@ def chain_calls(model: Any, x: Tensor) -> int:
             cheap(torch.full_like(x, 0.5), noise=NoisePlan.of(0, range(len(x))))
         calls += cheap.network_calls
     return calls
+
+
+def _chain(model: Any, known: dict[Any, int], x: Tensor) -> int:
+    """Network calls of a model that is known, or of a surrogate that an attack made."""
+    return known[model] if model in known else chain_calls(model, x)
 
 
 def _said(model: Any) -> int:

@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dbpkit.attacks import make_attack
 from dbpkit.data import Dataset
 from dbpkit.evaluation.computation import computation_sha256
 from dbpkit.evaluation.identity import model_sha256
 from dbpkit.evaluation.replay import GIVEN
-from dbpkit.experiment.build import Parts, attack_options, single_draw
+from dbpkit.experiment.build import Parts, check_designs, made_attacks
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.foundation.frozen import Frozen, as_frozen, call_apart, own_device
 from dbpkit.foundation.noise import NoisePlan
@@ -104,8 +103,8 @@ class Given(NamedTuple):
             **self._identity(denoiser),
         }
         threat = make_threat(spec.threat.norm, spec.threat.budget)
-        full = [(a.name, make_attack(a.name, attack_options(a))) for a in spec.attacks]
-        single = [(a.name, make_attack(a.name, single_draw(a))) for a in spec.attacks]
+        full, single = made_attacks(spec)
+        check_designs(spec, wrapped)
         return Parts(data, denoiser, wrapped, undefended, threat, full, single, hashes)
 
     def _identity(self, denoiser: Any) -> dict[str, str]:

@@ -22,13 +22,12 @@ from dbpkit.checks.preflight import DENOISED_EXAMPLES, PROBE_EXAMPLES, check_set
 from dbpkit.evaluation.run import Progress, evaluate
 from dbpkit.experiment.build import accepted_options, attack_options, build, of_attacks
 from dbpkit.experiment.execution import Execution, check_execution, kernels
-from dbpkit.experiment.spec import DrawsSpec, EvaluationSpec
+from dbpkit.experiment.spec import AttackSpec, DrawsSpec, EvaluationSpec
 from dbpkit.experiment.state import state_changes, state_of
 from dbpkit.foundation.errors import UserError, shown
 from dbpkit.foundation.inputs import check_images, check_labels, check_length, check_outputs, whole
 from dbpkit.foundation.noise import NoisePlan, seeded_generator
 from dbpkit.foundation.precision import current_precision, precise
-from dbpkit.foundation.spec import PartSpec
 from dbpkit.foundation.types import RandomisedClassifier
 from dbpkit.purification.purifier import takes_noise
 from dbpkit.results.run_directory import RunDirectory
@@ -194,13 +193,13 @@ def _shortened_spec(spec: EvaluationSpec, count: int) -> EvaluationSpec:
     )
 
 
-def _shortened(attack: PartSpec) -> PartSpec:
+def _shortened(attack: AttackSpec) -> AttackSpec:
     """The attack with `ITERATIONS`, and with every option of `QUICK` it has unless the spec asks for less."""
     options = {**accepted_options(attack.name), **attack_options(attack)}
     quick = {k: v if options[k] is None else min(v, options[k]) for k, v in QUICK.items() if k in options}
     if "iterations" in options:
         quick["iterations"] = ITERATIONS
-    return PartSpec(name=attack.name, options={**attack.options, **quick})
+    return attack.model_copy(update={"options": {**attack.options, **quick}})
 
 
 @contextlib.contextmanager

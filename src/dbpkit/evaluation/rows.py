@@ -238,7 +238,7 @@ class Rows:
                 "distance": distance[b],
                 "forward_passes": target.forward_passes[example],
                 "gradient_passes": target.gradient_passes[example],
-                "network_calls": calls * target.forward_passes[example],
+                "network_calls": calls * target.forward_passes[example] + target.extra_calls(example),
                 **watched[b],
             }
             for b, example in enumerate(batch.noise.example_ids.tolist())

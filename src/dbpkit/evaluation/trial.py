@@ -10,12 +10,10 @@ from typing import Any
 
 import torch
 
-from dbpkit.attacks import make_attack
 from dbpkit.evaluation.rows import UNDEFENDED, Rows
-from dbpkit.experiment.build import Parts, accepted_options, attack_options, single_draw
-from dbpkit.experiment.spec import EvaluationSpec
+from dbpkit.experiment.build import Parts, accepted_options, attack_of, attack_options, single_draw
+from dbpkit.experiment.spec import AttackSpec, DesignSpec, EvaluationSpec
 from dbpkit.foundation.errors import NonFiniteError, OutputError, UserError
-from dbpkit.foundation.spec import PartSpec
 
 FEWEST: dict[str, int] = {"iterations": 2, "eot": 1, "queries": 2}
 """What options are lowered to in a trial, where an attack has them."""
@@ -34,7 +32,8 @@ def try_attacks(spec: EvaluationSpec, parts: Parts, rows: Rows) -> None:
     for attack in spec.attacks:
         options = attack_options(attack)
         if parts.undefended is not None:
-            _try(attack, single_draw(attack), UNDEFENDED.name, rows, (0, last // 2, last))
+            alone = attack.model_copy(update={"design": DesignSpec()})
+            _try(alone, single_draw(attack), UNDEFENDED.name, rows, (0, last // 2, last))
         for row in _first_of_each_gradient(spec):
             _try(attack, options, row, rows, (0, last // 2, last))
 
@@ -69,14 +68,14 @@ def _first_of_each_gradient(spec: EvaluationSpec) -> list[str]:
 
 
 def _try(
-    attack: PartSpec, options: dict[str, Any], row: str, rows: Rows, positions: tuple[int, int, int]
+    attack: AttackSpec, options: dict[str, Any], row: str, rows: Rows, positions: tuple[int, int, int]
 ) -> None:
     """One attack on one attacker's view; on other examples too where it fails."""
     known = accepted_options(attack.name)
     fewer = {
         k: least for k, least in FEWEST.items() if k in known and _is_more(options.get(k, known[k]), least)
     }
-    made = make_attack(attack.name, {**options, **fewer})
+    made = attack_of(attack, {**options, **fewer})
     failure: Exception | None = None
     for position in dict.fromkeys(positions):
         try:

@@ -7,11 +7,19 @@ from typing import Any, NamedTuple
 import torch
 
 import dbpkit.attacks.libraries  # noqa: F401 - registers other libraries' attacks
-from dbpkit.attacks import Attack, accepted_options, attacks, checked_attack_options, make_attack
+from dbpkit.attacks import (
+    Attack,
+    Target,
+    accepted_options,
+    attacks,
+    checked_attack_options,
+    designed,
+    make_attack,
+)
 from dbpkit.data import Dataset, in_order, load_dataset
 from dbpkit.experiment.coverage import tell_first
 from dbpkit.experiment.execution import AUTO, checked_device
-from dbpkit.experiment.spec import EvaluationSpec, PurifierSpec
+from dbpkit.experiment.spec import AttackSpec, EvaluationSpec, PurifierSpec
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.options import call_with_options
 from dbpkit.foundation.spec import PartSpec
@@ -79,9 +87,32 @@ def build(
     hashes = {**{k: state_sha256(v) for k, v in weights.items()}, "data_sha256": data.sha256}
     if isinstance(threat, Perceptual):
         hashes["features_sha256"] = state_sha256(threat.features.classifier)
-    full = [(a.name, make_attack(a.name, attack_options(a))) for a in spec.attacks]
-    single = [(a.name, make_attack(a.name, single_draw(a))) for a in spec.attacks]
+    full, single = made_attacks(spec)
+    check_designs(spec, model)
     return Parts(data, denoiser, model, Undefended(classifier), threat, full, single, hashes)
+
+
+def made_attacks(spec: EvaluationSpec) -> tuple[list[tuple[str, Attack]], list[tuple[str, Attack]]]:
+    """Returns names and attacks of a spec, with their designs; and the same for a deterministic model."""
+    full = [(a.name, attack_of(a)) for a in spec.attacks]
+    return full, [(a.name, make_attack(a.name, single_draw(a))) for a in spec.attacks]
+
+
+def attack_of(attack: AttackSpec, options: Mapping[str, Any] | None = None) -> Attack:
+    """Returns an attack with the design of its spec, and with other options where they are given."""
+    made = make_attack(attack.name, attack_options(attack) if options is None else options)
+    return designed(made, attack.design.resolve())
+
+
+def check_designs(spec: EvaluationSpec, model: Any) -> None:
+    """Raises UserError if a control variate is asked for and the model has no surrogate with fewer calls."""
+    for attack in spec.attacks:
+        steps = attack.design.control
+        if steps is not None and Target(model).coarser(steps) is None:
+            raise UserError(
+                f"attack '{attack.name}': design.control = {steps} needs a diffusion purifier that makes"
+                " fewer calls with so many steps. Lower it, or leave it out."
+            )
 
 
 def needed_denoiser(purifier: PurifierSpec, spec: PartSpec, device: torch.device) -> Denoiser | None:

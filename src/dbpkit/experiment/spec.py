@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
+from dbpkit.attacks.designs import Design
 from dbpkit.experiment.examples import ExamplesSpec
 from dbpkit.experiment.knowledge import Knowledge, find_known, known
 from dbpkit.experiment.stages import ClassifierSpec, Padding, ResizeSpec, Tile
@@ -139,6 +140,45 @@ class DrawsSpec(Strict):
     select: int = Field(default=10, gt=0)
 
 
+class DesignSpec(Strict):
+    """How the draws of an attack's gradients are made, see `dbpkit.attacks.designs.Design`.
+
+    Attributes:
+        antithetic: draws in mirrored pairs.
+        orthogonal: draws at right angles.
+        common: the same draws at every iteration.
+        control: steps of the surrogate that is the control variate; unset for none.
+        control_draws: further draws of the surrogate.
+    """
+
+    always: ClassVar[frozenset[str] | None] = frozenset()
+
+    antithetic: bool = False
+    orthogonal: bool = False
+    common: bool = False
+    control: int | None = Field(default=None, gt=0)
+    control_draws: int = Field(default=20, gt=0)
+
+    def resolve(self) -> Design:
+        """Returns the value attacks work with."""
+        return Design(**{name: getattr(self, name) for name in type(self).model_fields})
+
+
+class AttackSpec(PartSpec):
+    """An attack by registered name or import path, with its options and the design of its gradients.
+
+    Attributes:
+        design: how the draws of its gradients are made; independent unless told otherwise.
+    """
+
+    design: DesignSpec = DesignSpec()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_part(cls, value: Any) -> Any:
+        return {"name": value.name, "options": value.options} if type(value) is PartSpec else value
+
+
 class KnowledgeSpec(Strict):
     """What the attacker knows, in full; see `Knowledge`. A name alone takes the registered setting."""
 
@@ -210,7 +250,7 @@ class EvaluationSpec(Strict):
     denoiser: PartSpec = PartSpec(name="embedded")
     purifier: PurifierSpec = PurifierSpec()
     threat: ThreatSpec = ThreatSpec()
-    attacks: list[PartSpec] = Field(default=[PartSpec(name="pgd")], min_length=1)
+    attacks: list[AttackSpec] = Field(default=[AttackSpec(name="pgd")], min_length=1)
     knowledge: list[KnowledgeSpec] = Field(
         default_factory=lambda: [KnowledgeSpec.model_validate(name) for name in known if name in _HEADLINE],
         min_length=1,

@@ -15,19 +15,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dbpkit.foundation.coupling import coupled_values, numbers
 from dbpkit.foundation.drawing import Rows, values
-from dbpkit.foundation.errors import UserError, unknown_name
+from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.frozen import uncompiled
 from dbpkit.foundation.inputs import LIMIT, check_seed, whole
-from dbpkit.foundation.philox import BLOCK_BITS, LOW, SITES, STREAMS, UNIFORM, place, stream_key
-
-MAX_ID = 1 << 44
-"""Example ids lie below this."""
+from dbpkit.foundation.noise_keys import (
+    MAX_ID as MAX_ID,
+)
+from dbpkit.foundation.noise_keys import (
+    check_site,
+    check_stream,
+    checked_draw,
+    checked_ids,
+    checked_rows,
+)
+from dbpkit.foundation.philox import BLOCK_BITS, LOW, UNIFORM, place, stream_key
+from dbpkit.foundation.philox import SITES as SITES
+from dbpkit.foundation.philox import STREAMS as STREAMS
 
 MAX_ROWS = 1 << 24
 """Most rows of one plan; as many small images take 200 GB."""
-
-_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +46,11 @@ class NoisePlan:
         seed: run seed, 0 <= seed < 2**32.
         example_ids: (B,) int64, stable ids of the examples, each in [0, 2**44).
         stream: one of `STREAMS`.
-        draw: (B,) int64, index of the independent repetition of each row, each in [0, 2**32).
+        draw: (B,) int64, index of the independent repetition of each row, each in [0, 2**32); above its 32
+            bits stands how it depends on others, see `dbpkit.foundation.coupling`.
         lane: which of 2**24 independent copies of the stream; one per attack and tape.
         shared: sites whose values come from another plan, see `sharing`.
+        group: most draws that depend on each other; 0 where every draw is independent.
         twins: ids and draws on the devices where it has drawn, see `placed`.
 
     Example:
@@ -56,6 +66,7 @@ class NoisePlan:
     draw: Tensor
     shared: Mapping[str, "NoisePlan"] = field(default_factory=dict)
     lane: int = 0
+    group: int = 0
     twins: dict[torch.device, Rows] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
@@ -67,9 +78,9 @@ class NoisePlan:
         Raises:
             UserError: if the seed or an id is out of range, or the stream is unknown.
         """
-        seed, draw = check_seed(seed), _checked_draw(draw)
-        _check_stream(stream)
-        ids = _checked_ids(example_ids)
+        seed, draw = check_seed(seed), checked_draw(draw)
+        check_stream(stream)
+        ids = checked_ids(example_ids)
         return cls(seed, ids, stream, torch.full_like(ids, draw))
 
     def __len__(self) -> int:
@@ -100,33 +111,52 @@ class NoisePlan:
         """Draws uniforms on [0, 1), multiples of 2**-24; arguments and errors as `normal`."""
         return self._drawn(site, step, like, kind=UNIFORM)
 
-    def repeat(self, draws: int) -> "NoisePlan":
+    def repeat(
+        self,
+        draws: int,
+        *,
+        antithetic: bool = False,
+        orthogonal: bool = False,
+        skip: int = 0,
+        of: int | None = None,
+    ) -> "NoisePlan":
         """Returns a plan of B * draws rows: row ``b * draws + r`` is repetition r of example b.
 
         Draw d becomes the draws ``d * draws + r``, so ``plan.at(i).repeat(eot)`` never repeats a value
         for another i. Shared sites keep the source's own draw in every repetition.
 
+        Args:
+            draws: repetitions of each row.
+            antithetic: whether repetition 2 k + 1 is the mirror image of 2 k: normals -z, uniforms 1 - u on
+                their grid. Both count as one draw, ``d * draws + k``.
+            orthogonal: whether the normals of an example's draws, at one site and step, are at right angles.
+            skip: how many repetitions of the same draw are made elsewhere, before these.
+            of: how many are made in all, here and elsewhere; None for ``skip + draws``.
+
         Raises:
             UserError: if there is no repetition, or one would be a draw of 2**32 or more.
         """
         draws = whole(draws, "count of draws", 1, LIMIT)
+        of = skip + draws if of is None else of
         if len(self) * draws > MAX_ROWS:
             raise UserError(f"{draws} draws of {len(self)} examples are more rows than fit one batch.")
-        if len(self) and (int(self.draw.max()) + 1) * draws > LIMIT:
-            raise UserError(
-                f"{draws} repetitions of draw {int(self.draw.max())} go beyond the last draw, 2**32 - 1."
-            )
+        last = int((self.draw & LOW).max()) if len(self) else 0
+        if (last + 1) * of > LIMIT:
+            raise UserError(f"{of} repetitions of draw {last} go beyond the last draw, 2**32 - 1.")
 
         def numbered(first: Tensor) -> Tensor:
-            return (first[:, None] * draws + torch.arange(draws, device=first.device)).flatten()
+            own = numbers(draws, antithetic, orthogonal, first.device)
+            return ((first & LOW)[:, None] * of + skip + own).flatten()
 
-        return self._changed(lambda rows: rows.repeat_interleave(draws), numbered)
+        made = self._changed(lambda rows: rows.repeat_interleave(draws), numbered)
+        group = -(-draws // 2) if antithetic else draws
+        return made._made(made.twins, group=(group if orthogonal else 1) * (antithetic or orthogonal))
 
     def rows(self, index: Tensor | list[int] | slice) -> "NoisePlan":
         """Returns the plan of the chosen rows, in the order of ``index``; slices copy nothing to a device."""
         if isinstance(index, slice):
             return self._changed(lambda rows: rows[index])
-        here = _checked_rows(index, len(self))
+        here = checked_rows(index, len(self))
         there = {device: here.to(device) for device in self.twins}
         return self._changed(lambda rows: rows[there.get(rows.device, here)])
 
@@ -137,14 +167,14 @@ class NoisePlan:
 
     def on(self, stream: str) -> "NoisePlan":
         """Returns the same rows on another stream."""
-        _check_stream(stream)
+        check_stream(stream)
         return self._made(self.twins, stream=stream)
 
     def at(self, draw: int) -> "NoisePlan":
-        """Returns the same rows at another draw; shared sites keep theirs."""
-        draw = _checked_draw(draw)
+        """Returns the same rows at another draw, each independent; shared sites keep theirs."""
+        draw = checked_draw(draw)
         twins = {there: Rows(t.ids, torch.full_like(t.draws, draw)) for there, t in self.twins.items()}
-        return self._made(twins, draw=torch.full_like(self.draw, draw))
+        return self._made(twins, draw=torch.full_like(self.draw, draw), group=0)
 
     def tape(self, draw: int) -> "NoisePlan":
         """Returns draw ``draw`` of the same examples in lane 0 of the attack stream, with nothing shared."""
@@ -185,7 +215,7 @@ class NoisePlan:
             raise UserError("the noise sites to share are given as a list of names.")
         sites = list(sites)
         for site in sites:
-            _check_site(site)
+            check_site(site)
         return self._made(self.twins, shared={**self.shared, **dict.fromkeys(sites, source)})
 
     def placed(self, device: torch.device) -> "NoisePlan":
@@ -226,7 +256,7 @@ class NoisePlan:
 
     def _drawn(self, site: str, step: int, like: Tensor, kind: int) -> Tensor:
         """The values of the key, or of the plan that the site is shared with."""
-        _check_site(site)
+        check_site(site)
         if not isinstance(like, Tensor) or not like.ndim or not like.is_floating_point():
             raise UserError("noise is drawn like a tensor of floating point, (B, ...).")
         if like.shape[0] != len(self):
@@ -242,7 +272,10 @@ class NoisePlan:
             shape = tuple(like.shape[1:])
             raise UserError(f"an example of {shape} values exceeds 2**22, the most a noise plan draws.")
         key = stream_key(self.seed, self.stream, self.lane)
-        return values(like, self._rows_on(like.device), key, place(kind, site, step), kind)
+        rows, last = self._rows_on(like.device), place(kind, site, step)
+        if self.group:
+            return coupled_values(like, rows, key, last, kind, self.group)
+        return values(like, rows, key, last, kind)
 
 
 def permutation(seed: int, count: int, epoch: int) -> Tensor:
@@ -267,54 +300,3 @@ def seeded_generator(seed: int, device: torch.device | None = None) -> Iterator[
     with torch.random.fork_rng(devices=devices, device_type=devices[0].type if devices else "cuda"):
         torch.manual_seed(seed)  # noqa: TID251 - the one place
         yield
-
-
-def _checked_draw(draw: int) -> int:
-    if not 0 <= whole(draw, "noise draw", low=-(1 << 200)) <= LOW:
-        raise UserError(f"noise draw {draw} is outside [0, 2**32).")
-    return int(draw)
-
-
-def _check_stream(stream: str) -> None:
-    if not isinstance(stream, str) or stream not in STREAMS:
-        raise unknown_name("stream", str(stream), STREAMS)
-
-
-def _check_site(site: str) -> None:
-    if not isinstance(site, str) or site not in SITES:
-        raise unknown_name("noise site", str(site), SITES)
-
-
-def _checked_ids(example_ids: Iterable[int] | Tensor) -> Tensor:
-    """Ids as int64 on the CPU; UserError unless they are flat, whole and in [0, 2**44)."""
-    wrong = UserError("example ids must be a flat list of integers in [0, 2**44).")
-    try:
-        ids = torch.as_tensor(example_ids if isinstance(example_ids, Tensor) else list(example_ids))
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise wrong from error
-    if (ids.dtype not in _WHOLE and ids.numel()) or ids.ndim != 1:
-        raise wrong
-    ids = ids.to("cpu", torch.int64)
-    if ids.numel() and (ids.min() < 0 or ids.max() >= MAX_ID):
-        raise wrong
-    return ids
-
-
-def _checked_rows(index: Any, count: int) -> Tensor:
-    """Positions in a plan, on the CPU, from positions or a mask of its rows; UserError for anything else."""
-    try:
-        rows = torch.as_tensor(index).cpu()
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise UserError("rows of a noise plan are chosen by a flat list of positions.") from error
-    rows = rows if rows.numel() else rows.long()  # an empty list has no integer type of its own
-    mask = rows.dtype == torch.bool
-    inside = len(rows) == count if mask and rows.ndim == 1 else rows.dtype in _WHOLE
-    if (
-        rows.ndim != 1
-        or not inside
-        or (not mask and len(rows) and not -count <= rows.min() <= rows.max() < count)
-    ):
-        raise UserError(
-            f"rows of a noise plan of {count} examples are chosen by a flat list of positions in it."
-        )
-    return rows.nonzero()[:, 0] if mask else rows

@@ -6,6 +6,7 @@ A purified classifier is random. ``model(x, noise=plan)`` is a deterministic fun
 Everything here is `Frozen`: weights fixed, eval mode at every call, and no network sees the caller's memory.
 """
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -131,6 +132,19 @@ class PurifiedClassifier(Frozen):
         logits = torch.cat(parts)
         per_draw: Tensor = logits.unflatten(0, (len(x), count))
         return per_draw
+
+    def with_purifier(self, purifier: PurifiesImages) -> "PurifiedClassifier":
+        """Returns a copy of the model with another purifier and the same classifier."""
+        view = copy.copy(self)
+        view._modules = dict(self._modules)
+        view.purifier = purifier
+        return view
+
+    def coarser(self, steps: int) -> "PurifiedClassifier | None":
+        """Returns the same model with its purifier on a grid of ``steps`` steps; None if it has no grid."""
+        make = getattr(self.purifier, "with_steps", None)
+        purifier = make(steps) if make else None
+        return None if purifier is None else self.with_purifier(purifier)
 
     def bind(self, noise: NoisePlan) -> "BoundClassifier":
         """Returns a plain ``model(x) -> logits`` with the noise of a plan, for one batch of examples."""

@@ -30,7 +30,7 @@ def exact(model: PurifiedClassifier) -> nn.Module:
 @gradients.register("bpda")
 def bpda(model: PurifiedClassifier) -> nn.Module:
     """Exact values, but purification is taken for the identity in the backward pass."""
-    return _replaced(model, StraightThrough(model.purifier))
+    return model.with_purifier(StraightThrough(model.purifier))
 
 
 @gradients.register("surrogate")
@@ -48,7 +48,7 @@ def surrogate(model: PurifiedClassifier, steps: Count = 50) -> nn.Module:
         raise UserError(
             "gradient 'surrogate' needs a diffusion purifier. Use 'exact' or 'bpda' for other purifiers."
         )
-    return _replaced(model, model.purifier.with_steps(steps))
+    return model.with_purifier(model.purifier.with_steps(steps))
 
 
 @gradients.register("blind")
@@ -105,6 +105,11 @@ class Taped(Frozen):
         """Returns logits (B, K) and deviation (B,) on the tape, see `Purifier.traced`."""
         return self.model.traced(x, noise=self._own(noise))
 
+    def coarser(self, steps: int) -> "Taped | None":
+        """Returns the same view of the model on a grid of so many steps, see `PurifiedClassifier.coarser`."""
+        model = self.model.coarser(steps)
+        return None if model is None else Taped(model, self.tape)
+
     def _own(self, noise: NoisePlan) -> NoisePlan:
         return noise.tape(self.tape)
 
@@ -121,10 +126,8 @@ class StraightThrough(Frozen):
         """Purifies images (B, C, H, W) exactly."""
         return straight_through(lambda x: self.purifier(x, noise=noise), x)
 
-
-def _replaced(model: PurifiedClassifier, purifier: PurifiesImages) -> PurifiedClassifier:
-    """A copy of the model with another purifier and the same classifier."""
-    view = copy.copy(model)
-    view._modules = dict(model._modules)
-    view.purifier = purifier
-    return view
+    def with_steps(self, steps: int) -> "StraightThrough | None":
+        """Returns the same around a purifier of so many steps; None if there is none."""
+        make = getattr(self.purifier, "with_steps", None)
+        purifier = make(steps) if make else None
+        return None if purifier is None else StraightThrough(purifier)

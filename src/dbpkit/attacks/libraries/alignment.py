@@ -15,7 +15,8 @@ from torch.autograd.function import once_differentiable
 
 from dbpkit.attacks.attack import AttackOutcome
 from dbpkit.attacks.libraries.library import seeded_libraries
-from dbpkit.attacks.target import Target, mean_in_order
+from dbpkit.attacks.passing import mean_in_order
+from dbpkit.attacks.target import Target
 from dbpkit.foundation.errors import UserError, shown
 from dbpkit.foundation.frozen import Frozen
 from dbpkit.foundation.inputs import check_length, whole
