@@ -166,7 +166,7 @@ class Denoising:
         _ = self._levels  # a mistaken name or option is found before training
         if self._perturb.needs_guide and self.guide is None:
             raise UserError(
-                f"perturbation '{_named(self.perturbation, 'perturbation').name}' is guided by a classifier."
+                f"perturbation '{named(self.perturbation, 'perturbation').name}' is guided by a classifier."
                 " Set objective_options.guide."
             )
 
@@ -178,11 +178,11 @@ class Denoising:
 
     @cached_property
     def _levels(self) -> NoiseLevels:
-        return _part(noise_levels, _named(self.levels, "levels"))
+        return _part(noise_levels, named(self.levels, "levels"))
 
     @cached_property
     def _perturb(self) -> Any:
-        return _part(perturbations, _named(self.perturbation, "perturbation"))
+        return _part(perturbations, named(self.perturbation, "perturbation"))
 
     @cached_property
     def _guide(self) -> nn.Module | None:
@@ -190,6 +190,10 @@ class Denoising:
             return None
         named = validate({"guide": self.guide}, _Guided, "objective_options").guide
         return load_classifier(named.name, named.options, **named.stages())
+
+    def images(self, batch: Batch) -> Tensor:
+        """Returns the batch's images (B, C, H, W) in [-1, 1], mirrored at random if ``flip``."""
+        return 2 * (_flipped(batch.x, _choices(batch)[:, 1]) if self.flip else batch.x) - 1
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Returns the mean of weight * (D(x0 + sigma n, sigma) - x0)**2; scalar.
@@ -199,15 +203,20 @@ class Denoising:
         Source:
             Karras et al. 2022 (arXiv:2206.00364), eq. 8; Liu et al., ICLR 2025, eq. 8.
         """
-        choices = batch.noise.uniform("level", 0, batch.x.new_zeros(len(batch.x), 2))
-        x0 = 2 * (_flipped(batch.x, choices[:, 1]) if self.flip else batch.x) - 1
-        sigma = self._levels.sigma(choices[:, 0])
-        column = sigma[:, None, None, None]
+        x0, sigma, noise = self.noised(model, batch)
+        return self.error(model(x0 + sigma[:, None, None, None] * noise, sigma).to(x0.dtype), x0, sigma)
+
+    def noised(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns images in [-1, 1], their noise levels (B,), and the composite noise, as large as images."""
+        x0, sigma = self.images(batch), self._levels.sigma(_choices(batch)[:, 0])
         bare = extract_model_from_parallel(model)  # a search must not wait for the other processes
-        noise = self._perturb.noise(
-            Problem(bare, self._guide, x0, batch.y, column, batch.noise, batch.expect)
-        )
-        error = (model(x0 + column * noise, sigma).to(x0.dtype) - x0).square().flatten(1).mean(dim=1)
+        column = sigma[:, None, None, None]
+        problem = Problem(bare, self._guide, x0, batch.y, column, batch.noise, batch.expect)
+        return x0, sigma, self._perturb.noise(problem)
+
+    def error(self, estimate: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
+        """Returns the weighted mean squared error of estimates of x0 at noise levels (B,); scalar."""
+        error = (estimate - x0).square().flatten(1).mean(dim=1)
         return (self._levels.weight(sigma) * error).mean()
 
     def hashes(self) -> dict[str, str]:
@@ -263,7 +272,7 @@ class _Guided(Strict):
     guide: ClassifierSpec
 
 
-def _named(part: Part, where: str) -> PartSpec:
+def named(part: Part, where: str) -> PartSpec:
     """The name and options that a spec gives a part of an objective."""
     return validate({"part": part}, _Named, f"objective_options.{where}").part
 
@@ -271,6 +280,11 @@ def _named(part: Part, where: str) -> PartSpec:
 def _part(registry: Registry, spec: PartSpec) -> Any:
     """A part of an objective, built from its name and options."""
     return call_with_options(registry.resolve(spec.name), spec.options, f"{registry.kind} '{spec.name}'")
+
+
+def _choices(batch: Batch) -> Tensor:
+    """Uniforms (B, 2) that decide an example's noise level, and whether it is mirrored."""
+    return batch.noise.uniform("level", 0, batch.x.new_zeros(len(batch.x), 2))
 
 
 def _flipped(x: Tensor, u: Tensor) -> Tensor:

@@ -194,7 +194,7 @@ class ADDT:
             z = problem.z(step)
             with torch.enable_grad():
                 loss = self._loss(problem, mixed(z, perturbation, share), z)
-            accumulated += _gradient(loss, perturbation, problem.expect)
+            accumulated += search_gradient(loss, perturbation, problem.expect)
             perturbation = self._map(accumulated, problem.values(step))
         return perturbation
 
@@ -288,13 +288,13 @@ class ADDTLinf:
                 delta.requires_grad_()
                 with torch.enable_grad():
                     loss = problem.classification_loss(problem.z(step) + gamma * delta)
-                ascent = _gradient(loss, delta, problem.expect).sign()
+                ascent = search_gradient(loss, delta, problem.expect).sign()
                 delta = (delta.detach() + 2 * self.step_size * ascent).clamp(-2 * self.eps, 2 * self.eps)
                 delta = (problem.x0 + delta).clamp(-1, 1) - problem.x0
         return problem.z(0) + gamma * delta
 
 
-def _gradient(loss: Tensor, perturbation: Tensor, expect: Expect) -> Tensor:
+def search_gradient(loss: Tensor, perturbation: Tensor, expect: Expect) -> Tensor:
     """The gradient of a search's loss, which must be finite, because ranks would hide that it is not."""
     (gradient,) = torch.autograd.grad(loss, perturbation)
     expect(
