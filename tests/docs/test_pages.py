@@ -19,6 +19,7 @@ import dbpkit
 from dbpkit import EvaluationSpec, Linf, NoisePlan, TrainingSpec, cli, read_spec
 from dbpkit.analyses.analysis import analyses
 from dbpkit.attacks import AttackOutcome
+from dbpkit.training.objectives import objectives
 from tests.docs.pages import ROOT, Block, blocks, commands, inline, scripts
 
 Run = Callable[..., int]
@@ -274,7 +275,7 @@ def small(words: list[str], whole: bool) -> list[str]:
                 "data=embedded",
                 "test_data=embedded",
             ]
-            if 'objective = "denoising"' in Path(words[1]).read_text():
+            if objectives.get(tomllib.loads(Path(words[1]).read_text())["objective"]).kind == "denoiser":
                 sets.append("objective_options.report_times=[100]")
             return [*words, *(w for s in sets for w in ("--set", s)), "--device", "cpu"]
         case "quality":

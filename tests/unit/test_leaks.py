@@ -135,6 +135,10 @@ def objective_cases() -> dict[str, Callable[[], None]]:
                 run = partial(objective_of, name, {"perturbation": p, **guided}, denoiser)
                 cases[f"objective {name} {p}"] = run
                 cases[f"objective {name} {p}, dropped"] = partial(run, backward=False)
+        elif objectives.get(name).kind == "denoiser":
+            run = partial(objective_of, name, {"guide": GUIDE}, denoiser)
+            cases[f"objective {name}"] = run
+            cases[f"objective {name}, dropped"] = partial(run, backward=False)
         else:
             options = {"shift": 1, "cutout": 2} if name == "classification" else {}
             cases[f"objective {name}"] = partial(objective_of, name, options, classifier)

@@ -109,9 +109,7 @@ class ThroughChain(Denoising):
 
     def _unmirrored(self) -> "ThroughChain":
         """The same objective without mirroring; the guide is not loaded again."""
-        made = type(self)(
-            **{name: getattr(self, name) for name in self.__dataclass_fields__} | {"flip": False}
-        )
+        made = replace(self, flip=False)
         made.__dict__["_guide"] = self._guide
         return made
 
@@ -189,7 +187,7 @@ class Compress(ThroughChain):
         return purified, shrinkage(purified, displaced, delta)
 
     def displacement(self, f: Map, model: nn.Module, batch: Batch) -> Tensor:
-        """Returns delta (B, C, H, W), in units of [-1, 1], within the budget and such that x + delta is there."""
+        """Returns delta (B, C, H, W), in units of [-1, 1]: within the budget, and x + delta in the range."""
         assert self._guide is not None
         x, eps = self.images(batch), 2 * self.eps
         bare = extract_model_from_parallel(model)  # a search must not wait for the other processes
