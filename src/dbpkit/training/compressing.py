@@ -51,13 +51,13 @@ class ThroughChain(Denoising):
         weight: of the term.
         sampler: of the chain: registered name, or name and options.
         t_star: diffusion time where the chain starts, in (0, 1).
-        steps: S of the sampler's published grid; 10 makes two calls of ``ddim`` at t* = 0.1.
+        steps: S of the sampler's published grid; 20 makes three calls of ``ddim`` at t* = 0.1.
     """
 
     weight: NonNegative = 1.0
     sampler: Part = "ddim"
     t_star: Share = 0.1
-    steps: Count = 10
+    steps: Count = 20
 
     def __post_init__(self) -> None:
         super().__post_init__()
