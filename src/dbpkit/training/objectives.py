@@ -26,6 +26,7 @@ from dbpkit.foundation.spec import PartSpec, Strict, validate
 from dbpkit.models.schedule import TRAIN_STEPS, discrete_sigmas
 from dbpkit.models.sources import load_classifier, state_sha256
 from dbpkit.training.adversarial import Attacked, adversaries
+from dbpkit.training.augment import blanked, flipped, shifted
 from dbpkit.training.fit import check_classifier, check_denoiser, laid_out
 from dbpkit.training.levels import NoiseLevels, noise_levels
 from dbpkit.training.losses import Expect, at_once
@@ -102,14 +103,14 @@ class Classification:
     def _adversary(self) -> Any:
         if self.adversarial is None:
             return None
-        return _part(adversaries, _named(self.adversarial, "adversarial"))
+        return _part(adversaries, named(self.adversarial, "adversarial"))
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Returns the mean cross-entropy of augmented, and with an adversary attacked, images; scalar."""
         choices = batch.noise.uniform("augment", 0, batch.x.new_zeros(len(batch.x), 5))
-        x = _flipped(batch.x, choices[:, 0]) if self.flip else batch.x
-        x = _shifted(x, choices[:, 1], choices[:, 2], self.shift) if self.shift else x
-        x = _blanked(x, choices[:, 3], choices[:, 4], self.cutout) if self.cutout else x
+        x = flipped(batch.x, choices[:, 0]) if self.flip else batch.x
+        x = shifted(x, choices[:, 1], choices[:, 2], self.shift) if self.shift else x
+        x = blanked(x, choices[:, 3], choices[:, 4], self.cutout) if self.cutout else x
         if self._adversary is not None:
             bare = extract_model_from_parallel(model)  # an attack must not wait for the other processes
             x = self._adversary.moved(Attacked(bare, x, batch.y, batch.noise, batch.expect))
@@ -193,7 +194,7 @@ class Denoising:
 
     def images(self, batch: Batch) -> Tensor:
         """Returns the batch's images (B, C, H, W) in [-1, 1], mirrored at random if ``flip``."""
-        return 2 * (_flipped(batch.x, _choices(batch)[:, 1]) if self.flip else batch.x) - 1
+        return 2 * (flipped(batch.x, _choices(batch)[:, 1]) if self.flip else batch.x) - 1
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Returns the mean of weight * (D(x0 + sigma n, sigma) - x0)**2; scalar.
@@ -285,32 +286,6 @@ def _part(registry: Registry, spec: PartSpec) -> Any:
 def _choices(batch: Batch) -> Tensor:
     """Uniforms (B, 2) that decide an example's noise level, and whether it is mirrored."""
     return batch.noise.uniform("level", 0, batch.x.new_zeros(len(batch.x), 2))
-
-
-def _flipped(x: Tensor, u: Tensor) -> Tensor:
-    """Images mirrored where u < 1/2."""
-    return torch.where((u < 0.5)[:, None, None, None], x.flip(-1), x)
-
-
-def _shifted(x: Tensor, u: Tensor, v: Tensor, most: int) -> Tensor:
-    """Images shifted by up to ``most`` pixels each way, borders reflected."""
-    padded = functional.pad(x, (most,) * 4, mode="reflect")
-    dy, dx = ((w * (2 * most + 1)).long() for w in (u, v))
-    rows = dy[:, None] + torch.arange(x.shape[2], device=x.device)
-    columns = dx[:, None] + torch.arange(x.shape[3], device=x.device)
-    example = torch.arange(len(x), device=x.device)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[example, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-
-def _blanked(x: Tensor, u: Tensor, v: Tensor, side: int) -> Tensor:
-    """Images with one square set to their own mean."""
-    inside = []
-    for w, size in ((u, x.shape[2]), (v, x.shape[3])):
-        start = (w * (size + 1)).long() - side // 2
-        position = torch.arange(size, device=x.device)[None] - start[:, None]
-        inside.append((position >= 0) & (position < side))
-    square = inside[0][:, None, :, None] & inside[1][:, None, None, :]
-    return torch.where(square, x.mean(dim=(2, 3), keepdim=True), x)
 
 
 def _accuracy(
