@@ -164,7 +164,6 @@ def distances_on_the_way(subject: Subject, x: Tensor, start: Tensor, noise: Nois
         on the way up, with the draw that is used at the top; the state before each step; the purified image.
     """
     purifier = needs_diffusion("distances", subject)
-    levels = purifier.sampler.levels
 
     def distances_of(part: slice) -> Tensor:
         clean, plan = purifier.fitted(x[part]), noise.rows(part)  # compared in the network's size
@@ -174,6 +173,7 @@ def distances_on_the_way(subject: Subject, x: Tensor, start: Tensor, noise: Nois
         def note(state: Tensor) -> None:
             points.append(distances(clean, (state + 1) / 2))
 
+        levels = purifier.sampler.bound(plan, image).levels
         note(image)
         if "forward" in purifier.sampler.sites:
             for level in reversed(levels[1:-1]):

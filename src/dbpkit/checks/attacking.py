@@ -11,9 +11,9 @@ from dbpkit.attacks import Target, make_attack, margin
 from dbpkit.checks.check import Probe
 from dbpkit.experiment.build import SINGLE_DRAW, accepted_options
 from dbpkit.foundation.noise import NoisePlan
-from dbpkit.purification.samplers import REVERSE_SITES
+from dbpkit.purification.samplers import FORWARD_SITES, REVERSE_SITES
 
-DEFENCE_SITES = frozenset({"forward", "reverse"}) | REVERSE_SITES
+DEFENCE_SITES = FORWARD_SITES | REVERSE_SITES
 """Where a defence may draw noise."""
 
 ROWS = 8

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dbpkit.checks.check import Probe, checks
+from dbpkit.foundation.times import start_words
 from dbpkit.results.flags import Flag
 
 TRAINED_TOLERANCE = 1.02
@@ -32,7 +33,11 @@ def check_level(probe: Probe) -> list[Flag]:
     if spec is None or purifier is None:
         return []
     settings, norm = spec.purifier, spec.threat.norm
-    start = f"t* = {settings.t_star:g}" if settings.sampler != "heun" else f"grid of {settings.sampler}"
+    start = (
+        f"t* = {start_words(settings.t_star)}"
+        if settings.sampler != "heun"
+        else f"grid of {settings.sampler}"
+    )
     reach = reach_of(norm, probe.threat.eps, probe.x[0].numel())
     return suspicious_level(purifier.sampler.levels[0], norm, str(spec.threat.eps), reach, start)
 
@@ -47,7 +52,7 @@ def check_level(probe: Probe) -> list[Flag]:
 def check_trained(probe: Probe) -> list[Flag]:
     """Flags a start at a larger noise level than the denoiser was trained on."""
     purifier = probe.diffusion
-    return [] if purifier is None else outside_trained_levels(purifier.denoiser, purifier.sampler.levels)
+    return [] if purifier is None else outside_trained_levels(purifier.denoiser, [purifier.sampler.highest])
 
 
 @checks.add(

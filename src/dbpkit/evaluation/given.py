@@ -27,7 +27,7 @@ from dbpkit.purification.classifier import PurifiedClassifier, Undefended
 from dbpkit.purification.diffusion import Purifier
 from dbpkit.purification.fitting import FittedPurifier
 from dbpkit.purification.purifier import ModulePurifier, takes_noise
-from dbpkit.purification.samplers import REVERSE_SITES
+from dbpkit.purification.samplers import FORWARD_SITES, REVERSE_SITES
 from dbpkit.results.kinds import NO_DENOISER
 from dbpkit.threats.pixels import make_threat
 
@@ -143,7 +143,7 @@ class _Randomised(Frozen):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.classifier = as_frozen(model, "the model")
-        self.sites = frozenset(getattr(model, "sites", REVERSE_SITES | {"forward"}))
+        self.sites = frozenset(getattr(model, "sites", FORWARD_SITES | REVERSE_SITES))
 
     def forward(self, x: Tensor, *, noise: NoisePlan) -> Tensor:
         self.settle()

@@ -159,6 +159,6 @@ def chain_flags(purifier: PurifiesImages, spec: PurifierSpec) -> list[Flag]:
     if not isinstance(purifier, Purifier):
         return []
     return [
-        *outside_trained_levels(purifier.denoiser, purifier.sampler.levels),
+        *outside_trained_levels(purifier.denoiser, [purifier.sampler.highest]),
         *suspicious_grid(spec.sampler, purifier.calls),
     ]

@@ -12,7 +12,7 @@ from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.philox import SITES
 from dbpkit.foundation.plugins import load_plugins
-from dbpkit.purification.samplers import REVERSE_SITES
+from dbpkit.purification.samplers import FORWARD_SITES, REVERSE_SITES
 
 
 class Knowledge(NamedTuple):
@@ -23,7 +23,8 @@ class Knowledge(NamedTuple):
         gradient: registered gradient: ``exact``, ``bpda``, ``surrogate``, ``blind``, ``other_tape`` or
             ``unsquashed``.
         gradient_options: its keyword arguments.
-        shared_sites: noise the attacker knows; ``reverse`` stands for all noise of the way back.
+        shared_sites: noise the attacker knows; ``forward`` stands for all that is drawn before the way back,
+            a drawn t*, grid or sampler too, and ``reverse`` for all noise of the way back.
         tapes: independent repetitions of the whole attack, each against another tape.
     """
 
@@ -35,13 +36,16 @@ class Knowledge(NamedTuple):
 
     @property
     def sites(self) -> frozenset[str]:
-        """The sites, with ``reverse`` spelled out; UserError if one is unknown."""
+        """The sites, with ``forward`` and ``reverse`` spelled out; UserError if one is unknown."""
         for site in self.shared_sites:
             if site not in SITES:
                 raise UserError(
                     f"knowledge '{self.name}': unknown noise site '{site}'. Available: {', '.join(SITES)}."
                 )
-        return self.shared_sites | (REVERSE_SITES if "reverse" in self.shared_sites else frozenset())
+        groups = {"forward": FORWARD_SITES, "reverse": REVERSE_SITES}
+        return self.shared_sites.union(
+            *(group for name, group in groups.items() if name in self.shared_sites)
+        )
 
     def leaves_nothing_random(self, sites: frozenset[str]) -> bool:
         """Whether a model that draws from ``sites`` is deterministic for this attacker."""

@@ -5,7 +5,7 @@ Device, batch sizes and the output directory do not belong to it, because they m
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PlainValidator, field_validator, model_validator
 
 from dbpkit.attacks.designs import Design
 from dbpkit.experiment.examples import ExamplesSpec
@@ -15,6 +15,7 @@ from dbpkit.foundation.amounts import amount
 from dbpkit.foundation.errors import UserError, unknown_name
 from dbpkit.foundation.precision import EXACT, Precision
 from dbpkit.foundation.spec import Amount, PartSpec, Strict
+from dbpkit.foundation.times import read_start
 from dbpkit.purification.purifier import DIFFUSION
 from dbpkit.results.kinds import BASELINE_ROWS, NO_DENOISER
 from dbpkit.results.protocols import DEFAULT, protocols
@@ -29,7 +30,8 @@ class PurifierSpec(Strict):
     Attributes:
         name: registered name or import path; ``diffusion`` is `dbpkit.purification.diffusion.Purifier`.
         sampler: of a diffusion: registered name or import path.
-        t_star: of a diffusion: time where purification starts, in (0, 1).
+        t_star: of a diffusion: time where purification starts, in (0, 1), or the two ends of an interval from
+            which each image and draw draws one.
         steps: of a diffusion: S of the sampler's published grid.
         options: keyword arguments of the purifier; of a diffusion those of the sampler.
         grid: of a diffusion: further keyword arguments of the sampler's grid.
@@ -44,7 +46,7 @@ class PurifierSpec(Strict):
 
     name: str = DIFFUSION
     sampler: str = "ddpm"
-    t_star: float = Field(default=0.1, gt=0, lt=1)
+    t_star: Annotated[float | list[float], PlainValidator(read_start)] = 0.1
     steps: int = Field(default=1000, gt=0)
     options: dict[str, Any] = Field(default_factory=dict)
     grid: dict[str, Any] = Field(default_factory=dict)

@@ -27,7 +27,8 @@ SITES = {
     "probe": 8,
 }
 """Where a draw is used: forward noising, reverse steps, EDM churn, Langevin corrector, an attack's
-random start, shuffling, augmentation, a training noise level, a random direction."""
+random start, shuffling, augmentation, a noise level (of training; a drawn t*, grid or sampler), a random
+direction."""
 
 LOW = 0xFFFFFFFF
 """The low 32 bits of a word."""

@@ -3,19 +3,17 @@
 Only this file knows that diffusion models want [-1, 1].
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.errors import UserError, shown
 from dbpkit.foundation.frozen import Counter, Frozen, call_apart, uncompiled
-from dbpkit.foundation.inputs import (
-    real,
-    whole,
-)
+from dbpkit.foundation.inputs import real, whole
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.precision import Precision, current_precision, kept
+from dbpkit.foundation.times import StartTime, read_start
 from dbpkit.foundation.types import Denoiser, StepHook
 from dbpkit.models.adapters import Adapter
 from dbpkit.purification.driver import Trace, drive
@@ -35,10 +33,11 @@ class Purifier(Frozen):
     Args:
         denoiser: any `Denoiser`.
         sampler: registered name or import path.
-        t_star: diffusion time where purification starts, in (0, 1).
+        t_star: diffusion time where purification starts, in (0, 1); of an interval, two numbers, each image
+            and draw draws its own.
         steps: S of the sampler's published grid.
         options: keyword arguments of the sampler.
-        grid: further keyword arguments of its grid.
+        grid: further keyword arguments of its grid; ``random = True`` draws the levels between its ends.
         clamp: whether the purified image is clipped to [0, 1]; None does as published for the sampler.
         resize: size of the images that the network sees, see `dbpkit.purification.fitting.Fit`; or None.
         pad: what their sides are padded to a multiple of, a number or ``"auto"``; None pads nothing.
@@ -63,7 +62,7 @@ class Purifier(Frozen):
         denoiser: Denoiser,
         sampler: str = "ddpm",
         *,
-        t_star: float = 0.1,
+        t_star: StartTime = 0.1,
         steps: int = 1000,
         options: Mapping[str, Any] | None = None,
         grid: Mapping[str, Any] | None = None,
@@ -79,8 +78,7 @@ class Purifier(Frozen):
             raise UserError(f"the denoiser must be callable as denoiser(x, sigma), not {denoiser!r:.60}.")
         if not isinstance(sampler, str):
             raise UserError(f"the sampler is given by name or import path, not as {type(sampler).__name__}.")
-        if not 0 < real(t_star, "t_star") < 1:
-            raise UserError(f"t_star must lie in (0, 1), not {t_star:g}.")
+        t_star = _checked_start(t_star)
         self.denoiser = denoiser
         self.settings: dict[str, Any] = {
             "sampler": sampler,
@@ -155,7 +153,8 @@ class Purifier(Frozen):
             UserError: if a sampler function does not pass one state per level to its step hook.
         """
         check_call(x, noise, "Purifier")
-        trace = Trace(self.sampler, self._hook())
+        bound = self.sampler.bound(noise, x)
+        trace = Trace(bound, self._hook())
         x_pure = self._purify(x, noise, trace)
         if len(trace.images) != self.calls:
             raise UserError(
@@ -229,18 +228,32 @@ class Asked:
         return found
 
 
+def _checked_start(t_star: Any) -> float | list[float]:
+    """A start time as a spec has it; UserError for what is none."""
+    if not isinstance(t_star, Sequence):
+        t_star = real(t_star, "t_star")
+    try:
+        return read_start(t_star)
+    except ValueError as error:
+        found = f"{t_star:g}" if isinstance(t_star, int | float) else shown(t_star)
+        raise UserError(
+            f"t_star must lie in (0, 1), or be an interval [low, high] in it, not {found}."
+        ) from error
+
+
 def _check_fit(sampler: Chain, denoiser: Any) -> None:
     """Raises UserError if a denoiser has not what its sampler asks for: a class, a variance, or a time."""
     if isinstance(denoiser, Adapter):
         denoiser.check_label()
-    if getattr(sampler, "variance", None) == "learned" and getattr(denoiser, "variance", None) != "learned":
+    walker = getattr(sampler, "chain", sampler)
+    if getattr(walker, "variance", None) == "learned" and getattr(denoiser, "variance", None) != "learned":
         raise UserError(
             'the sampler\'s variance = "learned" needs a denoiser whose network returns one, such as'
             ' VPDenoiser with variance = "learned". Use "large" or "small".'
         )
     top = getattr(denoiser, "largest_level", None)
-    if top is not None and sampler.levels[0] > top * (1 + 1e-6):
+    if top is not None and sampler.highest > top * (1 + 1e-6):
         raise UserError(
-            f"purification starts at noise level {sampler.levels[0]:.3g}, and the denoiser's path has no"
+            f"purification starts at noise level {sampler.highest:.3g}, and the denoiser's path has no"
             f" level above {top:.3g}. Lower t_star."
         )

@@ -22,7 +22,7 @@ from dbpkit.foundation.types import Denoiser
 DIFFUSION = "diffusion"
 """Name of the purifier of a spec that names none."""
 
-PURIFIER_SITES = frozenset(SITES) & {"forward", "reverse", "churn", "corrector"}
+PURIFIER_SITES = frozenset(SITES) & {"forward", "level", "reverse", "churn", "corrector"}
 """Noise sites of a purifier that draws from its plan and does not say where."""
 
 GIVEN = ("denoiser", "memory_bytes")

@@ -33,7 +33,8 @@ class PlaneNoise(NoisePlan):
     """The noise of windows of one image: values belong to places in the image, not to positions in a window.
 
     The plane is drawn in cells of `CELL` x `CELL`, cell (r, c) as draw 65,536 r + c of the image. So sides
-    may have 2 million pixels, and windows draw only the cells that they touch.
+    may have 2 million pixels, and windows draw only the cells that they touch. What is drawn about levels or
+    samplers, site ``level``, is one for all windows of the image.
 
     Attributes:
         corners: (B, 2) int64, top and left of each window in the image.
@@ -56,6 +57,11 @@ class PlaneNoise(NoisePlan):
         return replace(self, example_ids=ids, draw=draw, corners=corners)
 
     def _drawn(self, site: str, step: int, like: Tensor, kind: int) -> Tensor:
+        if site == "level":
+            image = NoisePlan(
+                self.seed, self.example_ids, self.stream, torch.zeros_like(self.draw), lane=self.lane
+            )
+            return image._drawn(site, step, like, kind)
         if like.ndim != 4 or len(like) != len(self):
             raise UserError(f"noise of {len(self)} windows was drawn like {tuple(like.shape)}.")
         height, width = like.shape[-2:]

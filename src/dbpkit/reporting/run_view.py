@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.spec import as_toml
+from dbpkit.foundation.times import start_words
 from dbpkit.reporting.checks import preflight_note, record_checks
 from dbpkit.reporting.strip import Strip, read_strip
 from dbpkit.reporting.tables import (
@@ -168,8 +169,8 @@ def _facts(summary: Summary) -> list[str]:
         for attack in spec.attacks
     ]
     defence = f"purifier {purifier.name}"
-    if purifier.sampler is not None:
-        defence = f"purifier {purifier.sampler}, t* = {purifier.t_star:g}, {purifier.steps} steps"
+    if purifier.sampler is not None and purifier.t_star is not None:
+        defence = f"purifier {purifier.sampler}, t* = {start_words(purifier.t_star)}, {purifier.steps} steps"
     if purifier.resize is not None:
         size = purifier.resize.size
         defence += (

@@ -6,9 +6,18 @@ bounded, because a file may hold any size and any character.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    TypeAdapter,
+    model_validator,
+)
 
 from dbpkit.foundation.amounts import amount
+from dbpkit.foundation.times import read_start
 
 
 class Recorded(BaseModel):
@@ -52,7 +61,7 @@ class RecordedPurifier(Recorded):
 
     name: Name = "diffusion"
     sampler: Name | None = None
-    t_star: Annotated[float, Field(gt=0, lt=1)] | None = None
+    t_star: Annotated[float | list[float], PlainValidator(read_start)] | None = None
     steps: Count | None = None
     options: dict[str, Any] = {}
     grid: dict[str, Any] = {}

@@ -20,6 +20,7 @@ from dbpkit.experiment.spec import PurifierSpec
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.spec import amount, validate
+from dbpkit.foundation.times import start_words
 from dbpkit.purification.classifier import PurifiedClassifier
 from dbpkit.purification.replay import DEFAULT_MEMORY
 from dbpkit.threats.pixels import make_threat
@@ -82,7 +83,7 @@ def settings(configurations: Sequence[Mapping[str, Any]]) -> list[Setting]:
             raise UserError(f"configurations[{number}] must be a table with sampler, t_star and steps.")
         chosen = validate(dict(table), PurifierSpec, f"configurations[{number}]")
         extra = {**chosen.options, **chosen.grid, **({} if chosen.clamp is None else {"clamp": chosen.clamp})}
-        chain = f"{chosen.sampler} t*={chosen.t_star:g} S={chosen.steps}"
+        chain = f"{chosen.sampler} t*={start_words(chosen.t_star)} S={chosen.steps}"
         name = " ".join(
             [
                 chain if chosen.is_diffusion else chosen.name,

@@ -8,12 +8,21 @@ backward pass repeats itself without anything having been stored.
 
 from dbpkit.foundation.registry import import_siblings
 from dbpkit.purification.samplers.binding import check_levels, make_sampler, sampler_options
-from dbpkit.purification.samplers.chain import REVERSE_SITES, Chain, clipped, diffuse, level, samplers
+from dbpkit.purification.samplers.chain import (
+    FORWARD_SITES,
+    REVERSE_SITES,
+    Chain,
+    clipped,
+    diffuse,
+    level,
+    samplers,
+)
 from dbpkit.purification.samplers.functions import Method, unscaled
 
 import_siblings(__name__, __path__)
 
 __all__ = [
+    "FORWARD_SITES",
     "REVERSE_SITES",
     "Chain",
     "Method",

@@ -2,8 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -13,8 +13,12 @@ from dbpkit.foundation.options import checked_options, options_of
 from dbpkit.foundation.registry import Registry
 from dbpkit.foundation.types import Denoiser, State
 from dbpkit.models.schedule import discrete_levels
+from dbpkit.purification.samplers.columns import Level
 
 samplers: Registry[Any] = Registry("sampler")
+
+FORWARD_SITES = frozenset({"forward", "level"})
+"""Noise sites of the way to t*: the noise, and which t*, levels and sampler where they are drawn."""
 
 REVERSE_SITES = frozenset({"reverse", "churn", "corrector"})
 """Noise sites of the way back from t*."""
@@ -36,12 +40,17 @@ class Chain(ABC):
         levels: noise levels in [-1, 1] units, decreasing to 0; the first is where purification starts.
         grid: ``grid(t_star, steps, **options)`` gives the published levels, (S + 1,).
 
+    A sampler whose arithmetic also takes levels that differ from image to image says ``by_row = True``: where
+    t* or the grid is drawn, each of its ``levels`` above 0 is a column, (B, 1, 1, 1). The functions of
+    `dbpkit.purification.samplers.columns` take both.
+
     Raises:
         UserError: if an option is not what its annotation says.
     """
 
     levels: tuple[float, ...]
     grid: ClassVar[Callable[..., Tensor]] = staticmethod(discrete_levels)
+    by_row: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         given = {name: getattr(self, name) for name in options_of(type(self), GIVEN)}
@@ -64,6 +73,20 @@ class Chain(ABC):
         """How many steps one purification takes; one from each level to the next."""
         return len(self.levels) - 1
 
+    @property
+    def highest(self) -> float:
+        """The largest noise level that an image can meet."""
+        return self.levels[0]
+
+    def bound(self, noise: NoisePlan, x: Tensor) -> "Chain":
+        """Returns the sampler with the levels of these images (B, C, H, W); itself where nothing is drawn."""
+        del noise, x
+        return self
+
+    def on(self, levels: tuple[Any, ...]) -> Self:
+        """Returns the same sampler on other levels."""
+        return replace(self, levels=levels)
+
     def start(self, x: Tensor, noise: NoisePlan) -> State:
         """Returns the first state: images (B, C, H, W) in [-1, 1], noised to the first level."""
         return (diffuse(x, self.levels[0], noise),)
@@ -80,28 +103,31 @@ class Chain(ABC):
         """Returns the noisy images of a state, the first of its tensors."""
         return state[0]
 
-    def scale(self, sigma: float) -> float:
+    def scale(self, sigma: Level) -> Level:
         """Returns what the image of a state at level ``sigma`` is of ``x0 + sigma * z``; 1 by default."""
         del sigma
         return 1.0
 
-    def place(self, i: int) -> tuple[float, int]:
+    def place(self, i: int) -> tuple[Level, int]:
         """Returns where step ``i`` leads: a noise level, and the number of the forward draw of its round."""
         return self.levels[i + 1], 0
 
 
-def diffuse(x: Tensor, sigma: Tensor | float, noise: NoisePlan) -> Tensor:
+def diffuse(x: Tensor, sigma: Level, noise: NoisePlan) -> Tensor:
     """Noises images (B, C, H, W) to level ``sigma`` with the plan's ``forward`` draw: x + sigma z."""
-    noisy: Tensor = x + float(sigma) * noise.normal("forward", 0, x)
+    sigma = sigma if isinstance(sigma, Tensor) and sigma.ndim else float(sigma)
+    noisy: Tensor = x + sigma * noise.normal("forward", 0, x)
     return noisy
 
 
-def level(sigma: float, x: Tensor) -> Tensor:
-    """A noise level for a denoiser, on the device of ``x`` and in at least single precision.
+def level(sigma: Level, x: Tensor) -> Tensor:
+    """A level for a denoiser, (B,) of a column; on the device of ``x`` and in at least single precision.
 
     In half precision 41 of the 1,000 levels of the DDPM schedule are taken for a neighbour.
     """
-    return torch.full((), sigma, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+    if isinstance(sigma, Tensor) and sigma.ndim:
+        return sigma.flatten()
+    return torch.full((), float(sigma), dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
 
 
 def clipped(x0: Tensor, clip: bool) -> Tensor:

@@ -1,14 +1,12 @@
 """DDIM: the same marginals as DDPM with as much randomness as wanted."""
 
-import math
 from dataclasses import dataclass
-
-import torch
 
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.options import Share
 from dbpkit.foundation.types import Denoiser, State
 from dbpkit.purification.samplers.chain import Chain, clipped, level, samplers
+from dbpkit.purification.samplers.columns import is_clean, plus, root
 
 
 @samplers.register("ddim")
@@ -27,6 +25,7 @@ class DDIM(Chain):
 
     eta: Share = 0.0
     clip: bool = True
+    by_row = True
 
     @property
     def sites(self) -> frozenset[str]:
@@ -37,7 +36,8 @@ class DDIM(Chain):
         """One generalised step; one call of the denoiser."""
         (x,), (sigma, sigma_next) = state, self.levels[i : i + 2]
         estimate = denoiser(x, level(sigma, x))
-        std = self.eta * sigma_next * math.sqrt(1 - (sigma_next / sigma) ** 2)
+        std = self.eta * sigma_next * root(1 - (sigma_next / sigma) ** 2)
         noise_pred = (x - estimate) / sigma
-        x = torch.add(clipped(estimate, self.clip), noise_pred, alpha=math.sqrt(sigma_next**2 - std**2))
-        return (x + std * noise.normal("reverse", i, x) if std > 0 else x,)
+        x = plus(clipped(estimate, self.clip), noise_pred, root(sigma_next**2 - std**2))
+        drawn = self.eta > 0 and not is_clean(sigma_next)
+        return (x + std * noise.normal("reverse", i, x) if drawn else x,)

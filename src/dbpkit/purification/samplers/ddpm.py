@@ -1,6 +1,5 @@
 """Ancestral DDPM sampling with strided steps."""
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +9,7 @@ from torch import Tensor
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.types import Denoiser, State
 from dbpkit.purification.samplers.chain import Chain, clipped, level, samplers
+from dbpkit.purification.samplers.columns import Level, is_clean, logarithm, root
 
 
 @samplers.register("ddpm")
@@ -29,6 +29,7 @@ class DDPM(Chain):
 
     variance: Literal["large", "small", "learned"] = "large"
     clip: bool = True
+    by_row = True
 
     def step(self, denoiser: Denoiser, state: State, i: int, noise: NoisePlan) -> State:
         """One ancestral step; one call of the denoiser."""
@@ -36,7 +37,7 @@ class DDPM(Chain):
         if self.variance == "learned":
             return (self._learned(denoiser, x, i, noise),)
         x0 = clipped(denoiser(x, level(sigma, x)), self.clip)
-        if sigma_next == 0:
+        if is_clean(sigma_next):
             return (x0,)
         mean, std = posterior(x, x0, sigma, sigma_next, self.variance)
         return (mean + std * noise.normal("reverse", i, x),)
@@ -46,21 +47,21 @@ class DDPM(Chain):
         sigma, sigma_next = self.levels[i : i + 2]
         x0, share = denoiser.with_variance(x, level(sigma, x))
         x0 = clipped(x0, self.clip)
-        if sigma_next == 0:
+        if is_clean(sigma_next):
             return x0
         mean, large = posterior(x, x0, sigma, sigma_next, "large")
         _, small = posterior(x, x0, sigma, sigma_next, "small")
         return mean + between(share, small, large) * noise.normal("reverse", i, x)
 
 
-def between(share: Tensor, small: float, large: float) -> Tensor:
+def between(share: Tensor, small: Level, large: Level) -> Tensor:
     """The deviation whose logarithm is ``share`` of the way from ``small`` to ``large``, of any shape."""
-    return torch.exp(share * math.log(large) + (1 - share) * math.log(small))
+    return torch.exp(share * logarithm(large) + (1 - share) * logarithm(small))
 
 
 def posterior(
-    x: Tensor, x0: Tensor, sigma: float, sigma_next: float, variance: Literal["large", "small"] = "large"
-) -> tuple[Tensor, float]:
+    x: Tensor, x0: Tensor, sigma: Level, sigma_next: Level, variance: Literal["large", "small"] = "large"
+) -> tuple[Tensor, Level]:
     """Mean and standard deviation of the state at a lower level.
 
     Args:
@@ -76,6 +77,6 @@ def posterior(
     keep = (sigma_next / sigma) ** 2
     mean = x0 + keep * (x - x0)
     if variance == "small":
-        return mean, sigma_next * math.sqrt(1 - keep)
+        return mean, sigma_next * root(1 - keep)
     # beta_t = 1 - alpha_bar_t / alpha_bar_next, divided by alpha_bar_next
-    return mean, math.sqrt((1 + sigma_next**2) * (sigma**2 - sigma_next**2) / (1 + sigma**2))
+    return mean, root((1 + sigma_next**2) * (sigma**2 - sigma_next**2) / (1 + sigma**2))

@@ -98,7 +98,7 @@ class FunctionSampler(Chain):
 
         return self.method.sample(denoiser, x, self.own_levels, noise=noise, step=step, **self.options)
 
-    def scale(self, sigma: float) -> float:
+    def scale(self, sigma: Any) -> Any:
         """Returns what a state at level ``sigma`` is of ``x0 + sigma * z``."""
         return self.method.scale(sigma)
 

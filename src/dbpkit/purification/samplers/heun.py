@@ -11,6 +11,7 @@ from dbpkit.foundation.options import NonNegative
 from dbpkit.foundation.types import Denoiser, State
 from dbpkit.models.schedule import karras_levels, vp_sigma
 from dbpkit.purification.samplers.chain import Chain, level, samplers
+from dbpkit.purification.samplers.columns import is_clean, plus, root, within
 
 
 def heun_levels(
@@ -55,6 +56,7 @@ class Heun(Chain):
     churn_min: NonNegative = 0.01
     churn_max: NonNegative = 0.46
     churn_noise: NonNegative = 1.007
+    by_row = True
     grid = staticmethod(heun_levels)
 
     @property
@@ -65,14 +67,13 @@ class Heun(Chain):
     def step(self, denoiser: Denoiser, state: State, i: int, noise: NoisePlan) -> State:
         """Churn, Euler step, correction; two calls of the denoiser, one in the last step."""
         (x,), (sigma, sigma_next) = state, self.levels[i : i + 2]
-        churned = self.churn_min <= sigma <= self.churn_max
-        gamma = min(self.churn / self.steps, math.sqrt(2) - 1) if churned else 0.0
+        gamma = min(self.churn / self.steps, math.sqrt(2) - 1) * within(sigma, self.churn_min, self.churn_max)
         sigma_hat = sigma * (1 + gamma)
-        if gamma > 0:
-            x = x + math.sqrt(sigma_hat**2 - sigma**2) * self.churn_noise * noise.normal("churn", i, x)
+        if self.churn and not is_clean(gamma):
+            x = x + root(sigma_hat**2 - sigma**2) * self.churn_noise * noise.normal("churn", i, x)
         slope = (x - denoiser(x, level(sigma_hat, x))) / sigma_hat
-        x_next = torch.add(x, slope, alpha=sigma_next - sigma_hat)
-        if sigma_next == 0:
+        x_next = plus(x, slope, sigma_next - sigma_hat)
+        if is_clean(sigma_next):
             return (x_next,)
         slope_next = (x_next - denoiser(x_next, level(sigma_next, x))) / sigma_next
-        return (torch.add(x, slope + slope_next, alpha=(sigma_next - sigma_hat) / 2),)
+        return (plus(x, slope + slope_next, (sigma_next - sigma_hat) / 2),)

@@ -28,6 +28,7 @@ class OneStep(Chain):
     """
 
     clip: bool = True
+    by_row = True
     grid = staticmethod(one_level)
     sites = frozenset({"forward"})
 

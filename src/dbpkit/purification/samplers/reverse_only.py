@@ -1,6 +1,5 @@
 """The reverse chain alone: the image is taken for a noisy state, no noise is added first."""
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -8,6 +7,7 @@ from torch import Tensor
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.types import State
 from dbpkit.purification.samplers.chain import samplers
+from dbpkit.purification.samplers.columns import root
 from dbpkit.purification.samplers.ddpm import DDPM
 
 
@@ -31,4 +31,4 @@ class ReverseOnly(DDPM):
 
     def start(self, x: Tensor, noise: NoisePlan) -> State:
         """Returns the images as a state at the first level."""
-        return (x if self.scaled else x * math.sqrt(1 + self.levels[0] ** 2),)
+        return (x if self.scaled else x * root(1 + self.levels[0] ** 2),)

@@ -1,8 +1,8 @@
 """The reverse variance-preserving SDE by Euler-Maruyama, with an optional Langevin corrector."""
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from dbpkit.foundation.options import CountOrNone, Length, NonNegative
 from dbpkit.foundation.types import Denoiser, State
 from dbpkit.models.schedule import BETA_MAX, BETA_MIN, continuous_levels, vp_time
 from dbpkit.purification.samplers.chain import Chain, diffuse, level, samplers
+from dbpkit.purification.samplers.columns import Level, root
 
 
 @samplers.register("vpsde")
@@ -37,6 +38,7 @@ class VPSDE(Chain):
     beta_max: Length = BETA_MAX
     grid = staticmethod(continuous_levels)
     clamps = False
+    by_row = True
 
     @property
     def sites(self) -> frozenset[str]:
@@ -44,14 +46,18 @@ class VPSDE(Chain):
         return frozenset({"forward", "reverse"} | ({"corrector"} if self.corrector_steps else set()))
 
     @cached_property
-    def times(self) -> list[float]:
-        """VP times of the levels, the last one 0."""
-        levels = torch.tensor(self.levels[:-1], dtype=torch.float64)
-        return [*vp_time(levels, self.beta_min, self.beta_max).tolist(), 0.0]
+    def times(self) -> list[Any]:
+        """VP times of the levels, the last one 0; of columns they are columns."""
+        levels: tuple[Any, ...] = self.levels[:-1]
+        if isinstance(levels[0], Tensor):
+            times = vp_time(torch.stack(levels).double(), self.beta_min, self.beta_max)
+            return [*times.to(levels[0]), 0.0]
+        times = vp_time(torch.tensor(levels, dtype=torch.float64), self.beta_min, self.beta_max)
+        return [*times.tolist(), 0.0]
 
     def start(self, x: Tensor, noise: NoisePlan) -> State:
         """Returns the images, noised to the first level and scaled."""
-        return (diffuse(x, self.levels[0], noise) / math.sqrt(1 + self.levels[0] ** 2),)
+        return (diffuse(x, self.levels[0], noise) / root(1 + self.levels[0] ** 2),)
 
     def step(self, denoiser: Denoiser, state: State, i: int, noise: NoisePlan) -> State:
         """Correctors and predictor; a call of the denoiser for each."""
@@ -65,7 +71,7 @@ class VPSDE(Chain):
         mean = x + (0.5 * beta * x + beta * self.score(denoiser, x, i)) * dt
         if i + 1 == self.steps:
             return (mean,)
-        return (mean + math.sqrt(beta * dt) * noise.normal("reverse", i, x),)
+        return (mean + root(beta * dt) * noise.normal("reverse", i, x),)
 
     def score(self, denoiser: Denoiser, x: Tensor, i: int) -> Tensor:
         """Returns the score at a state (B, C, H, W) before step ``i``."""
@@ -73,14 +79,14 @@ class VPSDE(Chain):
         x0 = denoiser(x / signal, level(sigma, x))
         return (signal * x0 - x) / (signal * sigma) ** 2
 
-    def scale(self, sigma: float) -> float:
+    def scale(self, sigma: Level) -> Level:
         """Returns sqrt(alpha_bar) at level ``sigma``."""
-        return 1 / math.sqrt(1 + sigma**2)
+        return 1 / root(1 + sigma**2)
 
 
-def correct(x: Tensor, score: Tensor, z: Tensor, beta: float, snr: float) -> Tensor:
+def correct(x: Tensor, score: Tensor, z: Tensor, beta: Level, snr: float) -> Tensor:
     """One Langevin step of a state (B, C, H, W), its size set by the ratio of norms of each example."""
     ratio = z.flatten(1).norm(dim=1) / score.flatten(1).norm(dim=1)
-    size = ((snr * ratio) ** 2 * 2 * (1 - beta / 1000))[:, None, None, None]
+    size = (snr * ratio[:, None, None, None]) ** 2 * 2 * (1 - beta / 1000)
     corrected: Tensor = x + size * score + torch.sqrt(2 * size) * z
     return corrected
