@@ -128,6 +128,8 @@ class Compress(ThroughChain):
         iterations: steps of the ascent.
         through: ``"chain"``, or ``"call"``: f is one call of the denoiser at the noise of the denoising loss,
             whose call is then that of the path without a displacement; sampler, t_star and steps say nothing.
+        as_error: whether, with ``"call"``, what is left of the displacement counts as an error of the estimate
+            does: its mean square, times the weight of its level, in the place of the squared shrinkage.
 
     Source:
         The quantity is the adversarial compression rate of Liu & Wei 2025 (arXiv:2505.22839), squared; the
@@ -138,9 +140,14 @@ class Compress(ThroughChain):
     step_size: Length = 3 / 255
     iterations: Count = 2
     through: Literal["chain", "call"] = "chain"
+    as_error: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.as_error and self.through == "chain":
+            raise UserError(
+                'as_error weighs by the level of one call. Set through = "call", or leave it out.'
+            )
         if self.guide is None:
             raise UserError("objective 'compress' is guided by a classifier. Set objective_options.guide.")
 
@@ -150,7 +157,9 @@ class Compress(ThroughChain):
             return super().loss(model, batch)
         x0, sigma, noise = self.noised(model, batch)
         one_call = self._call(sigma, noise)
-        purified, shrunk = self._shrunk(one_call, model, batch)
+        purified, shrunk, delta = self._shrunk(one_call, model, batch)
+        if self.as_error:
+            shrunk = shrunk * self._levels.weight(sigma) * delta.square().flatten(1).mean(dim=1)
         return self.error(purified, x0, sigma) + self.weight * shrunk.mean()
 
     def term(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -180,11 +189,11 @@ class Compress(ThroughChain):
 
         return f
 
-    def _shrunk(self, f: Map, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The purified images f(x), and squared shrinkage of a displacement that is searched for, (B,)."""
+    def _shrunk(self, f: Map, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """The purified images f(x), squared shrinkage (B,) of a displacement, and the displacement found."""
         x, delta = self.images(batch), self.displacement(f, model, batch)
         purified, displaced = f(model, torch.cat([x, x + delta])).chunk(2)  # one call for both paths
-        return purified, shrinkage(purified, displaced, delta)
+        return purified, shrinkage(purified, displaced, delta), delta
 
     def displacement(self, f: Map, model: nn.Module, batch: Batch) -> Tensor:
         """Returns delta (B, C, H, W), in units of [-1, 1]: within the budget, and x + delta in the range."""
