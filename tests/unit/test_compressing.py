@@ -168,6 +168,19 @@ def test_compress_loss_is_denoising_plus_weight_times_mean_shrinkage(
     assert float(compress(**options).term(model, batch).detach().min()) > 1e-4
 
 
+def test_compress_as_error_weighs_what_is_left_like_an_error_of_the_estimate(guides: ModuleType) -> None:
+    """For linear denoisers: W(sigma) mean (theta delta)**2, with the displacement that the search found."""
+    model, batch = Linear(0.2), batch_of(4)
+    objective = compress(through="call", as_error=True, weight=3.0)
+    _, sigma, noise = objective.noised(model, batch)
+    delta = objective.displacement(objective._call(sigma, noise), model, batch)
+    left = (0.2 / (0.2 + sigma**2)) ** 2 * delta.square().flatten(1).mean(dim=1)
+    weight = (sigma**2 + 0.25) / (0.5 * sigma) ** 2
+    expected = Denoising().loss(model, batch) + 3 * (weight * left).mean()
+    torch.testing.assert_close(objective.loss(model, batch), expected, rtol=1e-9, atol=0)
+    assert float((3 * weight * left).mean()) > 1e-5
+
+
 def test_consistency_loss_is_denoising_plus_weight_times_mean_distance(guides: ModuleType) -> None:
     model, batch = tiny_denoiser(), batch_of(low=0.0, high=1.0)
     objective = Consistency(weight=3.0)
@@ -263,6 +276,7 @@ def test_search_leaves_no_trace_and_runs_in_eval_mode(through: str, guides: Modu
     [
         ("compress", {}, "objective 'compress' is guided by a classifier. Set objective_options.guide"),
         ("compress", {"guide": GUIDE, "sampler": "ddmp"}, "unknown sampler 'ddmp'"),
+        ("compress", {"guide": GUIDE, "as_error": True}, 'Set through = "call", or leave it out'),
         ("consistency", {"steps": 7}, "steps 7 does not divide 1000"),
         (
             "consistency",

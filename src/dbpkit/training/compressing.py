@@ -128,8 +128,8 @@ class Compress(ThroughChain):
         iterations: steps of the ascent.
         through: ``"chain"``, or ``"call"``: f is one call of the denoiser at the noise of the denoising loss,
             whose call is then that of the path without a displacement; sampler, t_star and steps say nothing.
-        as_error: whether, with ``"call"``, what is left of the displacement counts as an error of the estimate
-            does: its mean square, times the weight of its level, in the place of the squared shrinkage.
+        as_error: whether, with ``"call"``, what is left of the displacement counts as an error of the
+            estimate does: its mean square, times the weight of its level, instead of the squared shrinkage.
 
     Source:
         The quantity is the adversarial compression rate of Liu & Wei 2025 (arXiv:2505.22839), squared; the
