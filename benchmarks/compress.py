@@ -18,7 +18,6 @@ import torch
 
 from dbpkit import EvaluationSpec
 from dbpkit.analyses.analysis import Subject
-from dbpkit.analyses.tools.boundary import finite, margins
 from dbpkit.analyses.tools.configurations import budget_lengths, per_image, predicted, screen, survival
 from dbpkit.experiment.build import build
 from dbpkit.foundation.machine import settle
@@ -42,6 +41,7 @@ class Protocol(NamedTuple):
         eps: Linf budget as text.
         iterations: steps of PGD.
         classifier: ``"embedded"``, or a weights file.
+        law: whether to measure what the law predicts from, too.
     """
 
     images: int = 256
@@ -50,6 +50,7 @@ class Protocol(NamedTuple):
     eps: str = "2/255"
     iterations: int = 10
     classifier: str = "embedded"
+    law: bool = False
 
 
 def subject_of(weights: str, protocol: Protocol) -> Subject:
@@ -77,15 +78,12 @@ def measured(subject: Subject, positions: range, protocol: Protocol) -> Record:
     x, y, noise = subject.examples(positions)
     eps = [subject.parts.threat.eps]
     anchor = subject.purify(x, noise.at(0))
-    seen = screen(subject, x, y, anchor, noise.at(0), directions=2)
     found = survival(subject, x, y, anchor, noise, 0, eps, protocol.iterations)
-    length = per_image({"lengths": budget_lengths(subject, eps, x)}, len(x))[:, 0].tolist()
-    return {
-        **{key: [float(np.mean(v)) if key == "rate" else v for v in values] for key, values in seen.items()},
-        **{key: [of[0] for of in values] for key, values in found.items() if key != "length"},
-        "budget": length,
-        "image_margin": finite(margins(subject, x, y)),
-    }
+    record: Record = {key: [of[0] for of in values] for key, values in found.items()}
+    if not protocol.law:
+        return record | {"right": (subject.classify(anchor).argmax(1) == y).tolist()}
+    lengths = per_image({"lengths": budget_lengths(subject, eps, x)}, len(x))[:, 0].tolist()
+    return record | screen(subject, x, y, anchor, noise.at(0), directions=2) | {"budget": lengths}
 
 
 def recorded(file: Path, weights: str, protocol: Protocol) -> Record:
@@ -106,13 +104,14 @@ def row_of(own: Record, first: Record | None) -> dict[str, Any]:
     found = {
         "clean": _said(share(_floats(own["right"]))),
         "dw_both": _said(share(_floats(own["survived"]))),
-        "rate, random": _said(mean(_floats(own["rate"]))),
         "rate, attack": _said(mean(_floats([r for r in own["attack_rate"] if r is not None]))),
     }
-    for name in ("random", "attack"):
-        rate = found[f"rate, {name}"]["value"]
-        guess = predicted(own["right"], own["margin"], rate, own["budget"])
-        found[f"predicted, rate {name}"] = _said(share(_floats(guess)))
+    if "margin" in own:
+        found["rate, random"] = _said(mean(_floats(own["rate"])))
+        for name in ("random", "attack"):
+            rate = found[f"rate, {name}"]["value"]
+            guess = predicted(own["right"], own["margin"], rate, own["budget"])
+            found[f"predicted, rate {name}"] = _said(share(_floats(guess)))
     if first is not None:
         for name, key in (("clean", "right"), ("dw_both", "survived")):
             less = _floats(own[key]) - _floats(first[key])
@@ -135,12 +134,15 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--models", nargs="+", required=True, metavar="NAME[=WEIGHTS]")
     defaults = Protocol()
+    parser.add_argument("--law", action="store_true")
     for name, value in defaults._asdict().items():
-        parser.add_argument(f"--{name}", type=type(value), default=value)
+        if name != "law":
+            parser.add_argument(f"--{name}", type=type(value), default=value)
     given = parser.parse_args(words)
     protocol = Protocol(**{name: getattr(given, name) for name in defaults._fields})
     given.directory.mkdir(parents=True, exist_ok=True)
-    key = "-".join(str(v).replace("/", "_") for v in protocol[1:])
+    chain = f"{protocol.sampler}-{protocol.steps}-{protocol.eps.replace('/', '_')}-{protocol.iterations}"
+    key = f"{chain}-{Path(protocol.classifier).parent.name or protocol.classifier}{'-law' * protocol.law}"
     rows: dict[str, Any] = {}
     first = None
     for model in given.models:
