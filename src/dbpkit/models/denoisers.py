@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from dbpkit.foundation.options import call_with_options
 from dbpkit.models.adapters import Adapter, denoiser_adapters, reinterpreted
+from dbpkit.models.adapters.blind import BlindDenoiser
 from dbpkit.models.adapters.consistency import ConsistencyDenoiser
 from dbpkit.models.adapters.edm import EDMDenoiser
 from dbpkit.models.adapters.flow import FlowDenoiser
@@ -24,6 +25,7 @@ __all__ = [
     "ALIASES",
     "Adapter",
     "AnyPrediction",
+    "BlindDenoiser",
     "ConsistencyDenoiser",
     "EDMDenoiser",
     "FlowDenoiser",

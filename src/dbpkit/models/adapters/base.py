@@ -78,7 +78,8 @@ class Adapter(nn.Module, ABC):
     def ask(self, state: Tensor, times: Any) -> Tensor:
         """Returns what the network says of a state (B, C, H, W) at ``times``, in the state's precision.
 
-        The network gets a copy in its own precision. An output of another shape is an error.
+        The network gets a copy in its own precision; of times that are None it is not told. An output of
+        another shape is an error.
         """
         out = self.answer(state, times)
         if out.shape != state.shape:
@@ -110,11 +111,11 @@ class Adapter(nn.Module, ABC):
         """
         self.check_label()
         dtype = own_dtype(self.network) or state.dtype
-        given = tuple(_as(t, dtype) for t in times) if isinstance(times, tuple) else _as(times, dtype)
+        given = () if times is None else (_times(times, dtype),)
         label = () if self.label is None else (_filled(state, self.label),)
         with lowered(state.device.type):
             out = call(
-                self.network, state.clone() if state.dtype == dtype else state.to(dtype), given, *label
+                self.network, state.clone() if state.dtype == dtype else state.to(dtype), *given, *label
             )
         out = getattr(out, "sample", out)
         return out.to(state.dtype) if isinstance(out, Tensor) else out
@@ -218,6 +219,11 @@ def _range(given: Any) -> tuple[float, float]:
             f"image_range must be two increasing numbers such as [0, 1], not {low:g} and {high:g}."
         )
     return low, high
+
+
+def _times(times: Any, dtype: torch.dtype) -> Any:
+    """A time, or a tuple of them, in a network's precision."""
+    return tuple(_as(t, dtype) for t in times) if isinstance(times, tuple) else _as(times, dtype)
 
 
 def _as(times: Tensor, dtype: torch.dtype) -> Tensor:
