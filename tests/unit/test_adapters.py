@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dbpkit import NoisePlan, Purifier
 from dbpkit.foundation.errors import UserError
 from dbpkit.models.denoisers import (
+    BlindDenoiser,
     ConsistencyDenoiser,
     EDMDenoiser,
     FlowDenoiser,
@@ -242,7 +243,7 @@ def test_ideal_network_gives_the_ideal_denoiser(case: str, image_range: tuple[fl
 
 def test_every_adapter_is_in_the_table_above() -> None:
     made = {type(adapt(Network(ideal, RANGES[0]), RANGES[0])) for adapt, ideal, _ in CASES.values()}
-    assert made | {MeanFlowDenoiser} == {denoiser_adapters.get(name) for name in denoiser_adapters}
+    assert made | {MeanFlowDenoiser, BlindDenoiser} == {denoiser_adapters.get(name) for name in denoiser_adapters}
 
 
 @pytest.mark.parametrize("image_range", RANGES[:2], ids=str)
@@ -260,6 +261,33 @@ def test_average_velocity_leads_along_the_flow(image_range: tuple[float, float])
     spread = (DEVIATION**2 + sigma**2).sqrt()[:, None, None, None]
     expected = MEAN + DEVIATION * (x - MEAN) / spread  # of x0 + sigma z
     assert float((denoiser(x, sigma) - expected).abs().max()) < 1e-9
+
+
+class Shrinking(nn.Module):
+    """The ideal estimate at one level, of images in a range of their own, or what is to be taken away."""
+
+    def __init__(self, image_range: tuple[float, float], level: float, residual: bool) -> None:
+        super().__init__()
+        self.half, self.middle = (image_range[1] - image_range[0]) / 2, sum(image_range) / 2
+        self.level, self.residual = level, residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        ours = Data(MEAN, DEVIATION).denoised((x - self.middle) / self.half, torch.tensor(self.level).double())
+        out = self.middle + self.half * ours
+        return x - out if self.residual else out
+
+
+@pytest.mark.parametrize("prediction", ["image", "residual"])
+@pytest.mark.parametrize("image_range", RANGES, ids=str)
+def test_blind_denoiser_hands_over_the_image_alone(image_range: tuple[float, float], prediction: str) -> None:
+    """It is ideal at the level of its network, and answers alike whatever level it is told."""
+    network = Shrinking(image_range, 0.3, prediction == "residual")
+    denoiser = BlindDenoiser(network, prediction, image_range)  # type: ignore[arg-type]
+    x, _ = drawn(image_range, LEVELS)
+    expected = Data(MEAN, DEVIATION).denoised(x, torch.tensor(0.3).double())
+    for told in (0.3, 0.01):
+        assert float((denoiser(x, torch.tensor(told)) - expected).abs().max()) < 1e-12
+    assert_derivatives(lambda x: denoiser(x, torch.tensor(0.3)), x[:2])
 
 
 class Nonlinear(nn.Module):
@@ -283,9 +311,16 @@ def test_gradients_are_those_of_central_differences(case: str, image_range: tupl
     assert_derivatives(lambda x: denoiser(x, sigma), uniform(2, 1, 3, 2, seed=4, low=-1.0, high=1.0))
 
 
+class Untold(Nonlinear):
+    """The same, for an adapter that tells no time."""
+
+    def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
+        return super().forward(x, None, label)
+
+
 @pytest.mark.parametrize("name", sorted(denoiser_adapters))
 def test_label_is_told_of_every_image(name: str) -> None:
-    network = Nonlinear()
+    network = Untold() if name == "blind" else Nonlinear()
     denoiser = denoiser_adapters.get(name)(network, label=7)
     denoiser(torch.zeros(3, 1, 4, 4), torch.tensor(0.2))
     assert network.seen[0][1].tolist() == [7, 7, 7]

@@ -22,6 +22,7 @@ from tests.unit.test_device_loop import DEVICE, watched
 RESIDUAL = {"channels": (4, 8, 8, 8), "blocks": (1, 1, 1, 1)}
 
 SMALL: dict[str, dict[str, Any]] = {
+    "bias_free_unet": {"channels": [16, 16], "blocks": [1, 1], "patch_size": 1, "embedding_size": 16},
     "dhariwal": {"img_resolution": 32, "model_channels": 8, "channel_mult": (1, 2), "num_blocks": 1},
     "ho_ddpm": {"ch": 32, "ch_mult": (1, 1), "num_res_blocks": 1},
     "preact_resnet18": RESIDUAL,
@@ -49,12 +50,13 @@ each_network = pytest.mark.parametrize("name", list(networks))
 
 
 def described(name: str) -> Architecture:
-    """A network that takes a noise label is a denoiser's, one that takes images alone a classifier's."""
+    """A network that takes a noise label is a denoiser's, one that takes images alone a classifier's; or blind."""
     options = SMALL.get(name, {})
     network: nn.Module = networks.get(name)(**options)
     given = [p for p in inspect.signature(network.forward).parameters.values() if p.default is p.empty]
-    denoiser = "vp" if name in ("diffusers", "ho_ddpm") else "edm"
-    return Architecture("denoiser" if len(given) > 1 else "classifier", name, options, denoiser)
+    denoiser = {"diffusers": "vp", "ho_ddpm": "vp", "bias_free_unet": "blind"}.get(name, "edm")
+    is_denoiser = len(given) > 1 or denoiser == "blind"
+    return Architecture("denoiser" if is_denoiser else "classifier", name, options, denoiser)
 
 
 def model_of(architecture: Architecture) -> nn.Module:

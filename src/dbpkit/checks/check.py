@@ -13,6 +13,7 @@ from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.registry import Registry
 from dbpkit.foundation.types import RandomisedClassifier
 from dbpkit.purification.diffusion import Purifier
+from dbpkit.purification.purifier import gradient_note
 from dbpkit.results.flags import Flag
 from dbpkit.threats.pixels import ThreatModel
 
@@ -21,7 +22,7 @@ Stage = Literal["model", "behaviour", "short attacks", "settings"]
 well it does on all images, and at what attacking it shows, by ``dbpkit check`` alone; at settings, where
 there is a spec."""
 
-Need = Literal["", "noise", "diffusion"]
+Need = Literal["", "noise", "diffusion", "exact gradient"]
 """Without what a check has nothing to look at."""
 
 STAGES: tuple[Stage, ...] = ("model", "behaviour", "short attacks", "settings")
@@ -83,6 +84,11 @@ class Probe:
         purifier = getattr(self.model, "purifier", None)
         return purifier if isinstance(purifier, Purifier) else None
 
+    @property
+    def gradient_note(self) -> str:
+        """What the model's purifier says of its gradient where that is not exact; else empty."""
+        return gradient_note(getattr(self.model, "purifier", None))
+
     def first(self, count: int) -> "Probe":
         """Returns the probe of the first images."""
         return self.rows(slice(0, count))
@@ -135,7 +141,8 @@ class Check(NamedTuple):
         look: the function.
         expects: what holds where nothing is wrong, in a clause without a full stop.
         remedy: what to do where it does not hold, in a sentence.
-        needs: without what it has nothing to look at: an attacker who meets noise, or a diffusion chain.
+        needs: without what it has nothing to look at: an attacker who meets noise, a diffusion chain, or a
+            purifier that does not say that its gradient is another's.
         raises: names of its flags where they are not its own.
     """
 
@@ -154,7 +161,12 @@ class Check(NamedTuple):
 
     def has_something_to_look_at(self, probe: Probe) -> bool:
         """Whether what it needs is there."""
-        there = {"": True, "noise": probe.planned.sees_noise, "diffusion": probe.diffusion is not None}
+        there = {
+            "": True,
+            "noise": probe.planned.sees_noise,
+            "diffusion": probe.diffusion is not None,
+            "exact gradient": not probe.gradient_note,
+        }
         return there[self.needs]
 
 
@@ -178,7 +190,8 @@ class Checks(Registry[Check]):
             stage: when it looks, one of `STAGES`.
             expects: what holds where nothing is wrong: "the classifier returns logits".
             remedy: what to do where it does not hold.
-            needs: ``noise`` leaves it out where no attacker meets any, ``diffusion`` where no chain purifies.
+            needs: ``noise`` leaves it out where no attacker meets any, ``diffusion`` where no chain purifies,
+                ``exact gradient`` where the purifier says that its gradient is not.
             raises: names of its flags, where they are not its own.
 
         Raises:

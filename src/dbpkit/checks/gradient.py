@@ -45,6 +45,7 @@ REMEDY = "Look for a path that is detached, or that autograd is told another der
     stage="model",
     expects="the exact gradient agrees with a numeric derivative",
     remedy=REMEDY,
+    needs="exact gradient",
     raises=("gradient_mismatch",),
 )
 @precise(EXACT)  # a difference of two rounded losses would measure the rounding
@@ -75,10 +76,28 @@ def derivative(probe: Probe) -> list[Flag]:
 
 
 @checks.add(
+    "inexact_gradient",
+    stage="model",
+    expects="the purifier does not say that its gradient is another's",
+    remedy="Attack it without gradients too (square), and call no accuracy robust that only such attacks leave.",
+)
+def inexact_gradient(probe: Probe) -> list[Flag]:
+    """Flags a purifier that says that its gradient is not the derivative of its values."""
+    if not probe.gradient_note:
+        return []
+    message = (
+        f"{probe.gradient_note}. The purifier says so of itself: attacks that follow it, the white box too, are"
+        " at most as strong as BPDA, and what they leave is an upper bound."
+    )
+    return [Flag("inexact_gradient", "warning", message)]
+
+
+@checks.add(
     "jacobian",
     stage="model",
     expects="the exact derivatives of the logits agree with numeric ones in random directions",
     remedy=REMEDY,
+    needs="exact gradient",
     raises=("gradient_mismatch",),
 )
 @precise(EXACT)  # a difference of two rounded losses would measure the rounding

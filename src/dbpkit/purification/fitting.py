@@ -15,7 +15,7 @@ from dbpkit.foundation.frozen import Frozen, uncompiled
 from dbpkit.foundation.inputs import whole
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.models.stages import Resize, asked_multiple, own_multiple, padded
-from dbpkit.purification.purifier import PurifiesImages, as_purifier, check_call
+from dbpkit.purification.purifier import PurifiesImages, as_purifier, check_call, gradient_note
 
 AUTO = "auto"
 """The padding that asks the network."""
@@ -114,6 +114,11 @@ class FittedPurifier(Frozen):
     def calls(self) -> int:
         """Network calls of one purification."""
         return self.purifier.calls
+
+    @property
+    def gradient_note(self) -> str:
+        """What the purifier says of its gradient, see `dbpkit.purification.purifier.gradient_note`."""
+        return gradient_note(self.purifier)
 
     @uncompiled
     def forward(self, x: Tensor, *, noise: NoisePlan) -> Tensor:

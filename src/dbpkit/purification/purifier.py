@@ -47,7 +47,9 @@ class PurifiesImages(Protocol):
         ...
 
 
-purifiers: Registry[Callable[..., Any]] = Registry("purifier", others=["dbpkit.purification.diffusion"])
+purifiers: Registry[Callable[..., Any]] = Registry(
+    "purifier", others=["dbpkit.purification.diffusion", "dbpkit.purification.filters"]
+)
 """Purifiers by name: ``make(**options)`` returns one, or any module from images to images.
 
 A factory or class with a parameter ``denoiser`` gets the spec's; for the others none is loaded.
@@ -59,7 +61,7 @@ class ModulePurifier(Frozen):
 
     Args:
         module: called as ``module(x)``, or as ``module(x, noise=plan)`` if it takes a plan. What it says in
-            ``sites`` and ``calls`` is believed; otherwise it is deterministic without a plan, draws
+            ``sites``, ``calls`` and ``gradient_note`` is believed; otherwise it is deterministic without a plan, draws
             anywhere with one, and costs one network call if it has weights and none if it has not.
         what: its name in errors.
 
@@ -85,6 +87,7 @@ class ModulePurifier(Frozen):
             )
         has_weights = next(self.module.parameters(), None) is not None
         self.calls = whole(getattr(module, "calls", int(has_weights)), f"calls of {what}")
+        self.gradient_note = gradient_note(module)
 
     @uncompiled
     def forward(self, x: Tensor, *, noise: NoisePlan) -> Tensor:
@@ -150,6 +153,15 @@ def make_purifier(
     given = {"denoiser": denoiser, "memory_bytes": memory_bytes}
     fixed = {k: v for k, v in given.items() if k in known and v is not None}
     return as_purifier(part(**fixed, **chosen), what)
+
+
+def gradient_note(purifier: Any) -> str:
+    """What a purifier says of a gradient that is not the derivative of its values; empty for an exact one.
+
+    A purifier that rounds may give another gradient in its place, and says so in ``gradient_note``: then the
+    checks do not call it an error, and every table says what it is.
+    """
+    return str(getattr(purifier, "gradient_note", "") or "")
 
 
 def takes_denoiser(name: str) -> bool:

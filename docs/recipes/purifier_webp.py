@@ -1,4 +1,4 @@
-"""JPEG compression as a purifier (Dziugaite, Ghahramani & Roy 2016, arXiv:1608.00853)."""
+"""WebP compression as a purifier: the codec of Pillow, after JPEG (Dziugaite et al. 2016, arXiv:1608.00853)."""
 
 from io import BytesIO
 
@@ -8,13 +8,13 @@ from dbpkit.data.pictures import as_unit, read_picture, stacked
 from dbpkit.purification import purifiers
 
 
-@purifiers.register("jpeg")
-def jpeg(quality: int = 75):
+@purifiers.register("webp")
+def webp(quality: int = 75):
     """Compresses every image (3, H, W) in [0, 1] and reads it back; its rounding leaves no gradient."""
 
     def compressed(image):
         pixels = (255 * image).round().byte().permute(1, 2, 0).cpu().numpy()
-        Image.fromarray(pixels).save(file := BytesIO(), "JPEG", quality=quality)
+        Image.fromarray(pixels).save(file := BytesIO(), "WEBP", quality=quality)
         return read_picture(file.getvalue())
 
     return lambda x: as_unit(stacked([compressed(image) for image in x])).to(x)
