@@ -1,4 +1,4 @@
-"""WebP compression as a purifier: the codec of Pillow, after JPEG (Dziugaite et al. 2016, arXiv:1608.00853)."""
+"""WebP compression as a purifier, after JPEG (Dziugaite, Ghahramani & Roy 2016, arXiv:1608.00853)."""
 
 from io import BytesIO
 

@@ -243,7 +243,9 @@ def test_ideal_network_gives_the_ideal_denoiser(case: str, image_range: tuple[fl
 
 def test_every_adapter_is_in_the_table_above() -> None:
     made = {type(adapt(Network(ideal, RANGES[0]), RANGES[0])) for adapt, ideal, _ in CASES.values()}
-    assert made | {MeanFlowDenoiser, BlindDenoiser} == {denoiser_adapters.get(name) for name in denoiser_adapters}
+    assert made | {MeanFlowDenoiser, BlindDenoiser} == {
+        denoiser_adapters.get(name) for name in denoiser_adapters
+    }
 
 
 @pytest.mark.parametrize("image_range", RANGES[:2], ids=str)
@@ -272,7 +274,9 @@ class Shrinking(nn.Module):
         self.level, self.residual = level, residual
 
     def forward(self, x: Tensor) -> Tensor:
-        ours = Data(MEAN, DEVIATION).denoised((x - self.middle) / self.half, torch.tensor(self.level).double())
+        ours = Data(MEAN, DEVIATION).denoised(
+            (x - self.middle) / self.half, torch.tensor(self.level).double()
+        )
         out = self.middle + self.half * ours
         return x - out if self.residual else out
 

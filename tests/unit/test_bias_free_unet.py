@@ -60,5 +60,5 @@ def test_it_has_no_bias_and_as_many_weights_as_the_network_that_is_told() -> Non
 
 
 def test_told_a_level_or_a_class_it_says_which_adapter_does_not() -> None:
-    with pytest.raises(UserError, match="told neither noise level nor class. Use the adapter 'blind'"):
+    with pytest.raises(UserError, match=r"told neither noise level nor class\. Use the adapter 'blind'"):
         small()(images(), torch.tensor([0.1, 0.1]))

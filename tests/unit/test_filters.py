@@ -102,7 +102,7 @@ def assert_derivatives_of_sum(name: str, **options: Any) -> None:
 
 
 def test_even_median_is_refused() -> None:
-    with pytest.raises(UserError, match="median: size 4 is even and has no middle. Use 3 or 5"):
+    with pytest.raises(UserError, match=r"median: size 4 is even and has no middle\. Use 3 or 5"):
         make_purifier("median", {"size": 4})
 
 

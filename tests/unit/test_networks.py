@@ -50,7 +50,7 @@ each_network = pytest.mark.parametrize("name", list(networks))
 
 
 def described(name: str) -> Architecture:
-    """A network that takes a noise label is a denoiser's, one that takes images alone a classifier's; or blind."""
+    """A network that takes a noise label is a denoiser's, one of images alone a classifier's, or blind."""
     options = SMALL.get(name, {})
     network: nn.Module = networks.get(name)(**options)
     given = [p for p in inspect.signature(network.forward).parameters.values() if p.default is p.empty]

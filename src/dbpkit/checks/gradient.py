@@ -79,15 +79,15 @@ def derivative(probe: Probe) -> list[Flag]:
     "inexact_gradient",
     stage="model",
     expects="the purifier does not say that its gradient is another's",
-    remedy="Attack it without gradients too (square), and call no accuracy robust that only such attacks leave.",
+    remedy="Attack it without gradients too (square), and read the accuracy as an upper bound.",
 )
 def inexact_gradient(probe: Probe) -> list[Flag]:
     """Flags a purifier that says that its gradient is not the derivative of its values."""
     if not probe.gradient_note:
         return []
     message = (
-        f"{probe.gradient_note}. The purifier says so of itself: attacks that follow it, the white box too, are"
-        " at most as strong as BPDA, and what they leave is an upper bound."
+        f"{probe.gradient_note}. The purifier says so itself: attacks that follow it, the white box too, are"
+        " of BPDA's kind, and what they leave is an upper bound."
     )
     return [Flag("inexact_gradient", "warning", message)]
 

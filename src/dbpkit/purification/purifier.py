@@ -61,8 +61,9 @@ class ModulePurifier(Frozen):
 
     Args:
         module: called as ``module(x)``, or as ``module(x, noise=plan)`` if it takes a plan. What it says in
-            ``sites``, ``calls`` and ``gradient_note`` is believed; otherwise it is deterministic without a plan, draws
-            anywhere with one, and costs one network call if it has weights and none if it has not.
+            ``sites``, ``calls`` and ``gradient_note`` is believed; otherwise it is deterministic without a
+            plan, draws anywhere with one, and costs one network call if it has weights and none if it has
+            not.
         what: its name in errors.
 
     Raises:

@@ -12,17 +12,18 @@ from dbpkit.models.networks.registry import networks
 from dbpkit.models.networks.unet import UNet
 
 TINY = 1e-20
-"""Added to squares before a root, so that an image of zeros has a gradient; nothing else has squares like it."""
+"""Added to squares before a root, so that an image of zeros has a gradient; other squares are far larger."""
 
 
 @networks.register("bias_free_unet")
 class BiasFreeUNet(UNet):
     """The `UNet` of the same options without biases, and with a look at the image for the noise level.
 
-    No layer adds a constant, the image is divided by its root mean square, and the answer is multiplied by it.
-    So the answer scales with the image, and by Euler's theorem f(x) = J(x) x: it is a linear filter that adapts
-    to the image. Where the `UNet` embeds the noise level it is told, this one embeds the mean absolute responses
-    of 3 x 3 filters; a gain read off them stands where a preconditioned network is multiplied by the level.
+    No layer adds a constant, the image is divided by its root mean square, and the answer is multiplied by
+    it. So the answer scales with the image, and by Euler's theorem f(x) = J(x) x: it is a linear filter that
+    adapts to the image. Where the `UNet` embeds the noise level it is told, this one embeds the mean absolute
+    responses of 3 x 3 filters; a gain read off them stands where a preconditioned network is multiplied by
+    the level.
 
     Args:
         image_channels: C of the image.
@@ -34,8 +35,8 @@ class BiasFreeUNet(UNet):
         attention: whether the coarsest resolution ends with self-attention.
 
     Source:
-        Mohan et al., ICLR 2020 (arXiv:1906.05478), sections 3 and 4: what a denoiser without additive constants
-        is. Embedding and gain are this package's.
+        Mohan et al., ICLR 2020 (arXiv:1906.05478), sections 3 and 4: what a denoiser without additive
+        constants is. Embedding and gain are this package's.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class BiasFreeUNet(UNet):
         """
         if told is not None:
             raise UserError(
-                "bias_free_unet is told neither noise level nor class. Use the adapter 'blind', without a label."
+                "bias_free_unet is told neither noise level nor class. Use the adapter 'blind', no label."
             )
         exact = torch.promote_types(x.dtype, torch.float32)
         size = (x.to(exact).square().mean(dim=(1, 2, 3), keepdim=True) + TINY).sqrt()

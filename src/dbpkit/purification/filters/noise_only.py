@@ -14,8 +14,8 @@ from dbpkit.purification.purifier import purifiers
 class NoiseOnly(Filter):
     """Adds the noise of t* and clips to [0, 1]: what a sampler denoises, given to the classifier as it is.
 
-    The image keeps its scale: a state x0 + sigma z of [-1, 1] units is x + sigma z / 2 here. Sampler and filter
-    draw the same z of the same plan.
+    The image keeps its scale: a state x0 + sigma z of [-1, 1] units is x + sigma z / 2 here. Sampler and
+    filter draw the same z of the same plan.
 
     Args:
         t_star: diffusion time of the noise, in (0, 1).
