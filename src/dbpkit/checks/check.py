@@ -22,7 +22,7 @@ Stage = Literal["model", "behaviour", "short attacks", "settings"]
 well it does on all images, and at what attacking it shows, by ``dbpkit check`` alone; at settings, where
 there is a spec."""
 
-Need = Literal["", "noise", "diffusion", "exact gradient"]
+Need = Literal["", "noise", "diffusion", "exact gradient", "gradient note"]
 """Without what a check has nothing to look at."""
 
 STAGES: tuple[Stage, ...] = ("model", "behaviour", "short attacks", "settings")
@@ -142,7 +142,7 @@ class Check(NamedTuple):
         expects: what holds where nothing is wrong, in a clause without a full stop.
         remedy: what to do where it does not hold, in a sentence.
         needs: without what it has nothing to look at: an attacker who meets noise, a diffusion chain, or a
-            purifier that does not say that its gradient is another's.
+            purifier that does not, or does, say that its gradient is another's.
         raises: names of its flags where they are not its own.
     """
 
@@ -166,6 +166,7 @@ class Check(NamedTuple):
             "noise": probe.planned.sees_noise,
             "diffusion": probe.diffusion is not None,
             "exact gradient": not probe.gradient_note,
+            "gradient note": bool(probe.gradient_note),
         }
         return there[self.needs]
 
@@ -191,7 +192,8 @@ class Checks(Registry[Check]):
             expects: what holds where nothing is wrong: "the classifier returns logits".
             remedy: what to do where it does not hold.
             needs: ``noise`` leaves it out where no attacker meets any, ``diffusion`` where no chain purifies,
-                ``exact gradient`` where the purifier says that its gradient is not.
+                ``exact gradient`` where the purifier says that its gradient is not, ``gradient note`` where
+                it says nothing.
             raises: names of its flags, where they are not its own.
 
         Raises:

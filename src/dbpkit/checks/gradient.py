@@ -76,23 +76,6 @@ def derivative(probe: Probe) -> list[Flag]:
 
 
 @checks.add(
-    "inexact_gradient",
-    stage="model",
-    expects="the purifier does not say that its gradient is another's",
-    remedy="Attack it without gradients too (square), and read the accuracy as an upper bound.",
-)
-def inexact_gradient(probe: Probe) -> list[Flag]:
-    """Flags a purifier that says that its gradient is not the derivative of its values."""
-    if not probe.gradient_note:
-        return []
-    message = (
-        f"{probe.gradient_note}. The purifier says so itself: attacks that follow it, the white box too, are"
-        " of BPDA's kind, and what they leave is an upper bound."
-    )
-    return [Flag("inexact_gradient", "warning", message)]
-
-
-@checks.add(
     "jacobian",
     stage="model",
     expects="the exact derivatives of the logits agree with numeric ones in random directions",
@@ -124,6 +107,22 @@ def jacobian(probe: Probe) -> list[Flag]:
 
     gap = _least(map(gap_of, JACOBIAN_STEPS), JACOBIAN_TOLERANCE)
     return _mismatch(probe, gap, "random directions", JACOBIAN_TOLERANCE)
+
+
+@checks.add(
+    "inexact_gradient",
+    stage="model",
+    expects="the purifier does not say that its gradient is another's",
+    needs="gradient note",
+    remedy="Attack it without gradients too (square), and read the accuracy as an upper bound.",
+)
+def inexact_gradient(probe: Probe) -> list[Flag]:
+    """Flags a purifier that says that its gradient is not the derivative of its values."""
+    message = (
+        f"{probe.gradient_note}. The purifier says so itself: attacks that follow it, the white box too, are"
+        " of BPDA's kind, and what they leave is an upper bound."
+    )
+    return [Flag("inexact_gradient", "warning", message)]
 
 
 @checks.add(

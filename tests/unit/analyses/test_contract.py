@@ -25,6 +25,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "distances": {"attack_iterations": 2},
     "eot": {"counts": [1, 2], "iterations": 2, "draws": 2, "semi": 2, "stride": 16},
     "fuzziness": {"draws": 12, "iterations": 2, "eot": 2},
+    "ladder": {"draws": 2, "iterations": 2, "eot": 2},
     "landscape": {"grid": 3, "iterations": 2, "eot": 2},
     "law": {"configurations": ONE_STEP, "eps": ["0.1", "0.4"], "directions": 1, "iterations": 2},
     "randomness": {"draws": 3},
