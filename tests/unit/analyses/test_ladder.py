@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from dbpkit.analyses.analysis import Unit
+from dbpkit.analyses.analysis import PurifierError, Unit
 from dbpkit.analyses.ladder import Ladder
 from dbpkit.analyses.run import make_analysis
 from dbpkit.analyses.tools.rungs import CHAIN, FILTER, NOISE, NOTHING, ONE, OTHER, Rung, climbed, ladder
 from dbpkit.experiment.spec import PurifierSpec
-from dbpkit.foundation.errors import PurifierError, UserError
+from dbpkit.foundation.errors import UserError
 from dbpkit.purification import Purifier
 from dbpkit.purification.filters import BPDA_LIKE
 from tests.unit.analyses import linear, stubs
