@@ -74,7 +74,8 @@ def recorded(name: str, folder: Path) -> dict[Unit, Any]:
     """What every unit measured, read back from the records."""
     lines = map(json.loads, (folder / "records.jsonl").read_text().splitlines())
     found = {line["unit"]: line["measured"] for line in lines}
-    return {unit: found[str(unit)] for unit in make_analysis(name, short(name)).units(subject(data=DATA))}
+    units = make_analysis(name, short(name)).units(subject("ddpm", data=DATA))
+    return {unit: found[str(unit)] for unit in units}
 
 
 def flat(value: Any) -> list[float]:
