@@ -12,6 +12,7 @@ from torch import Tensor
 from dbpkit.analyses.analysis import Subject
 from dbpkit.analyses.tools.directions import TINY, along, lengths
 from dbpkit.attacks import Target
+from dbpkit.foundation.inputs import pixels_anywhere
 from dbpkit.foundation.noise import NoisePlan
 
 
@@ -83,10 +84,11 @@ def margins(subject: Subject, x: Tensor, y: Tensor, iterations: int = 5) -> Tens
     target = Target(subject.alone, subject.limit)
     unused = NoisePlan.of(0, torch.arange(len(x)))
     delta = torch.zeros_like(x)
-    for _ in range(iterations):
-        grad, value, _ = target.gradient(x + delta, y, noise=unused, loss="margin")
-        step = ((grad * delta).flatten(1).sum(dim=1) - value) / lengths(grad).square().clamp_min(TINY)
-        delta = step[:, None, None, None] * grad
+    with pixels_anywhere():
+        for _ in range(iterations):
+            grad, value, _ = target.gradient(x + delta, y, noise=unused, loss="margin")
+            step = ((grad * delta).flatten(1).sum(dim=1) - value) / lengths(grad).square().clamp_min(TINY)
+            delta = step[:, None, None, None] * grad
     far = lengths(delta).clamp_min(TINY)
     distance = first_change(
         lambda x: subject.classify(x).argmax(1), x, delta / far[:, None, None, None], 2 * far, 8, 12
