@@ -14,6 +14,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,16 +44,14 @@ def purifier(sampler: str, t_star: float, steps: int = 20, **options: Any) -> di
     return {"sampler": sampler, "t_star": t_star, "steps": steps, "options": options}
 
 
-FEW = [purifier("one_step", 0.05), purifier("one_step", 0.15), purifier("reverse_only", 0.1, 10, **SMALL)]
-MANY = [
-    *FEW,
-    purifier("one_step", 0.1),
-    purifier("ddpm", 0.1, **SMALL),
-    purifier("ddim", 0.15),
-    purifier("reverse_only", 0.2, **SMALL),
-    purifier("ddpm", 0.25, 12, **SMALL),
-]
-"""Purifiers of 1 to 4 network calls."""
+ONE, LATE = purifier("one_step", 0.05), purifier("one_step", 0.15)
+"""The cheapest purifier at two noise levels."""
+
+SILENT = purifier("reverse_only", 0.1, 10, **SMALL)
+"""One call and no forward noise."""
+
+CHAINS = [purifier("ddpm", 0.1, **SMALL), purifier("ddim", 0.15), purifier("ddpm", 0.2, 10, **SMALL)]
+"""Purifiers of 2 and 3 network calls."""
 
 
 class Models(NamedTuple):
@@ -61,16 +60,17 @@ class Models(NamedTuple):
     Attributes:
         data: its name in a spec.
         budgets: of each norm, near the point where half of the right anchors stand, set on other images.
-        classifiers: by name; a text ending in ``.safetensors`` is a file of WEIGHTS.
+        classifiers: by name, one of `KNOWN` or a file of WEIGHTS.
         denoisers: the same.
-        purifiers: settings.
+        rounds: settings of each round, dealt out to the models in turn, so that a study that is cut off after
+            a round is still balanced.
     """
 
     data: str
     budgets: Mapping[str, str]
     classifiers: Mapping[str, str]
     denoisers: Mapping[str, str]
-    purifiers: list[dict[str, Any]]
+    rounds: list[list[dict[str, Any]]]
 
 
 def own(data: str, *names: str) -> dict[str, str]:
@@ -78,24 +78,35 @@ def own(data: str, *names: str) -> dict[str, str]:
     return {name: f"{data}-{name}.safetensors" for name in names}
 
 
+KNOWN: dict[str, Any] = {
+    "embedded": "embedded",
+    "addt": {"name": "embedded", "options": {"variant": "addt"}},
+    "unmirrored": {"name": "embedded", "options": {"mirror": False}},  # half the cost
+}
+"""Models in the package, by the name they have here."""
+
 CLASSIFIERS = ("resnet9", "vgg", "wrn", "resnet9-adv")
 STUDY = {
     "digits": Models(
-        "digits", {"linf": "24/255", "l2": "0.5"}, own("digits", *CLASSIFIERS), own("digits", "denoiser"), MANY
+        "digits",
+        {"linf": "40/255", "l2": "0.9"},
+        own("digits", *CLASSIFIERS),
+        own("digits", "denoiser"),
+        [[ONE], [LATE], [SILENT], *([chain] for chain in CHAINS)],
     ),
     "fashion": Models(
         "fashion_mnist",
-        {"linf": "8/255", "l2": "0.5"},
+        {"linf": "8/255", "l2": "0.6"},
         own("fashion", *CLASSIFIERS),
         own("fashion", "denoiser"),
-        MANY[:6],
+        [[ONE], [LATE], [SILENT], *([chain] for chain in CHAINS[:1])],
     ),
     "cifar10": Models(
         "embedded",
-        {"linf": "2/255", "l2": "0.3"},
-        {"resnet9": "embedded", **own("cifar10", *CLASSIFIERS[1:])},
-        {"plain": "embedded", "addt": "embedded-addt"},
-        FEW,
+        {"linf": "3/255", "l2": "0.4"},
+        {"resnet9": "unmirrored", **own("cifar10", *CLASSIFIERS[1:])},
+        {"plain": "embedded", "addt": "addt"},
+        [[ONE, LATE], [LATE, ONE], [SILENT]],
     ),
 }
 
@@ -112,16 +123,16 @@ class Work(NamedTuple):
     def name(self) -> str:
         """Of the unit and its file."""
         (setting,) = settings([self.purifier])
-        return f"{self.group} {self.classifier} {self.denoiser} {setting.name}".replace("=", "").replace(" ", "_")
+        return f"{self.group} {self.classifier} {self.denoiser} {setting.name}".replace("=", "").replace(
+            " ", "_"
+        )
 
     def spec(self, weights: Path) -> EvaluationSpec:
         """The spec of its parts."""
         models = STUDY[self.group]
 
         def part(named: str) -> Any:
-            if not named.endswith(".safetensors"):
-                return named
-            return {"name": "weights", "options": {"path": str(weights / named)}}
+            return KNOWN.get(named) or {"name": "weights", "options": {"path": str(weights / named)}}
 
         table = {
             "data": models.data,
@@ -135,13 +146,14 @@ class Work(NamedTuple):
 
 
 def works(only: str = "") -> Iterator[Work]:
-    """All units; a setting of every model comes before the next, so that what is cut off is still balanced."""
+    """All units, round by round."""
     for group, models in STUDY.items():
         if only in ("", group):
-            for setting in models.purifiers:
-                for denoiser in models.denoisers:
-                    for classifier in models.classifiers:
-                        yield Work(group, classifier, denoiser, setting)
+            for dealt in models.rounds:
+                for (i, denoiser), (j, classifier) in product(
+                    enumerate(models.denoisers), enumerate(models.classifiers)
+                ):
+                    yield Work(group, classifier, denoiser, dealt[(i + j) % len(dealt)])
 
 
 def attacked(
@@ -238,7 +250,13 @@ def main() -> None:
         write_atomically(path, json.dumps(record).encode())
         found = record["images"]
         shares = {norm: sum(found[norm]["survived"]) / len(found["right"]) for norm in record["budgets"]}
-        print(work.name, f"{sum(found['right']) / len(found['right']):.2f}", shares, record["seconds"], flush=True)
+        print(
+            work.name,
+            f"{sum(found['right']) / len(found['right']):.2f}",
+            shares,
+            record["seconds"],
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
