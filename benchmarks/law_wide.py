@@ -123,9 +123,8 @@ class Work(NamedTuple):
     def name(self) -> str:
         """Of the unit and its file."""
         (setting,) = settings([self.purifier])
-        return f"{self.group} {self.classifier} {self.denoiser} {setting.name}".replace("=", "").replace(
-            " ", "_"
-        )
+        words = [self.group, self.classifier, self.denoiser, *setting.name.split()]
+        return "_".join(words).replace("=", "").replace("*", "")
 
     def spec(self, weights: Path) -> EvaluationSpec:
         """The spec of its parts."""

@@ -1,11 +1,11 @@
 """What predicts the attacked accuracy of a purified classifier: the statistics of `benchmarks.law_wide`.
 
-    python -m benchmarks.law_wide_fit DIR [--out FILE] [--simulate]
+    python -m benchmarks.law_wide_fit DIR [--out FILE]
 
-Correlations are taken within a data set and norm, or within a data set, norm and classifier, and then averaged:
-pooled over data sets they would tell what differs between data sets. Intervals resample the images of a data
-set, which all its purifiers share, its classifiers, and the purifiers around each classifier; two norms of one
-purifier stay together. Data sets are too few to resample: the intervals are for these three.
+Correlations are taken within a data set and norm, or within a data set, norm and classifier, and then
+averaged: pooled over data sets they would tell what differs between data sets. Intervals resample the images
+of a data set, which all its purifiers share, its classifiers, and the purifiers around each classifier; two
+norms of one purifier stay together. Data sets are too few to resample: the intervals are for these three.
 """
 
 import argparse
@@ -53,7 +53,8 @@ FITTED = {
 }
 """Linear combinations, whose slopes come from all other purified classifiers."""
 
-LOWER_IS_BETTER = {"rate", "step_rate", "attack_rate", "snr"}
+LOWER_IS_BETTER = {"rate", "step_rate", "attack_rate"}
+"""What the law expects to fall as robustness rises; their correlations are shown with the other sign."""
 
 
 class Unit(NamedTuple):
@@ -117,7 +118,7 @@ class Study:
 
     @cached_property
     def tables(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Columns (1, N, 2) from all images, and (B, N, 2) from resamples of them; the last axis is the norm."""
+        """Columns (1, N, 2) from all images, and (B, N, 2) from resamples of them; the last axis: norms."""
         plain: list[list[dict[str, np.ndarray]]] = []
         moved: list[list[dict[str, np.ndarray]]] = []
         weights = {
@@ -241,8 +242,8 @@ def left_out(
 ) -> tuple[np.ndarray, np.ndarray]:
     """What a linear fit over the other purified classifiers says of each: (N, 2) slopes' part, and errors.
 
-    Both norms of the unit are left out. The part of the slopes ranks; the error is that of the whole fit, with
-    the mean of the other units of the data set and norm.
+    Both norms of the unit are left out. The part of the slopes ranks; the error is that of the whole fit,
+    with the mean of the other units of the data set and norm.
     """
     y = table["attacked"][at]
     columns = [standardised(study, table[name][at]) for name in names] or [np.zeros_like(y)]
@@ -271,8 +272,8 @@ def left_out(
 def mixed(study: Study, names: Sequence[str]) -> dict[str, Any]:
     """A mixed-effects fit by REML: slopes per standard deviation, and deviations of the random effects.
 
-    Random effects of data set, of classifier and denoiser within it, and of the purified classifier, whose two
-    norms belong together.
+    Random effects of data set, of classifier and denoiser within it, and of the purified classifier, whose
+    two norms belong together.
 
     Source:
         statsmodels' MixedLM (Lindstrom & Bates 1988, JASA 83:1014).
@@ -294,11 +295,17 @@ def mixed(study: Study, names: Sequence[str]) -> dict[str, Any]:
     )
     effects = {name: f"0 + C({name})" for name in ("data", "classifier", "denoiser", "unit")}
     formula = "attacked ~ C(norm) + " + " + ".join(names)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a variance of 0 lies on the edge, and it says so
-        fit = MixedLM.from_formula(formula, frame, groups=np.ones(len(frame)), vc_formula=effects).fit(
-            reml=True
-        )
+    while True:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a variance of 0 lies on the edge, and it says so
+            model = MixedLM.from_formula(formula, frame, groups=np.ones(len(frame)), vc_formula=effects)
+            try:
+                fit = model.fit(reml=True)
+                break
+            except np.linalg.LinAlgError:  # an effect that the data cannot tell from another
+                if len(effects) == 1:
+                    raise
+                effects.pop(next(name for name in ("denoiser", "data", "unit") if name in effects))
     ends = fit.conf_int()
     return {
         "slopes per deviation": {

@@ -106,6 +106,24 @@ def test_margins_of_a_curved_classifier_are_the_shortest_way(subject: Subject) -
         assert torch.equal(curved.classify(x + step).argmax(1), y)
 
 
+def test_margins_beyond_the_pixel_range_are_measured_and_not_refused(subject: Subject) -> None:
+    """A confident classifier of few pixels: its linearised boundary lies where no image is."""
+
+    class Confident(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            gap = x.mean(dim=(1, 2, 3)) + 3
+            return torch.stack([gap, -gap, 0 * gap - 100], dim=1)
+
+    parts = subject.parts._replace(
+        undefended=type(subject.parts.undefended)(Confident()),
+        model=type(subject.parts.model)(subject.parts.model.purifier, Confident()),
+    )
+    x, _, _ = subject.examples(slice(0, 3))
+    found = margins(subject._replace(parts=parts), x, torch.zeros(3, dtype=torch.long))
+    exact = (x.mean(dim=(1, 2, 3)) + 3) * math.sqrt(SIZE)
+    assert torch.allclose(found, exact, rtol=1e-3)
+
+
 @pytest.mark.parametrize("dimensions", [2, 5, 192, 3072])
 @pytest.mark.parametrize("height", [0.0, 0.01, 0.02, 0.1, 0.5, 0.95])
 def test_cap_fraction_is_the_integral_of_the_slices(dimensions: int, height: float) -> None:
