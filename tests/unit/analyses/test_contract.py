@@ -32,6 +32,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "recommend": {"configurations": ONE_STEP[:2], "eps": ["0.1"], "confirm": 1, "others": 1, "iterations": 2},
     "shares": {"draws": 2, "tapes": 2, "iterations": 2, "eot": 2},
     "spectrum": {"draws": 3},
+    "tapes": {"tapes": 3, "iterations": 2, "eot": 2},
     "thresholds": {"iterations": 2, "points": 4, "slices": 1, "samples": 4},
     "trajectories": {"repeats": 1, "iterations": 2, "eot": 2},
     "transfer": {"tapes": 2, "averaged": [1, 2], "unseen": 2, "iterations": 2},
