@@ -67,6 +67,7 @@ from dbpkit.models.stages import StagedClassifier as StagedClassifier
 from dbpkit.models.weights import load_weights as load_weights
 from dbpkit.purification.classifier import PurifiedClassifier as PurifiedClassifier
 from dbpkit.purification.classifier import Undefended as Undefended
+from dbpkit.purification.ensemble import Ensemble as Ensemble
 from dbpkit.purification.diffusion import Purifier as Purifier
 from dbpkit.purification.fitting import FittedPurifier as FittedPurifier
 from dbpkit.threats.perceptual import FeatureDistance as FeatureDistance

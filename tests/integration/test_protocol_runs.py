@@ -116,3 +116,55 @@ def test_run_without_recorded_network_calls_is_still_read(tmp_path: Path) -> Non
     run = RunDirectory(tmp_path / "run")
     assert compare_runs(run, run).network_calls["white_box"] == (None, None)
     assert "Network calls per image" in write_report([run.path]).read_text()
+
+
+def test_mean_logits_is_recomputed_from_the_stored_logits(tiny: Tiny, tmp_path: Path) -> None:
+    """Classes of averaged draws, the headline, and the page, from the logits that the run stored."""
+    changes = {
+        "examples": {"count": 5},
+        "draws": {"report": 4, "select": 2},
+        "knowledge": ["white_box", "dw_both"],
+    }
+    summary = evaluate(tiny(protocol="mean_logits", **changes), tmp_path / "run")
+    run = RunDirectory(tmp_path / "run")
+    records = {(r["row"], r["example"]): r for r in run.records()}
+    right = []
+    for (name, example), record in records.items():
+        if name == "white_box":
+            ids, logits, _ = run.read_logits(name, 0, example)[0]
+            own = logits[ids.tolist().index(example)].double()
+            answers = [int(own[a:b].mean(dim=0).argmax()) for a, b in ((0, 2), (2, 4), (0, 3), (0, 4))]
+            assert record["ensembles"] == answers
+            right.append(answers[-1] == record["label"])
+    assert len(right) == 5
+    row = summary.row("white_box")
+    assert (row.headline.estimand, row.headline.value) == ("mean_logits@4", sum(right) / 5)
+    assert [e.estimand for e in row.estimates[-3:]] == ["mean_logits@2", "mean_logits@3", "mean_logits@4"]
+    assert row.estimates[-1].value == row.headline.value
+    assert row.control is not None
+    assert not any("ensembles" in r for (name, _), r in records.items() if name == "dw_both")
+    page = write_report([tmp_path / "run"]).read_text()
+    assert "Class of the mean logits of N draws, by N" in page
+    assert page.count("N = 3") == 1
+    evaluate(tiny(**changes), tmp_path / "plain")
+    found = comparable(tmp_path / "run")
+    assert {key: {k: v for k, v in r.items() if k != "ensembles"} for key, r in found.items()} == comparable(
+        tmp_path / "plain"
+    )
+
+
+def test_attacker_of_the_ensemble_who_knows_its_noise_is_judged_by_the_ensemble(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    both = {
+        "shared_sites": ["forward", "reverse"],
+        "gradient": "mean_logits",
+        "gradient_options": {"members": 3},
+    }
+    spec = tiny(protocol="mean_logits", examples={"count": 3}, knowledge=[{"name": "known_ensemble", **both}])
+    evaluate(spec, tmp_path / "run")
+    run = RunDirectory(tmp_path / "run")
+    found = [r for r in run.records() if r["row"] == "known_ensemble"]
+    assert all(len(r["predicted"]) == 1 and "error" not in r for r in found)
+    assert len(found) == 3
+    assert {r["network_calls"] % 3 for r in found} == {0}

@@ -21,6 +21,7 @@ UNIT: list[Record] = [
         "example": example,
         "label": example % 3,
         "predicted": [0, 1, example],
+        "ensembles": [1, example],
         "attack": "pgd",
         "excess": 0,
         "distance": 0.03,

@@ -40,7 +40,7 @@ def calls_of(model: Any) -> int:
     purifier = getattr(model, "purifier", None)
     inner = getattr(model, "model", None)
     if purifier is None and inner is not None:
-        return calls_of(inner)
+        return calls_of(inner) * int(getattr(model, "members", 1))  # of an ensemble
     return max(1, int(getattr(purifier, "calls", 0)))
 
 

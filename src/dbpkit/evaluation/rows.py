@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dbpkit.attacks import Attack, AttackOutcome, Target
+from dbpkit.evaluation.averaging import ensemble_classes
 from dbpkit.evaluation.cost import network_calls
 from dbpkit.evaluation.watch import Watch
 from dbpkit.evaluation.work import Batch, Made, Unit, joined
@@ -22,6 +23,7 @@ from dbpkit.experiment.knowledge import Knowledge
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.foundation.errors import NonFiniteError
 from dbpkit.foundation.noise import NoisePlan
+from dbpkit.purification.ensemble import Ensemble
 from dbpkit.results.kinds import CLEAN, KINDS, NOISY, TRANSFER, baseline_rows, kind_of
 from dbpkit.results.protocols import chosen_protocol
 from dbpkit.results.records import Attacked, Key, Watched, judged
@@ -61,7 +63,8 @@ class Rows:
         self.views = {
             name: make_view(parts.model, k.gradient, k.gradient_options) for name, k in self.knowledge.items()
         }
-        self.watches = chosen_protocol(spec.protocol).judges_iterates
+        self.protocol = chosen_protocol(spec.protocol)
+        self.watches = self.protocol.judges_iterates
         self._calls: dict[str, int] = {}
 
     def units(self) -> list[Unit]:
@@ -92,8 +95,10 @@ class Rows:
         if knowledge is None:
             deterministic = self.parts.undefended is None and not self.parts.model.sites
             return Judge(self.parts.model, noise, 1 if deterministic else self.spec.draws.report)
-        draws = 1 if self.is_known(row) else self.spec.draws.report
-        return Judge(self.parts.model, knowledge.apply(noise, tape), draws)
+        plan, view = knowledge.apply(noise, tape), self.views[row]
+        if self.is_known(row):  # whoever knows the noise of an ensemble is judged by that ensemble
+            return Judge(view if isinstance(view, Ensemble) else self.parts.model, plan, 1)
+        return Judge(self.parts.model, plan, self.spec.draws.report)
 
     def logits(self, row: str, tape: int, batch: Batch, x: Tensor) -> Tensor:
         """Returns the report logits (B, R, K) of images ``x`` that stand for a batch in a row."""
@@ -219,10 +224,9 @@ class Rows:
         files.append(self.run.write_logits(name, ids, logits, how))
         predicted = logits.argmax(dim=-1).tolist()
         told: Iterable[Attacked | None] = repeat(None, len(ids)) if attacked is None else attacked
-        records = [
-            judged(Key(row, tape, i), y, p, one)
-            for i, y, p, one in zip(ids.tolist(), batch.y.tolist(), predicted, told, strict=True)
-        ]
+        answers = ensemble_classes(logits, self.protocol.averages)
+        columns = zip(ids.tolist(), batch.y.tolist(), predicted, told, answers, strict=True)
+        records = [judged(Key(row, tape, i), y, p, one, mean) for i, y, p, one, mean in columns]
         return Made(records, files)
 
     def _counted(

@@ -20,8 +20,8 @@ class Knowledge(NamedTuple):
 
     Attributes:
         name: row of the table.
-        gradient: registered gradient: ``exact``, ``bpda``, ``surrogate``, ``blind``, ``other_tape`` or
-            ``unsquashed``.
+        gradient: registered gradient: ``exact``, ``bpda``, ``surrogate``, ``blind``, ``other_tape``,
+            ``unsquashed`` or ``mean_logits``.
         gradient_options: its keyword arguments.
         shared_sites: noise the attacker knows; ``forward`` stands for all that is drawn before the way back,
             a drawn t*, grid or sampler too, and ``reverse`` for all noise of the way back.

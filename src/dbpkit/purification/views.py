@@ -14,6 +14,7 @@ from dbpkit.foundation.registry import Registry
 from dbpkit.models.heads import Unsquashed
 from dbpkit.purification.classifier import PurifiedClassifier, Undefended
 from dbpkit.purification.diffusion import Purifier
+from dbpkit.purification.ensemble import Averaged, Ensemble
 from dbpkit.purification.purifier import PurifiesImages
 from dbpkit.purification.replay import straight_through
 
@@ -55,6 +56,21 @@ def surrogate(model: PurifiedClassifier, steps: Count = 50) -> nn.Module:
 def blind(model: PurifiedClassifier) -> nn.Module:
     """The attacker does not know of the purifier and attacks the classifier alone."""
     return Undefended(model.classifier)
+
+
+@gradients.register("mean_logits")
+def mean_logits(model: PurifiedClassifier, members: Count = 10, average: Averaged = "logits") -> nn.Module:
+    """The attacker differentiates the mean over several purifications, which then also judges known noise.
+
+    Args:
+        model: the purified classifier.
+        members: purifications that are averaged, R; eot counts ensembles of so many.
+        average: ``logits`` or ``softmax``.
+
+    Source:
+        Du, Hill & Cai 2026, MEFA (arXiv:2605.06357).
+    """
+    return Ensemble(model, members, average)
 
 
 @gradients.register("unsquashed")

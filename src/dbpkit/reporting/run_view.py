@@ -12,8 +12,10 @@ from dbpkit.reporting.checks import preflight_note, record_checks
 from dbpkit.reporting.strip import Strip, read_strip
 from dbpkit.reporting.tables import (
     DifferenceRow,
+    EnsembleTable,
     TableRow,
     difference_rows,
+    ensemble_table,
     headline_title,
     interval_methods,
     precision_note,
@@ -56,6 +58,7 @@ class RunView(NamedTuple):
         summary: its numbers, flags and sentence.
         rows: lines of the headline table.
         protocol: what the headline is called, or empty if it is the accuracy per draw.
+        ensembles: accuracy by number of averaged draws, or None.
         methods: how the intervals were made.
         precision: what the networks computed in, in a sentence; empty for float32.
         differences: lines of the table of paired differences.
@@ -81,6 +84,7 @@ class RunView(NamedTuple):
     summary: Summary
     rows: list[TableRow]
     protocol: str
+    ensembles: EnsembleTable | None
     methods: str
     precision: str
     differences: list[DifferenceRow]
@@ -120,6 +124,7 @@ def run_view(run: RunDirectory, letter: str) -> RunView:
         summary=summary,
         rows=table_rows(summary),
         protocol=headline_title(summary),
+        ensembles=ensemble_table(summary),
         methods=interval_methods(summary),
         precision=precision_note(summary),
         differences=difference_rows(summary),

@@ -67,6 +67,18 @@ class TableRow(NamedTuple):
     control: Cell | None
 
 
+class EnsembleTable(NamedTuple):
+    """Accuracy by number of averaged draws.
+
+    Attributes:
+        sizes: the numbers, ascending; 1 is a single draw.
+        rows: title and an estimate for each size, None where there is none.
+    """
+
+    sizes: list[int]
+    rows: list[tuple[str, list[Cell | None]]]
+
+
 class DifferenceRow(NamedTuple):
     """One line of the table of paired differences."""
 
@@ -88,6 +100,26 @@ def headline_title(summary: Summary) -> str:
     """Returns what the headline is called, ``"right on all N draws"``; empty if it is per draw."""
     protocol = recorded_protocol(summary.protocol)
     return "" if summary.protocol == DEFAULT or protocol is None else protocol.title
+
+
+def ensemble_table(summary: Summary) -> EnsembleTable | None:
+    """Returns accuracy by number of averaged draws; None unless the run's protocol averages."""
+    protocol = recorded_protocol(summary.protocol)
+    if protocol is None or not protocol.averages:
+        return None
+    rows: list[tuple[str, dict[int, Cell]]] = []
+    for row in summary.rows:
+        named = [(e.estimand.partition("@"), e) for e in row.estimates]
+        found = {int(count): accuracy_cell(e) for (name, _, count), e in named if name == protocol.estimand}
+        if found:
+            single = next(e for e in row.estimates if e.estimand == "per_draw")
+            rows.append((row.title, {1: accuracy_cell(single), **found}))
+    sizes = sorted({size for _, found in rows for size in found})
+    return (
+        EnsembleTable(sizes, [(title, [f.get(size) for size in sizes]) for title, f in rows])
+        if rows
+        else None
+    )
 
 
 def difference_rows(summary: Summary) -> list[DifferenceRow]:

@@ -11,7 +11,16 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from dbpkit.results.columns import ABSENT
-from dbpkit.results.records import MEASURES, PATHS, QUERIES, Record, are_queries, is_shard, key_of
+from dbpkit.results.records import (
+    MEASURES,
+    PATHS,
+    QUERIES,
+    Record,
+    are_classes,
+    are_queries,
+    is_shard,
+    key_of,
+)
 
 _FAILED: Mapping[str, Any] = {"label": ABSENT, "predicted": ()}
 """Stands in the columns for a record without a result."""
@@ -28,6 +37,7 @@ class Block(NamedTuple):
     Attributes:
         whole: whole numbers by key.
         predicted: the predictions of all, one after the other.
+        ensembles: the classes of groups of draws of all, one after the other.
         measures: numbers by key.
         paths: the numbers of all lists, one after the other, by key.
         counts: how many each list has, by key.
@@ -36,6 +46,7 @@ class Block(NamedTuple):
 
     whole: Mapping[str, Sequence[int]]
     predicted: Sequence[int]
+    ensembles: Sequence[int]
     measures: Mapping[str, Sequence[float]]
     paths: Mapping[str, Sequence[float]]
     counts: Mapping[str, Sequence[int]]
@@ -68,6 +79,7 @@ def alike(records: Sequence[Mapping[str, Any]]) -> Block | None:
         return None
     if not _are_texts(columns) or not _are_answers(columns):
         return None
+    ensembles = columns.get("ensembles", ())
     whole = {name: columns[name] for name in ("tape", "example", "label")}
     whole["draws"] = tuple(map(len, columns["predicted"]))
     if "claimed_success" in first:
@@ -77,9 +89,10 @@ def alike(records: Sequence[Mapping[str, Any]]) -> Block | None:
     return Block(
         whole,
         predicted,
+        list(chain.from_iterable(ensembles)),
         measures,
         {name: path for name, path in paths.items() if path},
-        {name: tuple(map(len, columns[name])) for name in paths},
+        {name: tuple(map(len, columns[name])) for name in (*paths, *(("ensembles",) if ensembles else ()))},
         {},
     )
 
@@ -108,7 +121,9 @@ def _are_texts(columns: Mapping[str, Sequence[Any]]) -> bool:
 
 
 def _are_answers(columns: Mapping[str, Sequence[Any]]) -> bool:
-    """Whether what was asked and claimed while the attack ran is as it must be."""
+    """Whether groups of draws, and what was asked and claimed while the attack ran, are as they must be."""
+    if not all(map(are_classes, columns.get("ensembles", ()))):
+        return False
     if not set(map(type, columns.get("claimed_success", ()))) <= {bool}:
         return False
     if "queries" not in columns:
@@ -132,8 +147,10 @@ def any_records(records: Sequence[Record]) -> Block:
     return Block(
         whole,
         list(chain.from_iterable(r["predicted"] for r in good)),
+        list(chain.from_iterable(r.get("ensembles", ()) for r in good)),
         {name: [r.get(name, math.nan) for r in good] for name in MEASURES},
         {n: [math.nan if v is None else v for v in chain.from_iterable(lists[n])] for n in PATHS},
-        {name: list(map(len, lists[name])) for name in PATHS},
+        {name: list(map(len, lists[name])) for name in PATHS}
+        | {"ensembles": [len(r.get("ensembles", ())) for r in good]},
         {k: r["error"] for k, r in enumerate(records) if "error" in r},
     )

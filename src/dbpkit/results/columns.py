@@ -69,6 +69,7 @@ class RowColumns:
         measures: ``excess``, ``distance``, ``forward_passes``, ``gradient_passes`` and ``network_calls``,
             (n,) each; nan where a record has no such key.
         paths: ``loss`` and ``grad_norm``; no values where a record has no such key.
+        ensembles: classes of groups of averaged draws; no values where a record has no such key.
         queries: ``queries``, ``failed_at`` and ``control_failed_at``, (n,) each; 0 for null, -1 where a
             record has no such key.
         claimed_success: 1, 0, or -1 where a record has no such key, (n,).
@@ -83,6 +84,7 @@ class RowColumns:
     predicted: Integers
     measures: dict[str, Floats]
     paths: dict[str, Ragged]
+    ensembles: Ragged
     queries: dict[str, Integers]
     claimed_success: Integers
     line: Integers
@@ -104,11 +106,15 @@ class RowColumns:
         return dict(zip(ids.tolist(), means.tolist(), strict=True))
 
     def records(self, row: str) -> list[Record]:
-        """Returns key, label, predictions and queries as records again; one row at a time fits the memory."""
+        """Returns key, label, answers and queries as records again; one row at a time fits the memory."""
         columns = self.tape, self.example, self.label, self.predicted, self.draws
+        lists, ends = self.ensembles.values.astype(np.int64).tolist(), np.cumsum(self.ensembles.counts)
+        groups = [lists[end - count : end] for end, count in zip(ends, self.ensembles.counts, strict=True)]
         found = [
-            judged(Key(row, tape, example), label, predicted[:draws])
-            for tape, example, label, predicted, draws in zip(*(c.tolist() for c in columns), strict=True)
+            judged(Key(row, tape, example), label, predicted[:draws], None, own)
+            for (tape, example, label, predicted, draws), own in zip(
+                zip(*(c.tolist() for c in columns), strict=True), groups, strict=True
+            )
         ]
         asked = zip(*(self.queries[name].tolist() for name in QUERIES), strict=True)
         for record, (count, failed_at, control_failed_at) in zip(found, asked, strict=True):
@@ -125,7 +131,9 @@ class RowColumns:
         cut: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, dict):
+            if isinstance(value, Ragged):
+                cut[field.name] = value.select(index)
+            elif isinstance(value, dict):
                 cut[field.name] = {
                     k: v.select(index) if isinstance(v, Ragged) else v[index] for k, v in value.items()
                 }

@@ -129,8 +129,9 @@ class _Row:
         self.whole = {name: array("q") for name in (*_WHOLE, "line")}
         self.measures = {name: array("d") for name in MEASURES}
         self.paths = {name: array("d") for name in PATHS}
-        self.counts = {name: array("q") for name in PATHS}
+        self.counts = {name: array("q") for name in (*PATHS, "ensembles")}
         self.predicted = array("q")
+        self.ensembles = array("q")
         self.errors: dict[int, str] = {}
         self.units: list[tuple[int, int, int]] = []
         self.overflows = False
@@ -151,6 +152,7 @@ class _Row:
             for name, path in block.paths.items():
                 self.paths[name] += array("d", path)
             self.predicted += array("q", block.predicted)
+            self.ensembles += array("q", block.ensembles)
         except OverflowError:  # a whole number of more than 64 bits, or one that is not a float
             self.overflows = True
         self.count += len(places)
@@ -190,6 +192,7 @@ class _Row:
                 for name, values in self.measures.items()
             },
             paths=paths,
+            ensembles=Ragged(_whole_floats(self.ensembles), self._whole(self.counts["ensembles"], 0)),
             queries={name: whole.pop(name) for name in QUERIES},
             append=np.repeat(append, count),
             **whole,
@@ -215,6 +218,10 @@ def _newest(tape: Integers, example: Integers, turn: Integers) -> tuple[Integers
     first, last = order[begins], order[np.append(begins[1:], True)]
     appeared = np.argsort(first)
     return last[appeared], first[appeared]
+
+
+def _whole_floats(values: "array[Any]") -> Floats:
+    return np.frombuffer(values, dtype=np.int64).astype(np.float64) if values else np.zeros(0)
 
 
 def _floats(values: "array[Any]") -> Floats:

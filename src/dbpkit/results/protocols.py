@@ -7,7 +7,7 @@ but the first stands beside its control: the unattacked image at the same number
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -33,6 +33,8 @@ class Protocol:
         title: the same for people.
         has_control: whether it is shown next to the unattacked image at the same number of queries.
         judges_iterates: whether every iterate of the attack is judged while it runs.
+        averages: what is averaged over draws before a class is taken and recorded, ``"logits"`` or
+            ``"softmax"``; empty for nothing.
         at_once: ``held`` of all records of a row, (n,), from their columns; None where it takes each record.
     """
 
@@ -41,6 +43,7 @@ class Protocol:
     title: str
     has_control: bool = True
     judges_iterates: bool = False
+    averages: Literal["", "logits", "softmax"] = ""
     at_once: Callable[[RowColumns], Floats] | None = None
 
     def __post_init__(self) -> None:
@@ -96,11 +99,31 @@ def while_optimising(record: Record) -> float:
     return float(record["failed_at"] is None) if "queries" in record else worst_of_n(record)
 
 
+def mean_logits(record: Record) -> float:
+    """One answer of an ensemble: the class of the mean of the logits of N draws, N = draws.report.
+
+    Source:
+        Du, Hill & Cai 2026, MEFA (arXiv:2605.06357), validation by replicates.
+    """
+    return _of_mean(record)
+
+
+def mean_softmax(record: Record) -> float:
+    """One answer of an ensemble: the class of the mean of the probabilities of N draws, N = draws.report."""
+    return _of_mean(record)
+
+
 protocols.register("one_shot")(
     Protocol(one_shot, "per_draw", "accuracy per draw", has_control=False, at_once=lambda group: group.right)
 )
 protocols.register("worst_of_n")(Protocol(worst_of_n, "all_draws", "right on all N draws"))
 protocols.register("majority")(Protocol(majority_vote, "majority", "majority of N draws"))
+protocols.register("mean_logits")(
+    Protocol(mean_logits, "mean_logits", "class of the mean logits of N draws", averages="logits")
+)
+protocols.register("mean_softmax")(
+    Protocol(mean_softmax, "mean_softmax", "class of the mean softmax of N draws", averages="softmax")
+)
 protocols.register("while_optimising")(
     Protocol(while_optimising, "any_iterate", "right at every iterate", judges_iterates=True)
 )
@@ -218,7 +241,21 @@ def _control(protocol: Protocol, record: Record, clean: Record | None) -> Record
         return None
     count, draws = len(record["predicted"]), clean["predicted"]
     first = record["tape"] * count if (record["tape"] + 1) * count <= len(draws) else 0
-    return {**clean, "predicted": draws[first : first + count]} if count <= len(draws) else None
+    if count > len(draws) or (protocol.averages and count not in (1, len(draws))):
+        return None
+    return {**clean, "predicted": draws[first : first + count]}
+
+
+def _of_mean(record: Record) -> float:
+    """Whether the mean of all draws has the label's class; of one draw it is the draw."""
+    if len(record["predicted"]) == 1:
+        return float(record["predicted"][0] == record["label"])
+    if "ensembles" not in record:
+        raise UserError(
+            f"example {record['example']} of row '{record['row']}' has no class of averaged draws, which the"
+            " protocol counts. Delete its record and run again."
+        )
+    return float(record["ensembles"][-1] == record["label"])
 
 
 def _estimate(protocol: Protocol, records: Sequence[Record]) -> Estimate:

@@ -81,6 +81,7 @@ class Record(Attacked, total=False):
         example: example id.
         label: true class; not in a failed record.
         predicted: class of each report draw; not in a failed record.
+        ensembles: classes of groups of draws whose logits were averaged; under such a protocol only.
         error: why there is no result; in a failed record only.
     """
 
@@ -89,6 +90,7 @@ class Record(Attacked, total=False):
     example: Required[int]
     label: int
     predicted: list[int]
+    ensembles: list[int]
     error: str
 
 
@@ -100,7 +102,13 @@ class Key(NamedTuple):
     example: int
 
 
-def judged(key: Key, label: int, predicted: list[int], attacked: Attacked | None = None) -> Record:
+def judged(
+    key: Key,
+    label: int,
+    predicted: list[int],
+    attacked: Attacked | None = None,
+    ensembles: list[int] | None = None,
+) -> Record:
     """Makes the record of an example that has a result.
 
     Args:
@@ -108,9 +116,12 @@ def judged(key: Key, label: int, predicted: list[int], attacked: Attacked | None
         label: true class.
         predicted: class of each report draw.
         attacked: what the attack left, for rows that ran one.
+        ensembles: classes of groups of draws, under a protocol that averages their logits.
     """
     row, tape, example = key
     made: Record = {"row": row, "tape": tape, "example": example, "label": label, "predicted": predicted}
+    if ensembles:
+        made["ensembles"] = ensembles
     return {**made, **attacked} if attacked else made
 
 
@@ -158,6 +169,8 @@ def fault(record: Mapping[str, Any]) -> str:
         return "'predicted' is not a list of classes"
     if min(predicted) < 0 or max(predicted) >= MOST:
         return "'predicted' is not a list of classes"
+    if "ensembles" in record and not are_classes(record["ensembles"]):
+        return "'ensembles' is not a list of classes"
     return _attack_fault(record) if len(record) > 5 else ""
 
 
@@ -198,6 +211,11 @@ def are_queries(asked: Any, failed: Any, control: Any) -> bool:
     if type(asked) is not int or not 0 <= asked < MOST:
         return False
     return all(at is None or (type(at) is int and 1 <= at <= asked) for at in (failed, control))
+
+
+def are_classes(values: Any) -> bool:
+    """Whether a value is a list of classes, at least one."""
+    return type(values) is list and bool(values) and all(type(v) is int and 0 <= v < MOST for v in values)
 
 
 def is_shard(name: Any) -> bool:

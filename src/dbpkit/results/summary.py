@@ -16,6 +16,7 @@ from dbpkit.results.analysis import analysis_results
 from dbpkit.results.chance import JUDGED, chance_flags
 from dbpkit.results.columns import ABSENT, RowColumns, network_calls
 from dbpkit.results.doubts import doubts
+from dbpkit.results.ensembles import ensemble_estimates
 from dbpkit.results.executed import executed
 from dbpkit.results.flags import Flag, record_flags
 from dbpkit.results.headline import NOTHING, headline_sentence, measured_trend, white_box_eot
@@ -23,6 +24,7 @@ from dbpkit.results.kinds import DIFFERENCES, NO_DENOISER, baseline_rows, kind_o
 from dbpkit.results.protocols import (
     DEFAULT,
     Headline,
+    Protocol,
     headline,
     own_protocol,
     protocol_flags,
@@ -50,7 +52,7 @@ class Row(NamedTuple):
         title: the same for people.
         tapes: independent noise tapes the attacker was given in turn, or 1.
         estimates: ``per_draw`` first; ``majority`` and ``all_draws@R`` where there are R > 1 draws;
-            ``any_iterate@N`` where iterates were judged.
+            ``any_iterate@N`` where iterates were judged; ``mean_logits@R`` for several R under that one.
         headline: the estimate that the spec's protocol publishes.
         control: the same of unattacked images at the same number of queries, or None.
         forward_passes: purifications per example that the attack ran, each tape's added.
@@ -142,7 +144,7 @@ def summarise(run: RunDirectory | str | Path) -> Summary:
                 unattacked[clean] = columns.rows[clean].records(clean) if clean in columns.rows else []
             shown = headline(protocol, name, group, unattacked[clean])
             own_flags += protocol_flags(protocol, name, group, unattacked[clean])
-        found = _row(name, columns.rows[name], shown)
+        found = _row(name, columns.rows[name], shown, protocol)
         rows.append(found._replace(failed=failed[name], title=kind_of(name).title_in(has_purifier(spec))))
     preflight = [Flag(**f) for f in run.checks() or []]
     differences = {}
@@ -174,7 +176,7 @@ def expected_rows(spec: RecordedSpec) -> dict[str, int]:
     return {**baseline, **{k.name: k.tapes for k in spec.knowledge}}
 
 
-def _row(name: str, group: RowColumns, shown: Headline) -> Row:
+def _row(name: str, group: RowColumns, shown: Headline, protocol: Protocol) -> Row:
     """The estimates of one row."""
     tapes = 1 + int(group.tape.max())
     counted = votes(group)
@@ -185,6 +187,8 @@ def _row(name: str, group: RowColumns, shown: Headline) -> Row:
     if tapes == 1 and bool((group.queries["queries"] != ABSENT).all()):
         failed_at = [at or None for at in group.queries["failed_at"].tolist()]
         estimates.append(any_iterate(failed_at, group.queries["queries"].tolist()))
+    if tapes == 1 and protocol.averages:
+        estimates += ensemble_estimates(group, protocol.estimand)
     if tapes > 1:
         estimates.append(always._replace(estimand=f"all_tapes@{counted.most}"))
     forward, gradient = (
