@@ -97,10 +97,10 @@ class Tapes(OfImages):
         classifier: a second classifier behind the same purifier, as after --classifier; empty for none.
     """
 
-    images: Count = 32
+    images: Count = 16
     tapes: Several = 16
-    iterations: Count = 10
-    eot: Count = 10
+    iterations: Count = 5
+    eot: Count = 5
     shared: bool = True
     other_loss: LossName = "margin"
     other_norm: str = ""
