@@ -1,5 +1,6 @@
 """Tapes against a model whose answers follow from image and tape in closed form, and against made records."""
 
+import json
 import math
 from typing import Any
 
@@ -16,6 +17,7 @@ from dbpkit.attacks import Target
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
 from tests import parts
+from tests.docs.pages import ROOT
 from tests.oracles import uniform
 from tests.unit.analyses import stubs
 
@@ -179,6 +181,17 @@ def test_tapes_constant_answers_have_levels_and_no_other_number() -> None:
     assert all(math.isfinite(number.value) for number in result.numbers)
     assert "share of the variance that images make" in stubs.numbers(result)
     assert not any(number.name.startswith("variance of the tapes") for number in result.numbers)
+
+
+def test_tapes_recorded_numbers_follow_from_the_recorded_answers() -> None:
+    recorded = json.loads((ROOT / "benchmarks/results/tapes.json").read_text())
+    tables = {name: np.array([[*map(int, row)] for row in rows]) for name, rows in recorded["tables"].items()}
+    result = Tapes(eot=recorded["settings"]["eot"]).conclude(records(tables.pop("known"), **tables))
+    found = stubs.numbers(result)
+    assert [n["name"] for n in recorded["numbers"]] == list(found)
+    for number in recorded["numbers"]:
+        assert found[number["name"]].value == pytest.approx(number["value"])
+        assert found[number["name"]].holds == number["holds"]
 
 
 @pytest.mark.parametrize(
