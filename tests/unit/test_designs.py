@@ -1,11 +1,28 @@
 """Designs of draws: what they draw, that the gradient's expectation stays, and that every attack has them."""
 
+import dataclasses
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+import dbpkit.attacks.libraries  # noqa: F401 - registers their attacks
+from dbpkit import PurifiedClassifier, Purifier, evaluate
+from dbpkit.attacks import Design, Target, accepted_options, attacks, designed, make_attack
+from dbpkit.attacks.designs import controlled
+from dbpkit.evaluation.counting import passes
+from dbpkit.experiment.build import build
+from dbpkit.experiment.execution import Execution
+from dbpkit.experiment.spec import DesignSpec, EvaluationSpec
+from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
+from dbpkit.foundation.spec import spec_hash, validate
+from dbpkit.results.run_directory import RunDirectory
+from dbpkit.threats.pixels import Linf
+from tests.parts import TINY, ChannelMean, data, gaussian_denoiser
 
 PLAN = NoisePlan.of(3, [5, 9, 2], "attack")
 
@@ -94,3 +111,262 @@ def test_more_orthogonal_draws_than_values_begin_anew() -> None:
     for a, b in ((0, 1), (2, 3)):
         torch.testing.assert_close((z[:, a] * z[:, b]).sum(1), torch.zeros(3, dtype=torch.float64))
     assert (z[:, 1] * z[:, 2]).sum(1).abs().min() > 1e-6
+
+
+DESIGNS = [
+    Design(antithetic=True),
+    Design(orthogonal=True),
+    Design(antithetic=True, orthogonal=True),
+    Design(control=10, control_draws=4),
+    Design(antithetic=True, control=10, control_draws=4),
+    Design(orthogonal=True, control=10, control_draws=4),
+]
+
+
+def small_model(steps: int = 20) -> PurifiedClassifier:
+    """A nonlinear model of closed-form parts: `ddpm` with 3 calls, and 2 with 10 steps."""
+    return PurifiedClassifier(Purifier(gaussian_denoiser(), "ddpm", steps=steps), ChannelMean(200.0))
+
+
+def same_image(count: int) -> tuple[Tensor, Tensor, NoisePlan]:
+    """One image of 4 x 4 under as many ids: as many independent repetitions of an estimate."""
+    x = data().x()[:1, :, :4, :4].repeat(count, 1, 1, 1).double()
+    return x, torch.zeros(count, dtype=torch.long), NoisePlan.of(11, range(count), "attack")
+
+
+@pytest.mark.parametrize("design", DESIGNS, ids=str)
+def test_designs_leave_the_expectation_as_it_is(design: Design) -> None:
+    """4,096 plain draws against 1,024 gradients of a design: all 48 values within 4.5 standard errors."""
+    x, y, noise = same_image(1024)
+    target = Target(small_model(), 4096)
+    plain = target.gradient(x, y, noise=noise.in_lane(1), eot=4).grad
+    found = target.gradient(x, y, noise=noise.in_lane(2), eot=6, design=design).grad
+    error = (found.mean(0) - plain.mean(0)) / ((found.var(0) + plain.var(0)) / 1024).sqrt()
+    assert error.abs().max() < 4.5
+    assert found.var(0).mean() > 0
+
+
+def test_weight_that_is_fitted_to_its_own_draws_would_be_biased() -> None:
+    """What leaving the own draw out is for: the check above sees the bias of the simple way."""
+    generator = torch.Generator().manual_seed(0)
+    s = torch.empty(20_000, 4, 1, dtype=torch.float64).normal_(generator=generator)
+    m = torch.empty(20_000, 4, 1, dtype=torch.float64).normal_(generator=generator)
+    f = s.square()
+    found = controlled(f, s, m, Design(control=1)).flatten() - 1
+    own = s - s.mean(1, keepdim=True)
+    weight = (own * f).sum(1) / own.square().sum(1) / 2
+    simple = f.mean((1, 2)) - weight[:, 0] * (s.mean((1, 2)) - m.mean((1, 2))) - 1
+    t = [float(v.mean() / v.std() * math.sqrt(len(v))) for v in (found, simple)]
+    assert abs(t[0]) < 4 < abs(t[1])
+
+
+class Polynomial(nn.Module):
+    """Logits (x + z, 0) squared or not, of one pixel: its gradient is odd, or even, in z."""
+
+    sites = frozenset({"forward"})
+
+    def __init__(self, even: bool) -> None:
+        super().__init__()
+        self.even = even
+
+    def forward(self, x: Tensor, *, noise: NoisePlan) -> Tensor:
+        z = noise.normal("forward", 0, x)
+        value = (x * z.square() if self.even else (x + z).square() / 2).flatten(1).sum(1)
+        return torch.stack([value, torch.zeros_like(value)], dim=1)
+
+
+def first_logit(logits: Tensor, y: Tensor) -> Tensor:
+    """The loss of the polynomial models."""
+    del y
+    return logits[:, 0]
+
+
+def test_antithetic_pairs_remove_the_odd_part_entirely_and_double_the_even_one() -> None:
+    x = torch.full((4096, 1, 1, 1), 0.3, dtype=torch.float64)
+    y, noise = torch.zeros(4096, dtype=torch.long), NoisePlan.of(2, range(4096), "attack")
+    ask = {"noise": noise, "eot": 4, "loss": first_logit, "design": Design(antithetic=True)}
+    odd = Target(Polynomial(even=False), 8192).gradient(x, y, **ask).grad
+    torch.testing.assert_close(odd, x, rtol=1e-14, atol=1e-15)
+    even = Target(Polynomial(even=True), 8192).gradient(x, y, **ask).grad
+    assert float(even.var()) == pytest.approx(2 / 2, rel=0.15)  # Var z^2 = 2, two pairs; 4 draws: 2 / 4
+
+
+def test_controlled_is_what_it_says() -> None:
+    """Against a slow loop, for pairs and a draw without a partner."""
+    generator = torch.Generator().manual_seed(3)
+    f, s, m = (torch.empty(2, n, 3, 2, dtype=torch.float64).normal_(generator=generator) for n in (7, 7, 5))
+    found = controlled(f, s, m, Design(antithetic=True, control=1))
+    blocks = [[0, 1], [2, 3], [4, 5], [6]]
+    for b in range(2):
+        total = torch.zeros(3, 2, dtype=torch.float64)
+        for block in blocks:
+            others = [o for o in blocks if o != block]
+            fo, so = (torch.stack([g[b, o].mean(0) for o in others]) for g in (f, s))
+            fo, so = fo - fo.mean(0), so - so.mean(0)
+            weight = (fo * so).sum() / (so * so).sum() * 5 / 12
+            total += sum(f[b, r] - weight * (s[b, r] - m[b].mean(0)) for r in block)
+        torch.testing.assert_close(found[b], total / 7)
+
+
+def test_control_of_a_surrogate_that_errs_alike_leaves_the_error_of_its_mean() -> None:
+    s = torch.tensor([[1.0, 2.0, 4.0, 5.0]])[:, :, None]
+    m = torch.tensor([[3.0, 5.0]])[:, :, None]
+    found = controlled(2 * s + 7, s, m, Design(control=1))
+    assert float(found) == pytest.approx(7 + 2 * (4 * 3 + 2 * 4) / 6)
+
+
+@pytest.mark.parametrize("design", [*DESIGNS, Design(common=True)], ids=str)
+def test_designs_do_not_depend_on_batch_micro_batch_or_order(design: Design) -> None:
+    some = data()
+    x, y, noise = some.x()[:5], some.labels[:5], NoisePlan.of(4, some.ids[:5], "attack").at(3)
+    ask = {"eot": 5, "design": design}
+    whole = Target(small_model(), 64).gradient(x, y, noise=noise, **ask).grad
+    small = Target(small_model(), 3).gradient(x, y, noise=noise, **ask).grad
+    assert torch.equal(whole, small)
+    order = torch.tensor([4, 1])
+    part = Target(small_model(), 64).gradient(x[order], y[order], noise=noise.rows(order), **ask).grad
+    assert torch.equal(part, whole[order])
+
+
+def test_common_draws_are_those_of_every_iteration() -> None:
+    some = data()
+    ask = {"x": some.x()[:2], "y": some.labels[:2], "eot": 3}
+    noise, target = NoisePlan.of(4, some.ids[:2], "attack"), Target(small_model(), 64)
+    first = target.gradient(**ask, noise=noise)
+    later = target.gradient(**ask, noise=noise.at(9), design=Design(common=True))
+    assert torch.equal(first.grad, later.grad)
+    assert not torch.equal(first.grad, target.gradient(**ask, noise=noise.at(9)).grad)
+
+
+@pytest.mark.parametrize("design", [*DESIGNS, Design(common=True)], ids=str)
+def test_designs_change_nothing_where_nothing_is_random(design: Design) -> None:
+    some = data()
+    noise = NoisePlan.of(4, some.ids[:3], "attack")
+    known = noise.sharing(["forward", "reverse"], noise.on("report").at(1)).at(2)
+    found = []
+    for one in (Design(), design):
+        target = Target(small_model(), 64)
+        got = target.gradient(some.x()[:3], some.labels[:3], noise=known, eot=2, design=one)
+        found.append((got.grad, target.spent))
+    assert torch.equal(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]
+
+
+def test_network_passes_are_told_and_shared_with_surrogates() -> None:
+    some = data()
+    x, y, noise = some.x()[:2], some.labels[:2], NoisePlan.of(4, [3, 8], "attack")
+    target = Target(small_model(), 64)
+    coarse = target.coarser(10)
+    assert (target.calls, coarse.calls) == (3, 2)
+    target(x, noise=noise)
+    coarse(x[:1], noise=noise.rows([0]))
+    assert target.spent == {3: 3 + 2, 8: 3}
+    target.gradient(x, y, noise=noise, eot=2, design=Design(control=10, control_draws=5))
+    assert target.spent[8] == 3 + 2 * (2 * 3 + (2 + 5) * 2)
+    assert coarse.spent is target.spent
+    assert target.extra_calls(8) == (2 + 5) * 2
+    assert target.coarser(10) is coarse
+    assert target.coarser(20) is None
+    assert Target(lambda x, noise: x.mean((2, 3))).coarser(1) is None
+
+
+class Spy(nn.Module):
+    """A noisy linear classifier that notes which draws it was asked for."""
+
+    sites = frozenset({"forward"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = ChannelMean(5.0)
+        self.mirrored = 0
+        self.draws: set[int] = set()
+
+    def forward(self, x: Tensor, *, noise: NoisePlan) -> Tensor:
+        if torch.is_grad_enabled() and x.requires_grad:
+            self.mirrored += int((noise.draw >> 32 & 1).sum())
+            self.draws |= set(noise.draw.tolist())
+        return self.head(x + 0.02 * noise.normal("forward", 0, x))
+
+
+def quick(name: str) -> dict[str, Any]:
+    """Options of an attack that takes few passes."""
+    known = accepted_options(name)
+    few = {"iterations": 2, "eot": 4, "queries": 2, "n_restarts": 1, "restarts": 1, "n_targets": 1}
+    return {k: v for k, v in few.items() if k in known}
+
+
+@pytest.mark.parametrize("name", sorted(attacks))
+def test_every_attack_that_differentiates_gets_the_design(name: str) -> None:
+    some, model = data(), Spy()
+    attack = designed(make_attack(name, quick(name)), Design(antithetic=True, common=True))
+    target = Target(model, 64)
+    noise = NoisePlan.of(4, some.ids[:2], "attack")
+    try:
+        attack(target, some.x()[:2], some.labels[:2], threat=Linf(0.03), noise=noise)
+    except UserError as error:
+        pytest.skip(str(error))
+    if not target.gradient_rows:
+        pytest.skip("asks for no gradient")
+    assert 2 * model.mirrored == target.gradient_rows
+    assert {d & 0xFFFFFFFF for d in model.draws} == {0, 1}
+    assert target.design == Design()
+
+
+def test_spec_of_a_design_is_told_and_the_default_is_not() -> None:
+    plain = EvaluationSpec.model_validate({"attacks": ["pgd"]})
+    assert spec_hash(plain) == spec_hash(EvaluationSpec())
+    assert "design" not in plain.model_dump(mode="json")["attacks"][0]
+    table = {"attacks": [{"name": "pgd", "design": {"antithetic": True}}]}
+    spec = EvaluationSpec.model_validate(table)
+    assert spec.model_dump(mode="json")["attacks"][0] == {
+        "name": "pgd",
+        "options": {},
+        "design": {"antithetic": True},
+    }
+    assert spec.attacks[0].design.resolve() == Design(antithetic=True)
+    assert {n: f.default for n, f in DesignSpec.model_fields.items()} == {
+        f.name: f.default for f in dataclasses.fields(Design)
+    }
+    with pytest.raises(UserError, match="antithetc"):
+        validate({"attacks": [{"name": "pgd", "design": {"antithetc": True}}]}, EvaluationSpec, "s")
+
+
+@pytest.mark.parametrize("wrong", [{"antithetic": 1}, {"control": 0}, {"control_draws": 0}])
+def test_wrong_design_raises(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError):
+        Design(**wrong)
+
+
+def test_runner_applies_a_design_and_counts_the_surrogate(tmp_path: Path) -> None:
+    """Record and estimate agree, and rows of attackers who know all noise are those without a design."""
+    found = {}
+    for name, design in (
+        ("plain", {}),
+        ("designed", {"antithetic": True, "control": 10, "control_draws": 4}),
+    ):
+        attack = {"name": "pgd", "options": {"iterations": 3, "eot": 2}, "design": design}
+        table = {**TINY, "attacks": [attack], "knowledge": ["white_box", "dw_both"], "examples": {"count": 2}}
+        spec = EvaluationSpec.model_validate(table)
+        execution = Execution(device="cpu", batch_size=2, micro_batch=8)
+        rows = passes(spec, build(spec, "cpu"), execution)
+        counted = {p.rows[0]: p.network_calls for p in rows}
+        evaluate(spec, tmp_path / name, execution)
+        records = list(RunDirectory(tmp_path / name).records())
+        found[name] = {(r["row"], r["example"]): r for r in records}
+        assert {counted["white_box"]} == {
+            r["network_calls"] for (row, _), r in found[name].items() if row == "white_box"
+        }
+    for key, record in found["designed"].items():
+        plain = found["plain"][key]
+        if key[0] == "white_box":
+            assert record["network_calls"] == 3 * (2 * 11 + (2 + 4) * 2)
+            assert record["loss"] != plain["loss"]
+        else:
+            assert record == plain
+
+
+def test_control_without_a_surrogate_is_refused_before_the_run() -> None:
+    attack = {"name": "pgd", "design": {"control": 100}}
+    spec = EvaluationSpec.model_validate({**TINY, "attacks": [attack]})
+    with pytest.raises(UserError, match=r"design\.control = 100 needs a diffusion purifier that makes fewer"):
+        build(spec, "cpu")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dbpkit.attacks.passing import mean_in_order
+from dbpkit.foundation.coupling import inner
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.inputs import whole
 from dbpkit.foundation.noise import NoisePlan
@@ -129,7 +130,8 @@ def _without(values: Tensor, k: int) -> Tensor:
 def _slope(f: Tensor, s: Tensor) -> Tensor:
     """The weight b (B,) of least squares of f on s, both (B, R, N) about their means; of each image alone."""
     f, s = (g - mean_in_order(g)[:, None] for g in (f, s))
-    along, size = (torch.stack([one.sum(dim=1).sum() for one in g]) for g in (f * s, s * s))
+    f, s = f.flatten(1), s.flatten(1)
+    along, size = inner(f, s)[:, 0], inner(s, s)[:, 0]
     return torch.where(size > 0, along / size.clamp(min=torch.finfo(size.dtype).tiny), torch.zeros_like(size))
 
 

@@ -102,14 +102,14 @@ def orthogonal_normals(
         g = values(wide, Rows(rows.ids, torch.minimum(first + j, rows.draws)), key, last, 0)
         rest = g
         for direction in directions:
-            rest = rest - _inner(rest, direction) * direction
-        directions.append(rest / _inner(rest, rest).sqrt())
-        z = directions[-1] * _inner(g, g).sqrt() if j else g
+            rest = rest - inner(rest, direction) * direction
+        directions.append(rest / inner(rest, rest).sqrt())
+        z = directions[-1] * inner(g, g).sqrt() if j else g
         out = torch.where((place == j)[:, None], z, out)
     return out.reshape(like.shape).to(like.dtype)
 
 
-def _inner(a: Tensor, b: Tensor) -> Tensor:
+def inner(a: Tensor, b: Tensor) -> Tensor:
     """Inner products (B, 1) of rows (B, n), added up by halves: rounded alike in any batch."""
     product = a * b
     while (n := product.shape[1]) > 1:
