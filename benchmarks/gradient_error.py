@@ -12,33 +12,35 @@ DIR keeps what is measured, batch by batch; run again, it goes on. Intervals res
 
 import argparse
 import json
+import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dbpkit import Linf, NoisePlan, PurifiedClassifier, Purifier, load_dataset, load_embedded, pgd
-from dbpkit.attacks import Design, Target
+from dbpkit.attacks import Design, Target, designed
+from dbpkit.foundation.philox import uniforms
 
-DRAWS, BATCH, SURROGATE = 8, 32, 10
-"""Draws of an image, images of a batch, and steps of the surrogate: 2 calls at t* = 0.1."""
+Array = np.ndarray[Any, Any]
 
-SMALL = {"variance": "small"}
+DRAWS, BATCH = 8, 32
+"""Draws of an image, and images of a batch."""
 
 
 class Subject(NamedTuple):
-    """A purifier of the embedded models, and how many images it is measured on, attacked and clean."""
+    """A purifier of the embedded models, and how many images it is measured on; ``small`` is the variance."""
 
     sampler: str
     steps: int
     t_star: float = 0.1
-    options: Mapping[str, str] = MappingProxyType({})
-    attacked: int = 64
-    clean: int = 32
+    small: bool = False
+    attacked: int = 32
+    clean: int = 0
 
     @property
     def name(self) -> str:
@@ -47,13 +49,14 @@ class Subject(NamedTuple):
 
 
 SUBJECTS = [
-    Subject("one_step", 1000, attacked=128),
+    Subject("one_step", 1000, attacked=128, clean=32),
     Subject("ddim", 20, attacked=128),
-    Subject("ddpm", 25, options=SMALL, attacked=64),
+    Subject("ddim", 100, clean=32),
+    Subject("ddpm", 100, small=True),
+    Subject("vpsde", 100),
+    Subject("ddpm", 25, small=True, attacked=64),
     Subject("vpsde", 20, attacked=64),
-    Subject("ddim", 100, attacked=32, clean=0),
-    Subject("ddpm", 100, options=SMALL, attacked=32, clean=0),
-    Subject("one_step", 1000, t_star=0.05, attacked=64, clean=0),
+    Subject("ddim", 200),
 ]
 
 
@@ -68,8 +71,9 @@ class Setting:
 
     def model(self, subject: Subject) -> PurifiedClassifier:
         """The purified classifier."""
-        _, steps, t_star, options, *_ = subject
-        purifier = Purifier(self.denoiser, subject.sampler, t_star=t_star, steps=steps, options=options)
+        sampler, steps, t_star, small, *_ = subject
+        options = {"variance": "small"} if small else {}
+        purifier = Purifier(self.denoiser, sampler, t_star=t_star, steps=steps, options=options)
         return PurifiedClassifier(purifier, self.classifier)
 
     def batch(self, first: int, point: str) -> tuple[Tensor, Tensor, NoisePlan]:
@@ -95,7 +99,7 @@ def measured(setting: Setting, subject: Subject, point: str, first: int) -> list
     x, y, noise = setting.batch(first, point)
     target = Target(setting.model(subject), BATCH)
     full = target.per_draw(x, y, noise=noise, eot=DRAWS, design=Design(antithetic=True))
-    coarse = target.coarser(SURROGATE) if subject.t_star == 0.1 else None
+    coarse = target.coarser(1)
     some = coarse and coarse.per_draw(x, y, noise=noise, eot=DRAWS, design=Design(antithetic=True))
     f = full.grad.flatten(2).double()
     records = []
@@ -123,6 +127,20 @@ def orthogonal(setting: Setting, subject: Subject, first: int) -> list[dict[str,
     return [{"id": i, **{name: v[b] for name, v in out.items()}} for b, i in enumerate(ids)]
 
 
+def attacked(setting: Setting, subject: Subject, first: int) -> list[dict[str, Any]]:
+    """Records of a batch: share of 8 draws that are right after PGD, of plain and of mirrored draws."""
+    x, y, noise = setting.batch(first, "clean")
+    model, out = setting.model(subject), {}
+    for name, design in (("plain", Design()), ("antithetic", Design(antithetic=True))):
+        attack = designed(pgd, design)
+        plan = noise.in_lane(9)
+        found = attack(Target(model, BATCH), x, y, threat=Linf(8 / 255), noise=plan, iterations=8, eot=2)
+        judge = Target(model, BATCH).judge(found.x_adv, y, noise=noise.on("report"), draws=8)
+        out[name] = judge.right.tolist()
+    ids = noise.example_ids.tolist()
+    return [{"id": i, **{name: v[b] for name, v in out.items()}} for b, i in enumerate(ids)]
+
+
 def _bands(grad: Tensor) -> list[list[float]]:
     """By band of spatial frequency: mean energy of a draw, and mean product of draws of other pairs."""
     spectrum = torch.fft.fft2(grad.double(), norm="ortho")
@@ -140,9 +158,10 @@ def _bands(grad: Tensor) -> list[list[float]]:
 def units() -> Iterator[tuple[str, Subject, str, int]]:
     """What is measured, in order: some of each purifier first."""
     found = [("draws", s, "attacked", i) for s in SUBJECTS for i in range(0, s.attacked, BATCH)]
-    found += [("draws", s, "clean", i) for s in SUBJECTS for i in range(0, s.clean, BATCH)]
     found += [("orthogonal", SUBJECTS[0], "attacked", i) for i in range(0, 64, BATCH)]
-    yield from sorted(found, key=lambda unit: unit[3])
+    found += [("draws", s, "clean", i) for s in SUBJECTS for i in range(0, s.clean, BATCH)]
+    found = sorted(found, key=lambda unit: unit[3])
+    yield from found + [("attack", s, "pgd", i) for s in SUBJECTS[:2] for i in range(0, 128, BATCH)]
 
 
 def fill(folder: Path, minutes: float) -> None:
@@ -158,19 +177,128 @@ def fill(folder: Path, minutes: float) -> None:
         if kind == "draws":
             records = measured(setting, subject, point, first)
         else:
-            records = orthogonal(setting, subject, first)
+            records = (orthogonal if kind == "orthogonal" else attacked)(setting, subject, first)
         path.write_text(json.dumps(records))
         print(f"{path.name}: {time.monotonic() - begun:.0f} s", flush=True)
 
 
+def moments(records: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
+    """Of every image, (N,): variances, covariances of mirror images, products of means, summed over pixels.
+
+    ``V``, ``C`` and ``mu`` of the model's gradients f, ``Vs``, ``Cs`` and ``mus`` of the surrogate's s,
+    ``K``, ``Kc`` and ``mufs`` between them, of the same draw, of its mirror image, and of means; unbiased.
+    """
+    pair = np.arange(DRAWS) // 2
+    own = np.eye(DRAWS, dtype=bool)
+    same = pair[:, None] == pair
+    found = {}
+    for key, names in (("ff", ("V", "C", "mu")), ("ss", ("Vs", "Cs", "mus")), ("fs", ("K", "Kc", "mufs"))):
+        if key in records[0]:
+            gram = np.array([r[key] for r in records])
+            means = [gram[:, mask].mean(1) for mask in (own, same & ~own, ~same)]
+            found |= dict(zip(names, (means[0] - means[2], means[1] - means[2], means[2]), strict=True))
+    length = np.sqrt(np.array([r["ff"] for r in records])[:, own]).mean(1)
+    found["best_choice"] = length**2 - found["mu"]
+    return found
+
+
+def errors(m: Mapping[str, Array], calls: int, draws: int = 10) -> dict[str, Array]:
+    """Mean squared error (N,) of each design at the passes of so many plain draws, with ``calls`` a row."""
+    plain = m["V"] / draws
+    found = {
+        "plain": plain,
+        "antithetic": (m["V"] + m["C"]) / draws,
+        "choice by length": m["best_choice"] / draws,
+    }
+    if "Vs" not in m:
+        return found
+    share = 1 / calls
+    for name, (v, vs, k) in {
+        "control": (m["V"], m["Vs"], m["K"]),
+        "antithetic, control": (m["V"] + m["C"], m["Vs"] + m["Cs"], m["K"] + m["Kc"]),
+    }.items():
+        for q in (1, 2, 4, 8):
+            cost = 1 + (1 + q) * share
+            found[f"{name}, M = {q} R"] = cost * (v - k**2 / vs * q / (1 + q)) / draws
+    bias = m["mu"] - 2 * m["mufs"] + m["mus"]
+    found["surrogate alone"] = m["Vs"] * share / draws + bias
+    return found
+
+
+def smoothed(records: Sequence[Mapping[str, Any]], draws: int = 10) -> dict[str, float]:
+    """Error and squared cosine of the mean of plain draws, as it is and with bands of frequency shrunk."""
+    energy, signal = np.array([r["bands"] for r in records]).mean(0).T
+    noise = (energy - signal) / draws
+    weight = signal.clip(0) / (signal.clip(0) + noise)
+    out = {}
+    for name, w in (("plain", np.ones_like(weight)), ("smoothed", weight)):
+        out[f"{name}, error"] = float((w**2 * noise + (1 - w) ** 2 * signal).sum() / signal.sum())
+        out[f"{name}, cosine squared"] = float(
+            (w * signal).sum() ** 2 / (w**2 * (signal + noise)).sum() / signal.sum()
+        )
+    return out
+
+
+def ratio(over: Array, under: Array, rounds: int = 4000) -> list[float]:
+    """Sum of one over sum of the other, and its 95 % interval over images."""
+    index = (uniforms(rounds, len(over), "probe", 0) * len(over)).astype(np.int64)
+    many = over[index].sum(1) / under[index].sum(1)
+    return [float(over.sum() / under.sum()), *np.quantile(many, [0.025, 0.975]).tolist()]
+
+
+def concluded(folder: Path) -> list[dict[str, Any]]:
+    """A row for each purifier and point: how many times lower the error is, by design, with intervals."""
+    read: dict[tuple[str, Subject, str], list[Any]] = {}
+    for kind, subject, point, first in units():
+        path = folder / f"{kind}-{subject.name}-{point}-{first}.json".replace(" ", "-")
+        if path.exists():
+            read.setdefault((kind, subject, point), []).extend(json.loads(path.read_text()))
+    rows = []
+    setting = Setting(folder)
+    for (kind, subject, point), records in read.items():
+        row: dict[str, Any] = {"what": kind, "purifier": subject.name, "point": point, "images": len(records)}
+        if kind == "draws":
+            calls = Target(setting.model(subject)).calls
+            m = moments(records)
+            e = errors(m, calls)
+            row |= {"calls": calls, "gain": {n: ratio(e["plain"], v) for n, v in e.items() if n != "plain"}}
+            row["odd share of the variance"] = ratio((m["V"] - m["C"]) / 2, m["V"])
+            row["signal to noise of a draw"] = ratio(m["mu"], m["V"])
+            if "Vs" in m:
+                row["rho squared"] = ratio(m["K"] ** 2 / m["Vs"], m["V"])
+                even = m["V"] + m["C"]
+                row["rho squared of pairs"] = ratio((m["K"] + m["Kc"]) ** 2 / (m["Vs"] + m["Cs"]), even)
+                row["cosine of means"] = float(m["mufs"].sum() / np.sqrt(m["mu"].sum() * m["mus"].sum()))
+            row["smoothing"] = smoothed(records)
+        else:
+            first, second = (np.array([r[k] for r in records]) for k in list(records[0])[1:3])
+            row["means"] = [float(first.mean()), float(second.mean())]
+            row["ratio"] = ratio(first, second)
+            spread = 1.96 * float((second - first).std(ddof=1)) / len(first) ** 0.5
+            row["difference"] = [float((second - first).mean()), spread]
+        rows.append(row)
+    return rows
+
+
 def main() -> None:
-    """Measures, and prints the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Measures what is missing, and writes the rows."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--minutes", type=float, default=15)
-    fill(parser.parse_args().folder, parser.parse_args().minutes)
+    parser.add_argument("--out", type=Path, help="JSON file")
+    given = parser.parse_args()
+    fill(given.folder, given.minutes)
+    rows = concluded(given.folder)
+    told = {
+        "what": "times that the mean squared error is lower than with plain draws, at equal network passes",
+        "command": "python -m benchmarks.gradient_error DIR --out benchmarks/results/gradient-error.json",
+        "machine": f"{platform.machine()}, {platform.system()}, one thread, torch {torch.__version__}",
+        "rows": rows,
+    }
+    if given.out:
+        given.out.write_text(json.dumps(told, indent=1) + "\n")
+    for row in rows:
+        print(json.dumps(row))
 
 
 if __name__ == "__main__":

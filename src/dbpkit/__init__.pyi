@@ -76,6 +76,7 @@ from dbpkit.threats.pixels import Linf as Linf
 
 # Attacks.
 from dbpkit.attacks import AttackOutcome as AttackOutcome
+from dbpkit.attacks import Design as Design
 from dbpkit.attacks import Target as Target
 from dbpkit.attacks.apgd import apgd as apgd
 from dbpkit.attacks.apgd import apgd_targeted as apgd_targeted

@@ -32,8 +32,8 @@ class Design:
         antithetic: draws in pairs, the noise z and -z; uniforms u and 1 - u on their grid.
         orthogonal: the normals of an image's draws are at right angles, at each site and step.
         common: the same draws at every iteration of an attack, so that it maximises one sample average.
-        control: steps of the surrogate whose gradient is the control variate; None for none. Its model is
-            the purifier on a grid of so many steps, on the same noise.
+        control: steps of the surrogate whose gradient is the control variate; None for none. It is the
+            purifier on a grid of so many steps, or with 1 denoising once, on the same noise.
         control_draws: further draws of the surrogate alone, which tell its mean; at least 1.
 
     Raises:

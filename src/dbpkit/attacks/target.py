@@ -98,6 +98,8 @@ class Target:
     def coarser(self, steps: int) -> "Target | None":
         """Returns the model on a grid of ``steps`` steps as a target; None if it has none with fewer calls.
 
+        With 1 step a diffusion purifier denoises once, where its chain begins.
+
         It shares `spent`, `limit` and `visit` with this one, and is made once.
         """
         whole(steps, "steps of a surrogate", 1)

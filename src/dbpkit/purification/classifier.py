@@ -141,8 +141,8 @@ class PurifiedClassifier(Frozen):
         return view
 
     def coarser(self, steps: int) -> "PurifiedClassifier | None":
-        """Returns the same model with its purifier on a grid of ``steps`` steps; None if it has no grid."""
-        make = getattr(self.purifier, "with_steps", None)
+        """Returns the model with ``steps`` steps, see `Purifier.coarser`; None if it has no grid."""
+        make = getattr(self.purifier, "coarser", None)
         purifier = make(steps) if make else None
         return None if purifier is None else self.with_purifier(purifier)
 

@@ -193,6 +193,13 @@ class Purifier(Frozen):
         x_pure = self.fit.back(x_pure, (x.shape[-2], x.shape[-1]))
         return x_pure.clamp(0, 1) if self.clamp and self.fit.overshoots else x_pure
 
+    def coarser(self, steps: int) -> "Purifier":
+        """Returns the purifier on a grid of ``steps`` steps; with 1 it denoises once, as `one_step` does."""
+        if steps > 1:
+            return self.with_steps(steps)
+        once = {**self.settings, "sampler": "one_step", "options": None, "grid": None}
+        return Purifier(self.denoiser, **once, clamp=self.clamp, memory_bytes=self.memory_bytes)
+
     def with_steps(self, steps: int) -> "Purifier":
         """Returns the same purifier on another step grid, sharing the weights."""
         return Purifier(

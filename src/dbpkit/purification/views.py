@@ -142,8 +142,8 @@ class StraightThrough(Frozen):
         """Purifies images (B, C, H, W) exactly."""
         return straight_through(lambda x: self.purifier(x, noise=noise), x)
 
-    def with_steps(self, steps: int) -> "StraightThrough | None":
+    def coarser(self, steps: int) -> "StraightThrough | None":
         """Returns the same around a purifier of so many steps; None if there is none."""
-        make = getattr(self.purifier, "with_steps", None)
+        make = getattr(self.purifier, "coarser", None)
         purifier = make(steps) if make else None
         return None if purifier is None else StraightThrough(purifier)

@@ -170,7 +170,7 @@ def _facts(summary: Summary) -> list[str]:
     spec, purifier = summary.spec, summary.spec.purifier
     norm = {"linf": "L∞", "l2": "L2"}.get(spec.threat.norm, spec.threat.norm)
     attacks = [
-        attack.name + "".join(f", {key} {value}" for key, value in attack.options.items())
+        attack.name + "".join(f", {k} {v}" for k, v in (attack.options | attack.design).items())
         for attack in spec.attacks
     ]
     defence = f"purifier {purifier.name}"

@@ -50,6 +50,12 @@ class RecordedPart(Recorded):
     options: dict[str, Any] = {}
 
 
+class RecordedAttack(RecordedPart):
+    """An attack, and how the draws of its gradients depend on each other; empty where they do not."""
+
+    design: dict[str, Any] = {}
+
+
 class RecordedResize(Recorded):
     """Another size of images, of the shorter side or of height and width."""
 
@@ -117,7 +123,7 @@ class RecordedSpec(Recorded):
     denoiser: RecordedPart
     purifier: RecordedPurifier
     threat: RecordedThreat
-    attacks: Annotated[list[RecordedPart], Field(min_length=1)]
+    attacks: Annotated[list[RecordedAttack], Field(min_length=1)]
     knowledge: list[RecordedKnowledge]
     examples: RecordedExamples
     draws: RecordedDraws
