@@ -50,9 +50,9 @@ class Subject(NamedTuple):
 
 SUBJECTS = [
     Subject("one_step", 1000, attacked=128, clean=32),
-    Subject("ddim", 20, attacked=128),
     Subject("ddim", 100, clean=32),
     Subject("ddpm", 100, small=True),
+    Subject("ddim", 20, attacked=128),
     Subject("vpsde", 100),
     Subject("ddpm", 25, small=True, attacked=64),
     Subject("vpsde", 20, attacked=64),
@@ -161,7 +161,9 @@ def units() -> Iterator[tuple[str, Subject, str, int]]:
     found += [("orthogonal", SUBJECTS[0], "attacked", i) for i in range(0, 64, BATCH)]
     found += [("draws", s, "clean", i) for s in SUBJECTS for i in range(0, s.clean, BATCH)]
     found = sorted(found, key=lambda unit: unit[3])
-    yield from found + [("attack", s, "pgd", i) for s in SUBJECTS[:2] for i in range(0, 128, BATCH)]
+    yield from found + [
+        ("attack", s, "pgd", i) for s in (SUBJECTS[0], SUBJECTS[3]) for i in range(0, 128, BATCH)
+    ]
 
 
 def fill(folder: Path, minutes: float) -> None:

@@ -18,6 +18,8 @@ from dbpkit.evaluation.counting import passes
 from dbpkit.experiment.build import build
 from dbpkit.experiment.execution import Execution
 from dbpkit.experiment.spec import DesignSpec, EvaluationSpec
+from dbpkit.foundation import coupling
+from dbpkit.foundation.drawing import by_operations
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.spec import spec_hash, validate
@@ -36,6 +38,26 @@ def test_antithetic_rows_are_mirror_images(kind: str) -> None:
     assert torch.equal(drawn[:, 1::2], mirrored[:, :2])
     assert drawn.flatten(1).unique(dim=0).shape[0] == 3
     assert not torch.equal(drawn[:, 0], drawn[:, 2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("kind", ["normal", "uniform"])
+def test_mirror_images_are_those_of_every_way_to_draw(
+    kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Signs and reflections come after drawing: what an accelerator draws is turned as what NumPy draws."""
+    plan, like = PLAN.at(4).repeat(4, antithetic=True), torch.zeros(12, 7, dtype=dtype)
+    here = getattr(plan, kind)("forward", 2, like)
+    asked: list[int] = []
+
+    def elsewhere(like: Tensor, rows: Any, *rest: Any) -> Tensor:
+        asked.extend(rows.draws.tolist())
+        return by_operations(like, rows, *rest)
+
+    monkeypatch.setattr(coupling, "values", elsewhere)
+    assert torch.equal(getattr(plan, kind)("forward", 2, like), here)
+    assert set(asked) == {16, 17}
+    assert float(here.min()) >= 0 or kind == "normal"
 
 
 def test_antithetic_rows_survive_what_is_done_to_a_plan() -> None:
