@@ -46,6 +46,7 @@ from dbpkit.training.spec import TrainingSpec as TrainingSpec
 # Models, data and budgets.
 from dbpkit.data import Dataset as Dataset
 from dbpkit.data import load_dataset as load_dataset
+from dbpkit.models.denoisers import BlindDenoiser as BlindDenoiser
 from dbpkit.models.denoisers import ConsistencyDenoiser as ConsistencyDenoiser
 from dbpkit.models.denoisers import EDMDenoiser as EDMDenoiser
 from dbpkit.models.denoisers import FlowDenoiser as FlowDenoiser
