@@ -1,4 +1,4 @@
-"""One-step denoising of the embedded test images against t: a denoiser of a weights file beside the embedded one.
+"""One-step denoising of the embedded test images against t: a denoiser of a file beside the embedded one.
 
     python -m benchmarks.blind WEIGHTS [--images 128] [--times 10 50 100 200] [--out FILE]
 
