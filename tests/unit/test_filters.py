@@ -197,7 +197,7 @@ def probe(name: str, x: Tensor) -> Probe:
 def test_check_of_the_derivative_is_left_out_and_the_flag_says_why(name: str, photographs: Tensor) -> None:
     looked_at = probe(name, photographs)
     chosen = {check.name for check in checks.of("model", looked_at)}
-    assert not chosen & {"derivative", "jacobian"}
+    assert not chosen & {"derivative", "jacobian", "piecewise_constant"}
     assert "inexact_gradient" in chosen
     (flag,) = inexact_gradient(looked_at)
     assert (flag.name, flag.severity) == ("inexact_gradient", "warning")
@@ -208,6 +208,6 @@ def test_check_of_the_derivative_is_left_out_and_the_flag_says_why(name: str, ph
 def test_exact_filters_pass_the_check_of_the_derivative(name: str, photographs: Tensor) -> None:
     looked_at = probe(name, photographs)
     chosen = {check.name for check in checks.of("model", looked_at)}
-    assert {"derivative", "jacobian"} <= chosen
+    assert {"derivative", "jacobian", "piecewise_constant"} <= chosen
     assert "inexact_gradient" not in chosen
     assert [*derivative(looked_at), *jacobian(looked_at)] == []

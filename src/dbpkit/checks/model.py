@@ -93,6 +93,7 @@ def batch_dependence(probe: Probe) -> list[Flag]:
     stage="model",
     expects="the logits move when the pixels do",
     remedy="Attack through a smooth stand-in for the step (gradient 'surrogate' or 'bpda').",
+    needs="exact gradient",
 )
 @torch.no_grad()
 def piecewise_constant(probe: Probe) -> list[Flag]:
