@@ -1,5 +1,6 @@
 """The ladder against closed forms of an affine purifier, and its arithmetic against numbers made by hand."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from dbpkit.experiment.spec import PurifierSpec
 from dbpkit.foundation.errors import UserError
 from dbpkit.purification import Purifier
 from dbpkit.purification.filters import BPDA_LIKE
+from tests.docs.pages import ROOT
 from tests.unit.analyses import linear, stubs
 from tests.unit.analyses.linear import SIGMA, VARIANCE
 
@@ -178,3 +180,15 @@ def test_claim_that_the_chain_is_worth_more_is_judged_by_the_interval(
 def test_bad_option_says_what_is_expected() -> None:
     with pytest.raises(UserError, match="'ladder': eot must be a whole number of at least 1"):
         make_analysis("ladder", {"eot": 0})
+
+
+def test_finding_quotes_the_recorded_accuracies() -> None:
+    found = json.loads((ROOT / "benchmarks/results/ladder.json").read_text())["t_star 0.1"]
+    text = (ROOT / "docs/findings.md").read_text(encoding="utf-8")
+    quoted = 0
+    for name, ends in found["numbers"].items():
+        if " minus " not in name:
+            value, low, high = (100 * end for end in ends)
+            quoted += f"{value:.1f} ({low:.1f} to {high:.1f})" in text
+    assert found["images"] == 128
+    assert quoted == len([n for n in found["numbers"] if " minus " not in n]) == 18
