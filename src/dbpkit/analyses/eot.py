@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
 from dbpkit.analyses.analysis import OfImages, Subject, Unit, analyses, rows
+from dbpkit.analyses.tools.crossed_gradients import mean_cosine
 from dbpkit.analyses.tools.targets import draw_gradients, misclassified
 from dbpkit.attacks import losses
 from dbpkit.experiment.knowledge import known
@@ -91,7 +91,7 @@ class EoT(OfImages):
             {"id": i, "cosine": {}, "accuracy": {}} for i in noise.example_ids.tolist()
         ]
         for place, count in enumerate(self.counts):
-            cosine = _mean_cosine(fresh, tapes[:, : self.tapes], count)
+            cosine = mean_cosine(fresh, tapes[:, : self.tapes], count)
             attack: dict[str, Any] = {"lane": 1 + place, "iterations": self.iterations, "eot": count}
             x_adv = subject.attack(x, y, noise, known["white_box"], **attack).x_adv
             wrong = misclassified(subject, x_adv, y, noise, range(self.draws)).double().mean(dim=1)
@@ -174,19 +174,6 @@ class EoT(OfImages):
         ]
         charts = [_accuracies(levels), _cosines(angles, common), _directions(records)]
         return Conclusion(sentences, numbers, charts)
-
-
-def _mean_cosine(fresh: Tensor, tapes: Tensor, count: int) -> Tensor:
-    """Cosine (B,) of the mean over ``count`` draws to single tapes, averaged over tapes and groups of draws.
-
-    Args:
-        fresh: gradients of single draws (B, R, C, H, W), cut into groups of ``count``; the rest is left out.
-        tapes: gradients under known noise (B, T, C, H, W).
-        count: N.
-    """
-    groups = fresh.shape[1] // count
-    eot = fresh[:, : groups * count].unflatten(1, (groups, count)).mean(dim=2)
-    return cosine_similarity(eot[:, :, None].flatten(3), tapes[:, None].flatten(3), dim=3).mean(dim=(1, 2))
 
 
 def _at_zero(record: Mapping[str, Any], name: str) -> float:
