@@ -6,7 +6,7 @@ the two as a lack of draws. With endless draws it stops at the square root of th
 
 Source:
     Liu et al., ICLR 2025, section 3 and appendix A: attacks on a stochastic defence are weak because of the
-    variance of its gradients, and a defence could raise it. Issue: how much that explains.
+    variance of its gradients, which a defence could raise.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,6 +35,19 @@ from dbpkit.analyses.tools.crossed_gradients import (
     mean_cosine,
     per_image,
     tape_counts,
+)
+from dbpkit.analyses.tools.gradient_charts import (
+    cosine_chart,
+    own_sentences,
+    parts_chart,
+    prediction_chart,
+    prediction_sentence,
+)
+from dbpkit.analyses.tools.gradient_numbers import (
+    Gradients,
+    own_numbers,
+    prediction_numbers,
+    setting_numbers,
 )
 from dbpkit.analyses.tools.targets import draw_gradients, misclassified
 from dbpkit.experiment.knowledge import known
@@ -148,7 +161,27 @@ class GradientVariance:
 
     def conclude(self, measured: Mapping[Unit, Any]) -> Conclusion:
         """Shares of the gradient's power, draws that an attacker needs, and what both predict."""
-        raise NotImplementedError
+        own, others = _gradients(measured)
+        numbers = [
+            *own_numbers(own),
+            *prediction_numbers(others, self.eot),
+            *setting_numbers(others, self.eot),
+        ]
+        sentences = own_sentences(own)
+        charts = [cosine_chart(own), parts_chart(own, others)]
+        if others:
+            sentences.append(prediction_sentence(numbers, others))
+            charts.append(prediction_chart(others, self.eot))
+        return Conclusion(sentences, numbers, charts)
+
+
+def _gradients(measured: Mapping[Unit, Any]) -> tuple[Gradients, dict[Setting, Gradients]]:
+    """The purifier's own records, and those of each configuration, in the images' order."""
+    found: dict[Any, list[Any]] = {}
+    for unit in sorted(measured, key=lambda u: u.images.start):
+        found.setdefault(unit.of, []).extend(measured[unit])
+    own = Gradients.of(found.pop(None))
+    return own, {setting: Gradients.of(rows) for setting, rows in found.items()}
 
 
 def _sides(subject: Subject) -> list[str]:
