@@ -30,6 +30,7 @@ from dbpkit.analyses.tools.configurations import Setting, settings, with_purifie
 from dbpkit.analyses.tools.crossed_gradients import (
     Crossed,
     crossed_gradients,
+    evenness,
     forward_sites,
     gradient_products,
     mean_cosine,
@@ -83,7 +84,7 @@ class GradientVariance:
     images: Count = 16
     forward: Several = 4
     reverse: Several = 4
-    fresh: Count = 8
+    fresh: Several = 8
     configurations: Sequence[Mapping[str, Any]] = ()
     iterations: Count = 4
     eot: Count = 4
@@ -118,20 +119,18 @@ class GradientVariance:
             **per_image(gradient_products(cells.grad)),
         }
         if own:
-            found["cosine"] = self._cosines(chosen, x, y, noise, cells)
+            fresh = draw_gradients(chosen, x, y, noise.on("attack"), self.fresh)
+            found |= {"cosine": self._cosines(fresh, cells), "evenness": evenness(fresh)}
         else:
             found |= self._attacked(chosen, x, y, noise)
         return records(noise, **found)
 
-    def _cosines(
-        self, subject: Subject, x: Tensor, y: Tensor, noise: NoisePlan, cells: Crossed
-    ) -> list[dict[str, float]]:
-        """Cosine to the gradients under independent tapes by the number of draws, of B examples."""
-        fresh = draw_gradients(subject, x, y, noise.on("attack"), self.fresh)
-        one_side = 1 in cells.grad.shape[1:3]
+    def _cosines(self, fresh: Tensor, cells: Crossed) -> list[dict[str, float]]:
+        """Cosine of means of fresh draws to gradients under independent tapes, by number of draws."""
+        forward, reverse = cells.grad.shape[1:3]
         flat = cells.grad.flatten(1, 2)
-        step = 1 if one_side else cells.grad.shape[2] + 1  # else the diagonal: its tapes share nothing
-        alone = flat[:, ::step][:, : min(cells.grad.shape[1:3]) if not one_side else None]
+        # of a crossed design the diagonal: its tapes share nothing
+        alone = flat if 1 in (forward, reverse) else flat[:, :: reverse + 1][:, : min(forward, reverse)]
         counts = [2**k for k in range(self.fresh.bit_length())]
         columns = torch.stack([mean_cosine(fresh, alone, n) for n in counts], dim=1).tolist()
         return [dict(zip(map(str, counts), row, strict=True)) for row in columns]

@@ -18,8 +18,8 @@ PARTS = ("all draws", "forward noise", "reverse noise", "both noises together")
 HALF = 0.5
 """The cosine that is asked for by default."""
 
-_RATIOS = np.geomspace(1e-5, 1e4, 2701)
-"""Ratios that are tried, one per cent apart."""
+_RATIOS = np.geomspace(1e-4, 1e3, 561)
+"""Ratios that are tried, three per cent apart."""
 
 
 def power(products: np.ndarray) -> np.ndarray:
@@ -38,7 +38,7 @@ def power(products: np.ndarray) -> np.ndarray:
     """
     nothing, forward, reverse, whole = np.moveaxis(np.asarray(products, dtype=float), -1, 0)
     return np.stack(
-        [nothing, forward - nothing, reverse - nothing, whole - forward - reverse + nothing], axis=-1
+        [nothing, forward - nothing, reverse - nothing, (whole - reverse) - (forward - nothing)], axis=-1
     )
 
 

@@ -143,6 +143,18 @@ def mean_cosine(fresh: Tensor, tapes: Tensor, count: int) -> Tensor:
     return cosine_similarity(eot[:, :, None].flatten(3), tapes[:, None].flatten(3), dim=3).mean(dim=(1, 2))
 
 
+def evenness(fresh: Tensor) -> Tensor:
+    """Product of two lengths over the mean square of a length, (B,); 1 for equal lengths, and if all are 0.
+
+    Args:
+        fresh: gradients of R independent draws (B, R, C, H, W).
+    """
+    length = fresh.flatten(2).double().norm(dim=2)
+    square, count = length.square().sum(dim=1), fresh.shape[1]
+    product = (length.sum(dim=1).square() - square) / (count - 1)
+    return torch.where(square > 0, product / square.clamp_min(torch.finfo(square.dtype).tiny), 1.0)
+
+
 def per_image(products: dict[str, dict[str, Tensor]]) -> dict[str, list[Any]]:
     """The same as columns of records: for every kind a list of B lists in the order of `SHARED`."""
     return {kind: torch.stack([of[name] for name in SHARED], 1).tolist() for kind, of in products.items()}

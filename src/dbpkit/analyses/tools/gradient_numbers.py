@@ -36,6 +36,7 @@ class Gradients(NamedTuple):
         length: the same of their lengths.
         right: share of the design's cells that are classified right, (n,).
         sides: kinds of noise that the purifier draws, of ``forward`` and ``reverse``.
+        even: product of two lengths of fresh draws over the mean square of a length; empty if not measured.
         cosine: measured cosine to the gradient under known noise by number of draws; empty if not measured.
         white_box: share right under attack, or empty.
         dw_both: share right under attack with the noise known, or empty.
@@ -46,6 +47,7 @@ class Gradients(NamedTuple):
     length: np.ndarray
     right: np.ndarray
     sides: Sequence[str]
+    even: np.ndarray
     cosine: Mapping[int, np.ndarray]
     white_box: np.ndarray
     dw_both: np.ndarray
@@ -53,17 +55,24 @@ class Gradients(NamedTuple):
     @classmethod
     def of(cls, records: Sequence[Mapping[str, Any]]) -> "Gradients":
         """Reads the records of all images of a purifier, in the images' order."""
-        column = {k: np.array([r.get(k, []) for r in records], dtype=float) for k in cls._fields[:4]}
+        column = {k: np.array([r[k] for r in records], dtype=float) for k in cls._fields[:4]}
         cosines = {int(k): np.array([r["cosine"][k] for r in records]) for k in records[0].get("cosine", {})}
-        attacked = (np.array([r.get(k, []) for r in records]) for k in ("white_box", "dw_both"))
-        return cls(*column.values(), records[0]["sides"], cosines, *attacked)
+        even, white, known = (
+            np.array([r[k] for r in records if k in r]) for k in ("evenness", "white_box", "dw_both")
+        )
+        return cls(*column.values(), records[0]["sides"], even, cosines, white, known)
 
     def cosines(self, shared: str = "nothing") -> np.ndarray:
         """Mean cosine of pairs of draws that share this, (n,)."""
         return self.direction[:, SHARED.index(shared)]
 
     def evenness(self, shared: str = "nothing") -> np.ndarray:
-        """Product of two lengths over the mean square of a length, (n,); 1 where all are 0."""
+        """Product of two lengths over the mean square of a length, (n,); 1 where all are 0.
+
+        Few draws look more alike in length than they are, so independent ones are used where there are any.
+        """
+        if shared == "nothing" and len(self.even):
+            return self.even
         whole = self.length[:, SHARED.index("all")]
         product = self.length[:, SHARED.index(shared)]
         return np.divide(product, whole, out=np.ones(len(whole)), where=whole > 0)
