@@ -1,19 +1,26 @@
 """Signal and noise of the attack gradient over 12 purifiers, and what white-box attacks lose to the noise.
 
-    python -m benchmarks.gradient_variance DIR [--images 128] [--out FILE]
+    python -m benchmarks.gradient_variance DIR [--images 128] [--shard K/N] [--read] [--out FILE]
 
 One analysis, ``gradient_variance``, of the embedded models in one run directory. It goes on where it was
 stopped, batch of images by batch of images over all purifiers; the networks compute in bfloat16.
 """
 
 import argparse
+import json
+import os
+import platform
 from pathlib import Path
 from typing import Any
 
+from dbpkit.analyses.analysis import cut
+from dbpkit.analyses.gradient_variance import BATCH, GradientVariance
 from dbpkit.analyses.run import analyse
-from dbpkit.experiment.execution import Execution
+from dbpkit.experiment.execution import Execution, shared
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.foundation.spec import validate
+from dbpkit.results.analysis import AnalysisRecords, Conclusion
+from dbpkit.results.run_directory import RunDirectory
 
 SMALL = {"variance": "small"}
 CONFIGURATIONS: list[dict[str, Any]] = [
@@ -54,15 +61,39 @@ SPEC: dict[str, Any] = {
     "purifier": {"sampler": "ddpm", "t_star": 0.1, "steps": 20, "options": SMALL},
     "threat": {"norm": "linf", "eps": "8/255"},
     "precision": "bfloat16",
+    "examples": {"count": 128, "order": "file"},
 }
 
 
-def study(folder: Path, images: int) -> Any:
-    """Runs the analysis, or goes on with it; returns its result."""
-    table = {**SPEC, "examples": {"count": images, "order": "file"}}
-    spec = validate(table, EvaluationSpec, "benchmarks.gradient_variance")
+def study(folder: Path, images: int, shard: str | None = None) -> None:
+    """Runs the analysis, or goes on with it.
+
+    Args:
+        folder: run directory.
+        images: how many of the embedded test images.
+        shard: K/N for the K-th of N processes; of 13, the first has the spec's own purifier.
+    """
+    spec = validate(SPEC, EvaluationSpec, "benchmarks.gradient_variance")
     chosen = {"gradient_variance": {**OPTIONS, "images": images}}
-    return analyse(spec, folder, chosen, Execution(device="cpu", micro_batch=32), progress=_say)
+    execution = shared(Execution(device="cpu", micro_batch=32), shard)
+    analyse(spec, folder, chosen, execution, progress=_say)
+
+
+def concluded(folder: Path) -> tuple[Conclusion, dict[str, int]]:
+    """What follows from the records so far, and how many images they are of.
+
+    The spec's own purifier has all batches that are recorded of it, the configurations those of all of them.
+    """
+    analysis = GradientVariance(**{**OPTIONS, "images": SPEC["examples"]["count"]})
+    found = AnalysisRecords(RunDirectory(folder), "gradient_variance").read()
+    units = [u for u in analysis.of_each(cut(analysis.images, BATCH)) if str(u) in found]
+    whole = [u.images for u in units if sum(v.images == u.images for v in units) > len(CONFIGURATIONS)]
+    kept = [u for u in units if u.of is None or u.images in whole]
+    images = {
+        "own": sum(len(u.images) for u in kept if u.of is None),
+        "configurations": sum(map(len, set(whole))),
+    }
+    return analysis.conclude({u: found[str(u)] for u in kept}), images
 
 
 def _say(share: float, what: str) -> None:
@@ -74,9 +105,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--shard", help="K/N for the K-th of N processes")
+    parser.add_argument("--read", action="store_true", help="measure nothing more")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    study(asked.folder, asked.images)
+    if not asked.read:
+        study(asked.folder, asked.images, asked.shard)
+    conclusion, images = concluded(asked.folder)
+    numbers = [{**n._asdict(), "holds": n.holds} for n in conclusion.numbers]
+    content = {
+        "what": "signal and noise of the attack gradient, and white box minus DW_Both, over 12 purifiers",
+        "command": f"python -m benchmarks.gradient_variance DIR --images {asked.images}",
+        "machine": f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}, {platform.system()}",
+        "images": images,
+        "spec": SPEC,
+        "options": OPTIONS,
+        "sentences": conclusion.sentences,
+        "numbers": [{k: v for k, v in n.items() if v not in (None, "")} for n in numbers],
+    }
+    print("\n".join(conclusion.sentences))
+    if asked.out:
+        asked.out.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -20,9 +20,10 @@ def normals(*shape: int, which: int) -> np.ndarray:
 
 
 def test_power_of_a_quadratic_loss_is_that_of_its_terms() -> None:
-    """Gradient 2 (x + a f + b r) of (x + a f + b r)^2 summed over D: no interaction, variances 4 a^2 D, 4 b^2 D."""
+    """(x + a f + b r)^2 in D pixels has the gradient 2 (x + a f + b r): no interaction in its power."""
     x, a, b, size = 0.3, 0.5, 0.2, 10
-    shared = [4 * size * (x**2 + a**2 * same_f + b**2 * same_r) for same_f, same_r in ((0, 0), (1, 0), (0, 1), (1, 1))]
+    kinds = ((0, 0), (1, 0), (0, 1), (1, 1))
+    shared = [4 * size * (x**2 + a**2 * same_f + b**2 * same_r) for same_f, same_r in kinds]
     found = power(np.array([shared]))[0]
     assert found == pytest.approx([4 * size * x**2, 4 * size * a**2, 4 * size * b**2, 0])
     assert found.sum() == pytest.approx(shared[3])
@@ -69,7 +70,9 @@ def test_needed_draws_of_equal_lengths_are_the_formula_of_two_lines() -> None:
     assert Draws(np.float64(0.3), np.float64(1.0)).needed() == pytest.approx(0.7 / (0.3 * 0.2))
 
 
-@pytest.mark.parametrize(("common", "expected"), [(0.25, math.inf), (0.1, math.inf), (-0.1, math.inf), (0.7, 1.0)])
+@pytest.mark.parametrize(
+    ("common", "expected"), [(0.25, math.inf), (0.1, math.inf), (-0.1, math.inf), (0.7, 1.0)]
+)
 def test_needed_draws_may_be_endless_or_one(common: float, expected: float) -> None:
     assert Draws(np.float64(common), np.float64(1.3)).needed() == expected
 

@@ -1,8 +1,8 @@
 """Gradient variance: how much of an attack gradient is signal, and which noise makes the rest.
 
-An attacker who averages over n draws of the noise keeps the part that all draws share and divides the rest by
-n; an attacker who knows the noise needs no average. The thing people get wrong: reading a small cosine between
-the two as a lack of draws. With endless draws it stops at the square root of the common share.
+An attacker who averages over n draws of the noise keeps the part that all draws share and divides the power
+of the rest by n; one who knows the noise needs no average. The thing people get wrong: reading a small cosine
+between the two as a lack of draws. With endless draws it stops at the square root of the common share.
 
 Source:
     Liu et al., ICLR 2025, section 3 and appendix A: attacks on a stochastic defence are weak because of the
@@ -101,10 +101,12 @@ class GradientVariance:
         """Batches of the purifier itself, then of every configuration, batch by batch."""
         needs_noise("gradient_variance", subject)
         needs_gradient("gradient_variance", subject)
-        own = batches(subject, self.images, BATCH)
-        return [
-            Unit(part.images, of) for part in own for of in (None, *settings(self.configurations))
-        ]
+        return self.of_each(batches(subject, self.images, BATCH))
+
+    def of_each(self, parts: Sequence[Unit]) -> list[Unit]:
+        """The purifier itself and every configuration on each batch."""
+        kinds = [None, *settings(self.configurations)]
+        return [Unit(part.images, kind) for part in parts for kind in kinds]
 
     def measure(self, subject: Subject, unit: Unit) -> list[dict[str, Any]]:
         """For every example of the unit: inner products of its gradients, and cosines or accuracies."""

@@ -74,7 +74,7 @@ class Draws(NamedTuple):
         Source:
             Kish 1965, Survey Sampling: (sum m)^2 / sum m^2, with both sums at their expectations.
         """
-        return 1 + (np.asarray(draws) - 1) / self.spread
+        return np.asarray(1 + (np.asarray(draws) - 1) / self.spread)
 
     def cosine(self, draws: float | np.ndarray) -> np.ndarray:
         """Cosine of the mean of ``draws`` gradients to that of another draw.
@@ -85,7 +85,7 @@ class Draws(NamedTuple):
         """
         common = np.clip(self.common, 0, 1)
         square = common + (1 - common) / self.effective(draws)
-        return common / np.sqrt(square)
+        return np.asarray(common / np.sqrt(square))
 
     def slope(self, draws: float) -> float:
         """Derivative of `cosine` with respect to the common part, for intervals."""
@@ -114,7 +114,7 @@ def needed_draws(cosines: Values, evenness: Values, cosine: float = HALF) -> Int
     c, e = (np.asarray(v, dtype=float) for v in (cosines, evenness))
     found, common = Draws.of(c, e), mean(c)
     low, high = (
-        math.nan if math.isnan(end) else found._replace(common=np.float64(end)).needed(cosine)
+        math.nan if math.isnan(end) else found._replace(common=np.asarray(end)).needed(cosine)
         for end in (common.high, common.low)
     )
     return Interval(found.needed(cosine), low, high, len(c), "closed form, interval of the common part")

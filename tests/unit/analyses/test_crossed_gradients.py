@@ -117,5 +117,3 @@ def test_directions_have_length_one_and_a_gradient_of_nothing_has_none() -> None
     assert found["length"]["all"].item() == pytest.approx(float((lengths**2).mean()))
     expected = (lengths[0, 0] * lengths[1, 1] + lengths[0, 1] * lengths[1, 0]) / 2
     assert found["length"]["nothing"].item() == pytest.approx(float(expected))
-
-

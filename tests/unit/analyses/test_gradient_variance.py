@@ -1,5 +1,6 @@
-"""Gradient variance against quadrature for Gaussian data and a linear classifier, and against known gradients."""
+"""Gradient variance against quadrature for Gaussian data and a linear classifier, and known gradients."""
 
+import itertools
 import math
 from typing import Any
 
@@ -25,7 +26,7 @@ PIXELS = 3 * SIDE * SIDE
 
 
 class TwoClasses(nn.Module):
-    """Logits 0 and `SCALE` times the distance of the mean pixel from grey: one direction for all gradients."""
+    """Logits 0 and `SCALE` times the mean pixel's distance from grey: all gradients have one direction."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns (B, 2) logits."""
@@ -49,10 +50,10 @@ def gaussian(sampler: str) -> Subject:
 
 
 def coefficients(levels: tuple[float, ...], from_image: bool) -> tuple[float, float, list[float]]:
-    """Of DDPM with the ideal denoiser: factors of the image, the forward and each reverse draw, in [-1, 1]."""
+    """Of DDPM with the ideal denoiser: factors of image, forward and each reverse draw, in [-1, 1]."""
     image = math.sqrt(1 + levels[0] ** 2) if from_image else 1.0
     forward, reverse = (0.0 if from_image else levels[0]), []
-    for sigma, after in zip(levels[:-1], levels[1:], strict=True):
+    for sigma, after in itertools.pairwise(levels):
         theta = linear.VARIANCE / (linear.VARIANCE + sigma**2)
         keep = (after / sigma) ** 2
         factor = theta + keep * (1 - theta) if after else theta
@@ -159,7 +160,8 @@ def test_prediction_over_purifiers_is_judged_by_images_and_purifiers(
     slope: float, holds: bool, value: float
 ) -> None:
     numbers = {n.name: n for n in prediction_numbers(of_purifiers(slope), 4)}
-    one = numbers["rank correlation over purifiers: cosine to the DW gradient at N = 4 and white box minus DW_Both"]
+    predictor = "cosine to the DW gradient at N = 4"
+    one = numbers[f"rank correlation over purifiers: {predictor} and white box minus DW_Both"]
     assert one.value == pytest.approx(value, abs=0.06)
     assert one.holds is holds
     assert "6 purifiers crossed with 64 images" in one.method

@@ -1,9 +1,9 @@
 """Attack gradients under crossed tapes: every forward tape with every reverse tape, and what pairs share.
 
 Two gradients under independent noise have the same expected inner product as the expected gradient with
-itself; what pairs gain by sharing their forward noise is what that noise alone explains, and so on. The thing
-people get wrong: taking the squared norm of a mean of draws for that of the expected gradient. It is too large
-by the variance of the mean; inner products of different draws are not.
+itself; what pairs gain by sharing their forward noise is what that noise alone explains, and so on. The
+thing people get wrong: taking the squared norm of a mean of draws for that of the expected gradient. It is
+too large by the variance of the mean; inner products of different draws are not.
 """
 
 from typing import Any, NamedTuple
@@ -98,9 +98,7 @@ def shared_products(cells: Tensor) -> dict[str, Tensor]:
     count, forward, reverse = cells.shape[:3]
     flat = cells.reshape(count, forward * reverse, -1).double()
     gram = flat @ flat.mT
-    f, r = (
-        v.flatten() for v in torch.meshgrid(torch.arange(forward), torch.arange(reverse), indexing="ij")
-    )
+    f, r = (v.flatten() for v in torch.meshgrid(torch.arange(forward), torch.arange(reverse), indexing="ij"))
     same_f, same_r = f[:, None] == f, r[:, None] == r
     same_f, same_r = (same_f, same_f & same_r) if reverse == 1 else (same_f, same_r)
     same_f = same_r & same_f if forward == 1 else same_f

@@ -82,7 +82,7 @@ def own_sentences(found: Gradients) -> list[str]:
     limit = math.sqrt(max(0.0, common.value))
     low, high = (math.sqrt(max(0.0, end)) for end in (common.drawn[1], common.drawn[2]))
     sentences = [
-        f"Two draws of the attack gradient have a cosine of {common.value:.2f}, so endless draws reach a cosine"
+        f"Two draws of the attack gradient have a cosine of {common.value:.2f}, so endless draws reach one"
         f" of {limit:.2f} ({low:.2f} to {high:.2f}) to the gradient under known noise; {_draws_said(found)}."
     ]
     if len(found.sides) == 2:
@@ -90,8 +90,8 @@ def own_sentences(found: Gradients) -> list[str]:
         forward, reverse, both = (float(parts[:, k].mean()) for k in (1, 2, 3))
         noise = forward + reverse + both
         sentences.append(
-            f"Of the gradient's variance the forward noise alone makes {forward / noise:.0%}, the reverse noise"
-            f" alone {reverse / noise:.0%}, the two together {both / noise:.0%}."
+            f"Of the gradient's variance the forward noise alone makes {forward / noise:.0%}, the reverse"
+            f" noise alone {reverse / noise:.0%}, the two together {both / noise:.0%}."
         )
     else:
         sentences.append(f"All of the gradient's variance is from the {found.sides[0]} noise, the only one.")
@@ -124,6 +124,6 @@ def prediction_sentence(numbers: Sequence[Number], others: Mapping[Setting, Grad
     ends = f" ({one.low:+.2f} to {one.high:+.2f})" if one.low is not None and one.high is not None else ""
     verdict = {True: "predicts", False: "does not predict", None: "is not shown to predict"}[one.holds]
     return (
-        f"Over {len(others)} purifiers the agreement of draws {verdict} how much more accuracy a white-box attack"
-        f" leaves than one that knows the noise: rank correlation {one.value:+.2f}{ends}."
+        f"Over {len(others)} purifiers the agreement of draws {verdict} how much more accuracy a white-box"
+        f" attack leaves than one that knows the noise: rank correlation {one.value:+.2f}{ends}."
     )

@@ -55,12 +55,22 @@ class Gradients(NamedTuple):
     @classmethod
     def of(cls, records: Sequence[Mapping[str, Any]]) -> "Gradients":
         """Reads the records of all images of a purifier, in the images' order."""
-        column = {k: np.array([r[k] for r in records], dtype=float) for k in cls._fields[:4]}
+
+        def column(name: str) -> np.ndarray:
+            return np.array([r[name] for r in records if name in r], dtype=float)
+
         cosines = {int(k): np.array([r["cosine"][k] for r in records]) for k in records[0].get("cosine", {})}
-        even, white, known = (
-            np.array([r[k] for r in records if k in r]) for k in ("evenness", "white_box", "dw_both")
+        return cls(
+            gradient=column("gradient"),
+            direction=column("direction"),
+            length=column("length"),
+            right=column("right"),
+            sides=records[0]["sides"],
+            even=column("evenness"),
+            cosine=cosines,
+            white_box=column("white_box"),
+            dw_both=column("dw_both"),
         )
-        return cls(*column.values(), records[0]["sides"], even, cosines, white, known)
 
     def cosines(self, shared: str = "nothing") -> np.ndarray:
         """Mean cosine of pairs of draws that share this, (n,)."""
@@ -143,14 +153,18 @@ def _cosines(found: Gradients) -> list[Number]:
             Number.of(
                 f"cosine measured minus closed form, N = {most}",
                 mean(found.cosine[most] - predicted),
-                claim=Claim(f"within {TOLERANCE} of 0: pairs of draws say what many do", -TOLERANCE, TOLERANCE),
+                claim=Claim(f"within {TOLERANCE} of 0: pairs say what many do", -TOLERANCE, TOLERANCE),
                 how="closed form of single draws' cosine and lengths, paired",
             )
         )
     common = mean(found.cosines())
-    ends = (math.sqrt(max(0.0, end)) for end in (common.value, common.low, common.high))
+    value, low, high = (
+        end if math.isnan(end) else math.sqrt(max(0.0, end))
+        for end in (common.value, common.low, common.high)
+    )
     claim = Claim("below 1/2: no number of draws gives a cosine of one half", most=HALF)
-    limit = Interval(*ends, common.examples, f"square root of the common share, {common.method}")
+    method = f"square root of the common share, {common.method}"
+    limit = Interval(value, low, min(1.0, high), common.examples, method)
     return [*numbers, Number.of("cosine that endless draws reach", limit, claim=claim)]
 
 
@@ -232,7 +246,7 @@ def predictions(found: Mapping[Setting, Gradients], eot: int, weights: np.ndarra
 
 
 def prediction_numbers(found: Mapping[Setting, Gradients], eot: int) -> list[Number]:
-    """Rank correlations over purifiers with white box minus DW_Both, images and purifiers resampled together."""
+    """Rank correlations over purifiers with white box minus DW_Both; images and purifiers are resampled."""
     if len(found) < FEWEST:
         return []
     first = next(iter(found.values()))
@@ -256,7 +270,10 @@ def prediction_numbers(found: Mapping[Setting, Gradients], eot: int) -> list[Num
             )
         )
         if claim is not None:
-            relative, relative_moved = gap / np.maximum(clean, 1e-9), gap_moved / np.maximum(clean_moved, 1e-9)
+            relative, relative_moved = (
+                gap / np.maximum(clean, 1e-9),
+                gap_moved / np.maximum(clean_moved, 1e-9),
+            )
             numbers.append(
                 Number.of(
                     f"rank correlation over purifiers: {name} and the share of right images that noise hides",
