@@ -216,3 +216,11 @@ def test_configurations_are_attacked_and_charted() -> None:
 def test_bad_option_says_what_is_expected(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make_analysis("gradient_variance", options)
+
+
+def test_the_study_is_of_twelve_purifiers_that_the_analysis_takes() -> None:
+    from benchmarks.gradient_variance import CONFIGURATIONS, OPTIONS
+
+    analysis = make_analysis("gradient_variance", OPTIONS)
+    assert len({str(unit) for unit in analysis.of_each([Unit(range(16))])}) == 13
+    assert len(settings(CONFIGURATIONS)) == 12

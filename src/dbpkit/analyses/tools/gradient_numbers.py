@@ -5,7 +5,7 @@ what noise hides for good. It is what it hides from that many draws.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -249,36 +249,32 @@ def prediction_numbers(found: Mapping[Setting, Gradients], eot: int) -> list[Num
     """Rank correlations over purifiers with white box minus DW_Both; images and purifiers are resampled."""
     if len(found) < FEWEST:
         return []
-    first = next(iter(found.values()))
-    axes = crossed(len(found), len(first.right))
-    hidden = {k: own.white_box - own.dw_both for k, own in found.items()}
-    gap = np.array([v.mean() for v in hidden.values()])
-    gap_moved = np.stack([axes.weights @ v for v in hidden.values()], axis=1)
-    clean = np.array([own.right.mean() for own in found.values()])
-    clean_moved = np.stack([axes.weights @ own.right for own in found.values()], axis=1)
-    numbers = []
-    for name, value, moved in predictions(found, eot, axes.weights):
-        claim = None
-        if name != "accuracy without an attack":
-            words = "negative: the fewer of its draws agree, the more accuracy the noise hides"
-            claim = Claim(words, most=0, needs=CROSSED_EXAMPLES)
-        numbers.append(
-            Number.of(
-                f"rank correlation over purifiers: {name} and white box minus DW_Both",
-                crossed_correlation((value, gap), (moved, gap_moved), axes),
-                claim=claim,
-            )
+    axes = crossed(len(found), len(next(iter(found.values())).right))
+    by_cosine, by_ratio, by_right = predictions(found, eot, axes.weights)
+
+    def averages(columns: Iterable[np.ndarray], name: str) -> Prediction:
+        values = list(columns)
+        return Prediction(
+            name, np.array([v.mean() for v in values]), np.stack([axes.weights @ v for v in values], 1)
         )
-        if claim is not None:
-            relative, relative_moved = (
-                gap / np.maximum(clean, 1e-9),
-                gap_moved / np.maximum(clean_moved, 1e-9),
-            )
-            numbers.append(
-                Number.of(
-                    f"rank correlation over purifiers: {name} and the share of right images that noise hides",
-                    crossed_correlation((value, relative), (moved, relative_moved), axes),
-                    how="white box minus DW_Both, divided by accuracy without an attack",
-                )
-            )
-    return numbers
+
+    def number(one: Prediction, other: Prediction, claim: Claim | None = None) -> Number:
+        name = f"rank correlation over purifiers: {one.name} and {other.name}"
+        pairs = (one.value, other.value), (one.moved, other.moved)
+        return Number.of(name, crossed_correlation(*pairs, axes), claim=claim)
+
+    hidden = averages((v.white_box - v.dw_both for v in found.values()), "white box minus DW_Both")
+    known = averages((v.dw_both for v in found.values()), "accuracy under DW_Both")
+    of_right = Prediction(
+        f"{hidden.name} as a share of accuracy without an attack",
+        hidden.value / np.maximum(by_right.value, 1e-9),
+        hidden.moved / np.maximum(by_right.moved, 1e-9),
+    )
+    words = "negative: the fewer of its draws agree, the more accuracy the noise hides"
+    claim = Claim(words, most=0, needs=CROSSED_EXAMPLES)
+    return [
+        *(number(one, hidden, claim) for one in (by_cosine, by_ratio)),
+        number(by_right, hidden),
+        number(by_cosine, of_right),
+        number(by_cosine, known),
+    ]
