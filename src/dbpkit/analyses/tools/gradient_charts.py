@@ -11,7 +11,7 @@ from dbpkit.analyses.tools.gradient_numbers import (
     parts_of_power,
 )
 from dbpkit.results.analysis import Chart, Number, Series
-from dbpkit.statistics.components import HALF, PARTS, needed_draws, power
+from dbpkit.statistics.components import PARTS, needed_draws, power
 from dbpkit.statistics.intervals import mean
 
 SHOWN_DRAWS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -83,7 +83,8 @@ def own_sentences(found: Gradients) -> list[str]:
     low, high = (math.sqrt(max(0.0, end)) for end in (common.drawn[1], common.drawn[2]))
     sentences = [
         f"Two draws of the attack gradient have a cosine of {common.value:.2f}, so endless draws reach one"
-        f" of {limit:.2f} ({low:.2f} to {high:.2f}) to the gradient under known noise; {_draws_said(found)}."
+        f" of {limit:.2f} ({low:.2f} to {high:.2f}) to the gradient of an attacker who knows the noise;"
+        f" {_draws_said(found)}."
     ]
     if len(found.sides) == 2:
         parts = power(found.gradient)
@@ -105,14 +106,18 @@ def own_sentences(found: Gradients) -> list[str]:
 
 
 def _draws_said(found: Gradients) -> str:
-    """How many draws a white box needs for a cosine of one half, and who knows a part of the noise."""
+    """How many draws a cosine of one half takes an attacker who knows nothing, or a part of the noise."""
     said = []
     for shared in found.attackers:
-        needs = needed_draws(found.cosines(shared), found.evenness(shared), HALF)
-        value, low, high = (in_draws(n) for n in needs.drawn)
-        span = value if low == high else f"{value} ({low} to {high})"
-        said.append(f"{span} of draws for who knows {ATTACKERS[shared]}")
-    return "for one of 1/2 it takes " + ", ".join(said)
+        needs, who = needed_draws(found.cosines(shared), found.evenness(shared)), ATTACKERS[shared]
+        low, high = (in_draws(n) for n in needs.drawn[1:])
+        if math.isinf(needs.value):
+            least = "" if math.isinf(needs.drawn[1]) else f", and at least {low} are needed"
+            said.append(f"no number of draws takes one who knows {who} to one half{least}")
+        else:
+            span = f" ({low} to {high})" if low != high else ""
+            said.append(f"one who knows {who} needs {in_draws(needs.value)}{span} draws for one half")
+    return "; ".join(said)
 
 
 def prediction_sentence(numbers: Sequence[Number], others: Mapping[Setting, Gradients]) -> str:
