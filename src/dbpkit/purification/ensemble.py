@@ -6,7 +6,7 @@ the mean of the logits, and the gradient of the loss of a mean is not the mean o
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -72,8 +72,7 @@ class Ensemble(Frozen):
         self.settle()
         plans = self.plans(noise)
         if torch.is_grad_enabled() and x.requires_grad:
-            answer: Tensor = _Answer.apply(x, self, plans)
-            return answer
+            return cast(Tensor, _Answer.apply(x, self, plans))  # type: ignore[no-untyped-call]
         with torch.no_grad():
             return self.averaged([self.asked(x, plan) for plan in plans])
 
