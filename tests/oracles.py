@@ -124,9 +124,10 @@ def tiny_denoiser(channels: int = 1, seed: int = 0, dropout: float = 0.0) -> EDM
 def sampler_cases() -> list[tuple[str, dict[str, Any]]]:
     """Returns every registered sampler with its defaults, and options that change what it draws."""
     more: dict[str, list[dict[str, Any]]] = {
-        "ddim": [{"eta": 0.5}],
-        "ddpm": [{"variance": "small"}, {"clip": False}],
+        "ddim": [{"eta": 0.5}, {"corrector_steps": 1}],
+        "ddpm": [{"variance": "small"}, {"clip": False}, {"corrector_steps": 2}],
         "heun": [{"churn": 6.0}],
+        "restart": [{"restarts": 2, "eta": 0.5}],
         "reverse_only": [{"scaled": True}],
         "vpsde": [{"corrector_steps": 1}],
     }

@@ -48,7 +48,8 @@ class PurifiesImages(Protocol):
 
 
 purifiers: Registry[Callable[..., Any]] = Registry(
-    "purifier", others=["dbpkit.purification.diffusion", "dbpkit.purification.filters"]
+    "purifier",
+    others=["dbpkit.purification.diffusion", "dbpkit.purification.filters", "dbpkit.purification.mixture"],
 )
 """Purifiers by name: ``make(**options)`` returns one, or any module from images to images.
 

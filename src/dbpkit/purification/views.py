@@ -15,6 +15,7 @@ from dbpkit.models.heads import Unsquashed
 from dbpkit.purification.classifier import PurifiedClassifier, Undefended
 from dbpkit.purification.diffusion import Purifier
 from dbpkit.purification.ensemble import Averaged, Ensemble
+from dbpkit.purification.mixture import Mixture
 from dbpkit.purification.purifier import PurifiesImages
 from dbpkit.purification.replay import straight_through
 
@@ -45,7 +46,7 @@ def surrogate(model: PurifiedClassifier, steps: Count = 50) -> nn.Module:
     Source:
         Lee & Kim 2023 (arXiv:2303.09051), surrogate process.
     """
-    if not isinstance(model.purifier, Purifier):
+    if not isinstance(model.purifier, Purifier | Mixture):
         raise UserError(
             "gradient 'surrogate' needs a diffusion purifier. Use 'exact' or 'bpda' for other purifiers."
         )

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.types import Denoiser, State
-from dbpkit.purification.samplers.chain import Chain, clipped, level, samplers
+from dbpkit.purification.samplers.chain import clipped, level, samplers
 from dbpkit.purification.samplers.columns import Level, is_clean, logarithm, root
+from dbpkit.purification.samplers.corrector import Corrected
 
 
 @samplers.register("ddpm")
 @dataclass(frozen=True)
-class DDPM(Chain):
+class DDPM(Corrected):
     """DDPM ancestral sampling; every step adds fresh noise.
 
     Attributes:
@@ -31,9 +32,15 @@ class DDPM(Chain):
     clip: bool = True
     by_row = True
 
+    @property
+    def sites(self) -> frozenset[str]:
+        """Noise sites, with the corrector's if it runs."""
+        return frozenset({"forward", "reverse"}) | self.corrector_sites
+
     def step(self, denoiser: Denoiser, state: State, i: int, noise: NoisePlan) -> State:
-        """One ancestral step; one call of the denoiser."""
+        """One ancestral step; one call of the denoiser, and one for each corrector step."""
         (x,), (sigma, sigma_next) = state, self.levels[i : i + 2]
+        x = self.corrected(denoiser, x, sigma, i, noise)
         if self.variance == "learned":
             return (self._learned(denoiser, x, i, noise),)
         x0 = clipped(denoiser(x, level(sigma, x)), self.clip)

@@ -27,7 +27,11 @@ class ReverseOnly(DDPM):
     """
 
     scaled: bool = False
-    sites = frozenset({"reverse"})
+
+    @property
+    def sites(self) -> frozenset[str]:
+        """Noise sites, with the corrector's if it runs."""
+        return frozenset({"reverse"}) | self.corrector_sites
 
     def start(self, x: Tensor, noise: NoisePlan) -> State:
         """Returns the images as a state at the first level."""
