@@ -3,11 +3,11 @@
     python -m benchmarks.randomness DIR [--only TEXT] [--seconds N]
     python -m benchmarks.randomness DIR summary [--out FILE]
 
-Every purifier is attacked on the same images at Linf 4/255 by three attackers: a white box with EoT 10 and few
-iterations; a white box that spends as many passes on more iterations of few mirrored draws; and one who knows
+Every purifier is attacked on the same images at Linf 4/255 by three attackers: a white box with EoT 10 and
+few iterations; a white box that spends as many passes on more iterations of few mirrored draws; and one who knows
 all noise (`dw_both`). The draws of the first gradient, at the clean images, tell the signal-to-noise ratio.
-The study goes on where it stopped: DIR/results.jsonl has a line for every batch of images. Networks compute in
-bfloat16, in attacks and judgements alike.
+The study goes on where it stopped: DIR/results.jsonl has a line for every batch of images. Networks compute
+in bfloat16, in attacks and judgements alike.
 """
 
 import argparse
@@ -38,8 +38,8 @@ PURIFIERS: dict[str, tuple[str, dict[str, Any]]] = {
     "t* 0.05 to 0.15": ("diffusion", {**DDPM, "t_star": [0.05, 0.15]}),
     "restart": ("diffusion", RESTART),
     "mixture": ("mixture", {"members": [DDPM, DDIM, RESTART]}),
-    "ddim": ("diffusion", DDIM),
     "one_step": ("diffusion", {"sampler": "one_step"}),
+    "ddim": ("diffusion", DDIM),
     "corrector": ("diffusion", {"sampler": "ddim", "steps": 10, "options": {"corrector_steps": 1}}),
     "random grid": ("diffusion", {**DDPM, "grid": {"random": True}}),
     "ddim, eta 0.5": ("diffusion", {**DDIM, "options": {"eta": 0.5}}),
@@ -75,7 +75,7 @@ class Listening(Target):
 
 
 def signal_and_all(grads: Tensor) -> tuple[list[float], list[float]]:
-    """Squared length of the mean gradient, without bias, and of one draw's; of (B, R, C, H, W), two lists (B)."""
+    """Squared length of the mean gradient, without bias, and of one draw's; two lists (B)."""
     flat = grads.flatten(2).double()
     count = flat.shape[1]
     one = flat.square().sum(dim=2).mean(dim=1)
@@ -150,6 +150,7 @@ def calls(name: str) -> float:
 
     def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
         nonlocal asked
+        del sigma
         asked += len(x)
         return x
 
@@ -172,12 +173,10 @@ def main() -> None:
     path = given.dir / "results.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     if given.what == "summary":
-        commit = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-        ).stdout.strip()
+        asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
         about = {
             "command": "python -m benchmarks.randomness DIR; python -m benchmarks.randomness DIR summary",
-            "commit": commit,
+            "commit": asked.stdout.strip(),
             "machine": f"{platform.machine()}, torch {torch.__version__}, one thread, bfloat16",
             "budget": "Linf 4/255",
             "passes": PASSES,
