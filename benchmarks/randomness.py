@@ -4,8 +4,9 @@
     python -m benchmarks.randomness DIR summary [--out FILE]
 
 Every purifier is attacked on the same images at Linf 4/255 by three attackers: a white box with EoT 10 and
-few iterations; a white box that spends as many passes on more iterations of few mirrored draws; and one who knows
-all noise (`dw_both`). The draws of the first gradient, at the clean images, tell the signal-to-noise ratio.
+few iterations; a white box that spends as many passes on more iterations of few mirrored draws; and one who
+knows all noise (`dw_both`). The draws of the first gradient, at the clean images, tell its ratio of signal to
+noise.
 The study goes on where it stopped: DIR/results.jsonl has a line for every batch of images. Networks compute
 in bfloat16, in attacks and judgements alike.
 """

@@ -35,8 +35,9 @@ class Quick(nn.Module):
 def shortened(path: Path, **parts: Any) -> list[str]:
     """Overrides that make an evaluation short."""
     spec = tomllib.loads(path.read_text())
-    steps = 4 if spec["purifier"]["sampler"] == "heun" else 50
-    sets = ["examples.count=2", "draws={report=2, select=2}", f"purifier.steps={steps}"]
+    steps = 4 if spec["purifier"].get("sampler") == "heun" else 50
+    chain = [] if "name" in spec["purifier"] else [f"purifier.steps={steps}"]
+    sets = ["examples.count=2", "draws={report=2, select=2}", *chain]
     for number, attack in enumerate(spec["attacks"]):
         given = attack.get("options", {})
         known = [o for o in SHORT if o in given or (o == "iterations" and attack["name"] in attacks)]

@@ -19,7 +19,7 @@ from dbpkit.purification.replay import directional_derivatives
 from dbpkit.purification.samplers import samplers
 from tests.integration.conftest import comparable, environment
 
-BUILT_IN = ["ddim", "ddpm", "heun", "one_step", "reverse_only", "vpsde"]
+BUILT_IN = ["ddim", "ddpm", "heun", "one_step", "restart", "reverse_only", "vpsde"]
 
 
 @pytest.fixture(scope="module")
