@@ -129,7 +129,7 @@ def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
     per: dict[str, dict[str, np.ndarray]] = {}
     for name in PURIFIERS:
         own = sorted((line for line in lines if line["purifier"] == name), key=lambda line: line["first"])
-        if own:
+        if sum(len(line["clean"]) for line in own) == IMAGES:
             columns = ("clean", *ATTACKS, "signal", "one")
             per[name] = {c: np.concatenate([line[c] for line in own]) for c in columns}
     for name, own in per.items():
