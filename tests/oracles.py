@@ -126,7 +126,13 @@ def sampler_cases() -> list[tuple[str, dict[str, Any]]]:
     more: dict[str, list[dict[str, Any]]] = {
         "ddim": [{"eta": 0.5}, {"corrector_steps": 1}],
         "ddpm": [{"variance": "small"}, {"clip": False}, {"corrector_steps": 2}],
+        "gdmp": [
+            {"distance": "ssim", "guidance": 0.01},
+            {"compares": "estimate"},
+        ],  # SSIM of 4 pixels is stiff
         "heun": [{"churn": 6.0}],
+        "likelihood": [{"drawn": False}],
+        "multi_stage": [{"inner": "gdmp"}],
         "restart": [{"restarts": 2, "eta": 0.5}],
         "reverse_only": [{"scaled": True}],
         "vpsde": [{"corrector_steps": 1}],
@@ -136,7 +142,7 @@ def sampler_cases() -> list[tuple[str, dict[str, Any]]]:
 
 def few_steps(name: str) -> int:
     """Returns a small S: 6 calls on the grids of whole chains, 10 steps of EDM, which counts its own only."""
-    return 10 if name == "heun" else 50
+    return {"heun": 10, "likelihood": 3}.get(name, 50)
 
 
 def case_name(value: Any) -> str:

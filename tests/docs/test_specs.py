@@ -35,7 +35,7 @@ class Quick(nn.Module):
 def shortened(path: Path, **parts: Any) -> list[str]:
     """Overrides that make an evaluation short."""
     spec = tomllib.loads(path.read_text())
-    steps = 4 if spec["purifier"].get("sampler") == "heun" else 50
+    steps = 4 if spec["purifier"].get("sampler") in ("heun", "likelihood") else 50
     chain = [] if "name" in spec["purifier"] else [f"purifier.steps={steps}"]
     sets = ["examples.count=2", "draws={report=2, select=2}", *chain]
     for number, attack in enumerate(spec["attacks"]):

@@ -28,7 +28,7 @@ from dbpkit.foundation.noise import NoisePlan
 from dbpkit.models.networks import ResNet9
 from dbpkit.models.sources import load_classifier
 from dbpkit.purification.diffusion import Purifier
-from dbpkit.purification.samplers import samplers
+from dbpkit.purification.samplers import make_sampler, samplers
 from tests.oracles import GaussianDenoiser, TinyClassifier, few_steps, tiny_denoiser, uniform
 from tests.parts import data
 
@@ -346,7 +346,16 @@ def test_classifier_features_module_without_linear_layer_raises() -> None:
 # ------------------------------------------------------------------ generating images
 
 
-@pytest.mark.parametrize("sampler", [n for n in samplers if n not in ("one_step", "reverse_only")])
+GENERATES = [n for n in samplers if make_sampler(n).generates and n not in ("one_step", "reverse_only")]
+
+
+@pytest.mark.parametrize("sampler", [n for n in samplers if not make_sampler(n).generates])
+def test_generate_from_noise_by_a_sampler_that_needs_an_image_raises(sampler: str) -> None:
+    with pytest.raises(UserError, match=f"sampler '{sampler}' works on an image that is there"):
+        generate(tiny_denoiser(), torch.zeros(1, 1, 4, 4), Chain(1, sampler), noise=NoisePlan.of(0, [0]))
+
+
+@pytest.mark.parametrize("sampler", GENERATES)
 def test_generate_from_noise_ideal_denoiser_makes_the_data(sampler: str) -> None:
     """Every sampler turns noise into the Gaussian that the denoiser is made for, at the error of its grid."""
     clip = {} if sampler in ("vpsde", "heun") else {"options": {"clip": False}}

@@ -597,7 +597,7 @@ def test_sampler_reserved_argument_in_the_grid_raises(name: str, reserved: str, 
 
 def test_sampler_unknown_name_raises_with_nearest() -> None:
     with pytest.raises(
-        UserError, match=r"unknown sampler 'ddmp'\. Did you mean 'ddpm'\? Available: ddim, ddpm, heun"
+        UserError, match=r"unknown sampler 'ddmp'\. Did you mean 'ddpm'\? Available: ddim, ddpm, gdmp"
     ):
         make_sampler("ddmp")
 

@@ -89,14 +89,21 @@ def test_noise_of_windows_is_refused_for_another_batch() -> None:
         PlaneNoise.over(NoisePlan.of(0, [1, 2]), [(0, 0)])
 
 
-@pytest.mark.parametrize(("name", "options"), [c for c in sampler_cases() if "corrector_steps" not in c[1]])
+OF_PIXELS = [
+    (name, options)
+    for name, options in sampler_cases()
+    if name != "likelihood" and not {"corrector_steps", "distance"} & set(options)
+]
+
+
+@pytest.mark.parametrize(("name", "options"), OF_PIXELS)
 @pytest.mark.parametrize("batch", [1, 5])
 def test_a_denoiser_of_single_pixels_gives_the_whole_image_exactly(
     name: str, options: dict[str, Any], batch: int
 ) -> None:
     """Its estimate of a pixel depends on this pixel alone, so tiles and image are the same, noise included.
 
-    The Langevin corrector measures whole images, and is no such thing.
+    The Langevin corrector, SSIM and the length of a likelihood's gradient measure whole images.
     """
     purifier = Purifier(GaussianDenoiser(), name, steps=20, t_star=0.3, options=options)
     x = uniform(3, 43, 50).float()

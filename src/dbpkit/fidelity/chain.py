@@ -96,6 +96,11 @@ def generate(denoiser: Denoiser, x: Tensor, chain: Chain, *, noise: NoisePlan) -
             f"sampler '{chain.sampler}' adds no noise to the image it starts from, so it generates nothing."
             " Use one such as 'ddim' or 'ddpm'."
         )
+    if chain.t_star == 1 and not purifier.sampler.generates:
+        raise UserError(
+            f"sampler '{chain.sampler}' works on an image that is there, so it makes none of noise alone. Use"
+            " one such as 'ddim' or 'ddpm', or a smaller t_star."
+        )
     grey = torch.full_like(x, 0.5)  # 0 in [-1, 1]
     made = purifier(grey if chain.t_star == 1 else x, noise=noise)
     if not bool(torch.isfinite(made).all()):

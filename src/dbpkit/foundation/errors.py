@@ -43,8 +43,9 @@ def unknown_name(kind: str, name: str, available: Iterable[str]) -> UserError:
 
 def nearest(name: str, available: Iterable[str]) -> str:
     """Returns the question whether the nearest of the valid names was meant, after a blank; or nothing."""
-    near = difflib.get_close_matches(name, sorted(available), n=1, cutoff=0.5)
-    return f" Did you mean '{near[0]}'?" if near else ""
+    near = difflib.get_close_matches(name, sorted(available), n=3, cutoff=0.5)
+    exchanged = [n for n in near if sorted(n) == sorted(name)]  # two letters in the wrong order are likeliest
+    return f" Did you mean '{[*exchanged, *near][0]}'?" if near else ""
 
 
 def one_line(text: str) -> str:

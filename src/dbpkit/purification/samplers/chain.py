@@ -69,6 +69,11 @@ class Chain(ABC):
         return True
 
     @property
+    def generates(self) -> bool:
+        """Whether it makes images of noise alone; what works on an image that is there does not."""
+        return True
+
+    @property
     def steps(self) -> int:
         """How many steps one purification takes; one from each level to the next."""
         return len(self.levels) - 1

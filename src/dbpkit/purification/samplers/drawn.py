@@ -58,6 +58,11 @@ class Drawn(Chain):
         return self.chain.clamps
 
     @property
+    def generates(self) -> bool:
+        """Whether the sampler makes images of noise alone."""
+        return self.chain.generates
+
+    @property
     def steps(self) -> int:
         """How many steps the sampler takes, whatever is drawn."""
         return self.chain.steps
