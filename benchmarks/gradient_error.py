@@ -28,8 +28,8 @@ from dbpkit.foundation.philox import uniforms
 
 Array = np.ndarray[Any, Any]
 
-DRAWS, BATCH = 8, 32
-"""Draws of an image, and images of a batch."""
+DRAWS, BATCH, ITERATIONS = 8, 32, 6
+"""Draws of an image, images of a batch, and iterations where attacks are compared."""
 
 
 class Subject(NamedTuple):
@@ -128,13 +128,20 @@ def orthogonal(setting: Setting, subject: Subject, first: int) -> list[dict[str,
 
 
 def attacked(setting: Setting, subject: Subject, first: int) -> list[dict[str, Any]]:
-    """Records of a batch: share of 8 draws that are right after PGD, of plain and of mirrored draws."""
+    """Records of a batch: share of 8 draws that are right after PGD, by plain gradients and by two others.
+
+    The others take as many network passes: mirrored draws, and mirrored draws of the surrogate alone.
+    """
     x, y, noise = setting.batch(first, "clean")
     model, out = setting.model(subject), {}
-    for name, design in (("plain", Design()), ("antithetic", Design(antithetic=True))):
+    exact, plan = Target(model, BATCH), noise.in_lane(9)
+    for name, target, design, eot in (
+        ("plain", exact, Design(), 2),
+        ("antithetic", exact, Design(antithetic=True), 2),
+        ("surrogate, antithetic", exact.coarser(1), Design(antithetic=True), 2 * exact.calls),
+    ):
         attack = designed(pgd, design)
-        plan = noise.in_lane(9)
-        found = attack(Target(model, BATCH), x, y, threat=Linf(8 / 255), noise=plan, iterations=8, eot=2)
+        found = attack(target, x, y, threat=Linf(8 / 255), noise=plan, iterations=ITERATIONS, eot=eot)
         judge = Target(model, BATCH).judge(found.x_adv, y, noise=noise.on("report"), draws=8)
         out[name] = judge.right.tolist()
     ids = noise.example_ids.tolist()
@@ -161,17 +168,15 @@ def units() -> Iterator[tuple[str, Subject, str, int]]:
     found += [("orthogonal", SUBJECTS[0], "attacked", i) for i in range(0, 64, BATCH)]
     found += [("draws", s, "clean", i) for s in SUBJECTS for i in range(0, s.clean, BATCH)]
     found = sorted(found, key=lambda unit: unit[3])
-    yield from found + [
-        ("attack", s, "pgd", i) for s in (SUBJECTS[0], SUBJECTS[3]) for i in range(0, 128, BATCH)
-    ]
+    yield from found + [("attack", SUBJECTS[3], "pgd", i) for i in range(0, 128, BATCH)]
 
 
-def fill(folder: Path, minutes: float) -> None:
-    """Measures what is missing, until time is up."""
+def fill(folder: Path, minutes: float, only: Sequence[str]) -> None:
+    """Measures what is missing, of these purifiers if any are named, until time is up."""
     setting, start = Setting(folder), time.monotonic()
     for kind, subject, point, first in units():
         path = folder / f"{kind}-{subject.name}-{point}-{first}.json".replace(" ", "-")
-        if path.exists():
+        if path.exists() or (only and subject.name not in only):
             continue
         if time.monotonic() - start > 60 * minutes:
             return
@@ -224,6 +229,8 @@ def errors(m: Mapping[str, Array], calls: int, draws: int = 10) -> dict[str, Arr
             found[f"{name}, M = {q} R"] = cost * (v - k**2 / vs * q / (1 + q)) / draws
     bias = m["mu"] - 2 * m["mufs"] + m["mus"]
     found["surrogate alone"] = m["Vs"] * share / draws + bias
+    found["surrogate alone, antithetic"] = (m["Vs"] + m["Cs"]) * share / draws + bias
+    found["surrogate alone, endless draws"] = bias
     return found
 
 
@@ -255,8 +262,7 @@ def concluded(folder: Path) -> list[dict[str, Any]]:
         path = folder / f"{kind}-{subject.name}-{point}-{first}.json".replace(" ", "-")
         if path.exists():
             read.setdefault((kind, subject, point), []).extend(json.loads(path.read_text()))
-    rows = []
-    setting = Setting(folder)
+    rows, setting = [], Setting(folder)
     for (kind, subject, point), records in read.items():
         row: dict[str, Any] = {"what": kind, "purifier": subject.name, "point": point, "images": len(records)}
         if kind == "draws":
@@ -273,11 +279,17 @@ def concluded(folder: Path) -> list[dict[str, Any]]:
                 row["cosine of means"] = float(m["mufs"].sum() / np.sqrt(m["mu"].sum() * m["mus"].sum()))
             row["smoothing"] = smoothed(records)
         else:
-            first, second = (np.array([r[k] for r in records]) for k in list(records[0])[1:3])
-            row["means"] = [float(first.mean()), float(second.mean())]
-            row["ratio"] = ratio(first, second)
-            spread = 1.96 * float((second - first).std(ddof=1)) / len(first) ** 0.5
-            row["difference"] = [float((second - first).mean()), spread]
+            names = [k for k in records[0] if k != "id"]
+            columns = {k: np.array([r[k] for r in records]) for k in names}
+            row["mean"] = {k: float(v.mean()) for k, v in columns.items()}
+            first = columns[names[0]]
+            if kind == "orthogonal":
+                row["gain"] = {names[1]: ratio(first, columns[names[1]])}
+            else:
+                row["difference"] = {
+                    k: [float(d.mean()), 1.96 * float(d.std(ddof=1)) / len(d) ** 0.5]
+                    for k, d in ((k, columns[k] - first) for k in names[1:])
+                }
         rows.append(row)
     return rows
 
@@ -287,9 +299,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--minutes", type=float, default=15)
+    parser.add_argument("--only", nargs="*", default=[], help="names of purifiers")
     parser.add_argument("--out", type=Path, help="JSON file")
     given = parser.parse_args()
-    fill(given.folder, given.minutes)
+    fill(given.folder, given.minutes, given.only)
     rows = concluded(given.folder)
     told = {
         "what": "times that the mean squared error is lower than with plain draws, at equal network passes",

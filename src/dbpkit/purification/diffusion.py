@@ -194,9 +194,12 @@ class Purifier(Frozen):
         return x_pure.clamp(0, 1) if self.clamp and self.fit.overshoots else x_pure
 
     def coarser(self, steps: int) -> "Purifier":
-        """Returns the purifier on a grid of ``steps`` steps; with 1 it denoises once, as `one_step` does."""
-        if steps > 1:
+        """Returns the purifier on a grid of ``steps`` steps; for 1 that no grid has, denoising once."""
+        try:
             return self.with_steps(steps)
+        except UserError:
+            if steps > 1:
+                raise
         once = {**self.settings, "sampler": "one_step", "options": None, "grid": None}
         return Purifier(self.denoiser, **once, clamp=self.clamp, memory_bytes=self.memory_bytes)
 

@@ -41,7 +41,7 @@ def surrogate(model: PurifiedClassifier, steps: Count = 50) -> nn.Module:
 
     Args:
         model: the purified classifier.
-        steps: S of the surrogate's grid.
+        steps: S of the surrogate's grid; with 1 it denoises once, where the grid has no such step.
 
     Source:
         Lee & Kim 2023 (arXiv:2303.09051), surrogate process.
@@ -50,7 +50,7 @@ def surrogate(model: PurifiedClassifier, steps: Count = 50) -> nn.Module:
         raise UserError(
             "gradient 'surrogate' needs a diffusion purifier. Use 'exact' or 'bpda' for other purifiers."
         )
-    return model.with_purifier(model.purifier.with_steps(steps))
+    return model.with_purifier(model.purifier.coarser(steps))
 
 
 @gradients.register("blind")
