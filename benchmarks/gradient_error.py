@@ -25,6 +25,7 @@ from torch import Tensor
 from dbpkit import Linf, NoisePlan, PurifiedClassifier, Purifier, load_dataset, load_embedded, pgd
 from dbpkit.attacks import Design, Target, designed
 from dbpkit.foundation.philox import uniforms
+from dbpkit.statistics.intervals import mean
 
 Array = np.ndarray[Any, Any]
 
@@ -286,10 +287,8 @@ def concluded(folder: Path) -> list[dict[str, Any]]:
             if kind == "orthogonal":
                 row["gain"] = {names[1]: ratio(first, columns[names[1]])}
             else:
-                row["difference"] = {
-                    k: [float(d.mean()), 1.96 * float(d.std(ddof=1)) / len(d) ** 0.5]
-                    for k, d in ((k, columns[k] - first) for k in names[1:])
-                }
+                apart = {k: mean((columns[k] - first).tolist()) for k in names[1:]}
+                row["difference"] = {k: [v.value, v.low, v.high] for k, v in apart.items()}
         rows.append(row)
     return rows
 

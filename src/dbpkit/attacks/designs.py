@@ -118,8 +118,9 @@ def controlled(full: Tensor, paired: Tensor, further: Tensor, design: Design) ->
     if not design.orthogonal and len(starts) > 2:
         weights = [_slope(*(_without(g, k) for g in (f_mean, s_mean))) for k in range(len(starts))]
     shrunk = torch.stack(weights, 1).repeat_interleave(block, 1)[:, :count, None] * (extra / (count + extra))
-    found: Tensor = mean_in_order(f - shrunk * (s - mean_in_order(m)[:, None]))
-    return found.unflatten(1, full.shape[2:]).to(full.dtype)
+    flat = mean_in_order(f - shrunk * (s - mean_in_order(m)[:, None]))
+    found: Tensor = flat.unflatten(1, full.shape[2:]).to(full.dtype)
+    return found
 
 
 def _without(values: Tensor, k: int) -> Tensor:
