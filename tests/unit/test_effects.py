@@ -143,7 +143,7 @@ def test_chosen_elsewhere_is_the_effect_of_the_chosen_columns() -> None:
         covered.append(found.low <= true <= found.high)
         null = table(seed, spread=0.0)
         chosen_same.append((null.mean(axis=0).min() - null.mean(), chosen_elsewhere(null, lowest=True).value))
-    assert np.mean(covered) >= LEAST
+    assert np.mean(covered) >= 0.935
     naive, judged = np.mean(chosen_same, axis=0)
     assert naive < -0.06
     assert abs(judged) < 0.015
