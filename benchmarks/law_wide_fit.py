@@ -11,6 +11,7 @@ norms of one purifier stay together. Data sets are too few to resample: the inte
 import argparse
 import json
 import math
+import subprocess
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -24,7 +25,7 @@ from dbpkit.foundation.philox import uniforms
 from dbpkit.statistics.bootstrap import counted, resampled
 from dbpkit.statistics.intervals import spearman
 
-RESAMPLES = 500
+RESAMPLES = 200
 ORDERS = 2000
 """Permutations of a test."""
 
@@ -49,7 +50,6 @@ FITTED = {
     "first-step rate + margin": ("step_rate", "margin"),
     "anchors + rate + margin": ("right", "rate", "margin"),
     "anchors + first-step rate + margin + SNR": ("right", "step_rate", "margin", "snr"),
-    "formula + SNR": ("formula", "snr"),
 }
 """Linear combinations, whose slopes come from all other purified classifiers."""
 
@@ -399,6 +399,17 @@ def fit(study: Study) -> dict[str, Any]:
     }
 
 
+def units(study: Study) -> list[dict[str, Any]]:
+    """What was measured of every purified classifier, Linf before L2."""
+    return [
+        {
+            **{key: getattr(unit, key) for key in ("data", "classifier", "denoiser", "purifier")},
+            **{key: np.round(values[0, i], 3).tolist() for key, values in study.tables[0].items()},
+        }
+        for i, unit in enumerate(study.units)
+    ]
+
+
 def read(folder: Path) -> list[Unit]:
     """The units that were measured."""
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
@@ -413,8 +424,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--resamples", type=int, default=RESAMPLES)
     arguments = parser.parse_args()
-    text = json.dumps(fit(Study(read(arguments.runs))), indent=1)
+    study = Study(read(arguments.runs), arguments.resamples)
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    found = {
+        "command": "python -m benchmarks.law_wide DIR --weights WEIGHTS; ... law_wide_fit DIR --out FILE",
+        "commit": git.stdout.strip(),
+        "machine": "2 shared CPU cores, one thread a process, float32",
+        **fit(study),
+        "units": units(study),
+    }
+    text = json.dumps(found, indent=1)
     print(text)
     if arguments.out:
         write_atomically(arguments.out, text.encode())
