@@ -148,26 +148,23 @@ class Study:
         """Names of a data set's classifiers."""
         return sorted({u.classifier for u in self.units if u.data == data})
 
+    def grid(self, data: str) -> np.ndarray:
+        """Units by classifier and purifier, (classifiers, purifiers), as many as all classifiers have."""
+        own = [self.of(data, name) for name in self.classifiers(data)]
+        return np.stack([rows[: min(map(len, own))] for rows in own])
+
     @cached_property
     def drawn(self) -> dict[str, list[np.ndarray]]:
-        """Per data set, for each classifier that is drawn, the units drawn around it, (B, m)."""
+        """Per data set, for each classifier that is drawn, the units drawn around it, (B, m).
+
+        The same purifiers are drawn for all classifiers: what is special about one shows around each.
+        """
         found: dict[str, list[np.ndarray]] = {}
         for k, data in enumerate(self.data_sets):
-            own = [self.of(data, name) for name in self.classifiers(data)]
-            fewest = min(map(len, own))
-            which = resampled(len(own), self.resamples, 60 + k)  # (B, classifiers)
-            places = uniforms(self.resamples, len(own) * fewest, "probe", 80 + k).reshape(
-                -1, len(own), fewest
-            )
-            found[data] = [
-                np.array(
-                    [
-                        own[c][(u * len(own[c])).astype(int)]
-                        for c, u in zip(which[:, j], places[:, j], strict=True)
-                    ]
-                )
-                for j in range(len(own))
-            ]
+            grid = self.grid(data)
+            which = resampled(grid.shape[0], self.resamples, 60 + k)
+            places = resampled(grid.shape[1], self.resamples, 80 + k)
+            found[data] = [grid[which[:, j, None], places] for j in range(len(grid))]
         return found
 
     def groups(self, within: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -213,17 +210,27 @@ def ranking(
 
 
 def by_chance(study: Study, x: np.ndarray, within: bool) -> float:
-    """Share of random orders of the units of each group that correlate as much, two-sided."""
+    """Share of random orders that correlate as much, two-sided.
+
+    Purifiers change places around all classifiers of a data set at once, and classifiers too unless a group
+    has one: independent orders would count what is special about a purifier once for every classifier.
+    """
     y = study.tables[0]["attacked"][0]
     found: list[tuple[int, np.ndarray]] = []
-    for k, (rows, _) in enumerate(study.groups(within)):
-        if len(rows) < 2:
-            continue
-        orders = uniforms(ORDERS, len(rows), "order", k).argsort(axis=1, kind="stable")  # both norms together
+    for k, data in enumerate(study.data_sets):
+        grid = study.grid(data)
+        places = uniforms(ORDERS, grid.shape[1], "order", 2 * k).argsort(axis=1, kind="stable")
+        names = uniforms(ORDERS, grid.shape[0], "order", 2 * k + 1).argsort(axis=1, kind="stable")
+        names = np.broadcast_to(np.arange(len(grid)), names.shape) if within else names
+        shuffled = grid[names[:, :, None], places[:, None, :]]  # (orders, classifiers, purifiers)
         for norm in range(len(NORMS)):
-            found.append(
-                (len(rows), spearman(np.broadcast_to(x[rows, norm], orders.shape), y[rows, norm][orders]))
+            pairs = (
+                [(grid, shuffled)] if not within else list(zip(grid, shuffled.swapaxes(0, 1), strict=True))
             )
+            for own, other in pairs:
+                there = y[other, norm].reshape(ORDERS, -1)
+                here = np.broadcast_to(x[own, norm].ravel(), there.shape)
+                found.append((there.shape[1], spearman(here, there)))
     null, value = averaged(found), ranking(study, x, study.tables[1]["attacked"], within)[0]
     return float((1 + (np.abs(null) >= abs(value) - 1e-12).sum()) / (1 + ORDERS))
 
@@ -331,22 +338,34 @@ def number(value: float, draws: np.ndarray) -> list[float]:
 class Ranked(NamedTuple):
     """One predictor's ranking power, with its resamples."""
 
-    value: float
-    draws: np.ndarray
+    every: tuple[float, np.ndarray]
+    around: tuple[float, np.ndarray]
     summary: dict[str, Any]
 
 
 def ranked(study: Study, x: np.ndarray, moved: np.ndarray) -> Ranked:
     """Correlations of one predictor, all together, by data set, and around one classifier."""
-    value, draws = ranking(study, x, moved, within=False)
-    summary: dict[str, Any] = {"within data set and norm": number(value, draws)}
+    every = ranking(study, x, moved, within=False)
+    summary: dict[str, Any] = {"within data set and norm": number(*every)}
     summary["p"] = round(by_chance(study, x, within=False), 4)
     for data in study.data_sets:
         summary[data] = number(*ranking(study, x, moved, within=False, data=data))
     around = ranking(study, x, moved, within=True)
     summary["around one classifier"] = number(*around)
     summary["around one classifier: p"] = round(by_chance(study, x, within=True), 4)
-    return Ranked(*around, summary)
+    return Ranked(every, around, summary)
+
+
+def best(every: Mapping[str, Ranked], kind: str) -> dict[str, Any]:
+    """The best prediction that needs no attack, and what it gains over the runner-up and the formula."""
+    found = {n: getattr(r, kind) for n, r in every.items() if "needs the attack" not in n}
+    first, second = sorted(found, key=lambda n: -found[n][0])[:2]
+
+    def gain(other: str) -> list[float]:
+        return number(found[first][0] - found[other][0], found[first][1] - found[other][1])
+
+    formula = "formula: margin > rate x length"
+    return {"best": first, f"minus {second}": gain(second), f"minus {formula}": gain(formula)}
 
 
 def fit(study: Study) -> dict[str, Any]:
@@ -363,19 +382,15 @@ def fit(study: Study) -> dict[str, Any]:
         draws = np.array([left_out(study, moved, keys, b)[0] for b in range(study.resamples)])
         every[name] = ranked(study, said, draws)
         every[name].summary["error left out"] = round(float(errors.mean()), 3)
-    predictions = {n: r for n, r in every.items() if "needs the attack" not in n}
-    best, second = sorted(predictions, key=lambda n: -predictions[n].value)[:2]
-    a, b = predictions[best], predictions[second]
     formulas = ("formula", "step_formula")
     return {
         "images": study.images,
         "configurations": {d: 2 * len(study.of(d)) for d in study.data_sets},
         "rank correlation with attacked accuracy": {n: r.summary for n, r in every.items()},
         "error of the mean of the others": round(float(left_out(study, plain, ())[1].mean()), 3),
-        "best around one classifier": best,
-        "runner-up": second,
-        "best minus runner-up": number(a.value - b.value, a.draws - b.draws),
-        "formula minus predicted": {
+        "best within data set and norm": best(every, "every"),
+        "best around one classifier": best(every, "around"),
+        "formula minus attacked": {
             key: {
                 "bias": round(float((plain[key][0] - y).mean()), 3),
                 "error": round(float(np.abs(plain[key][0] - y).mean()), 3),

@@ -143,6 +143,8 @@ def test_draws_hold_units_of_the_drawn_classifier_only() -> None:
             names = np.array([u.classifier for u in made.units])[rows]
             assert rows.shape == (60, 5)
             assert all(len(set(line)) == 1 for line in names)
+        first, *others = (np.array([u.purifier for u in made.units])[rows] for rows in made.drawn[data])
+        assert all((first == other).all() for other in others)  # the same purifiers around every classifier
 
 
 def test_mixed_fit_finds_the_planted_slope() -> None:

@@ -5,12 +5,22 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from dbpkit.analyses.analysis import Subject, Unit
-from dbpkit.analyses.recommend import Confirmation, Recommend, _front
+from dbpkit.analyses.recommend import (
+    ELSEWHERE,
+    FRIENDLY,
+    Confirmation,
+    Recommend,
+    Screened,
+    _front,
+    _uncertainty,
+)
 from dbpkit.analyses.run import analyse, make_analysis
+from dbpkit.analyses.tools.configurations import Setting, settings
 from dbpkit.experiment.build import build
 from dbpkit.experiment.execution import Execution
 from dbpkit.experiment.spec import EvaluationSpec
@@ -112,6 +122,33 @@ def test_conclusion_is_pure(done) -> None:
     one, two = (Recommend(**OPTIONS).conclude(measured(done[0])) for _ in range(2))
     assert one == two
     assert one.numbers == done[1].numbers
+
+
+def screened_of(*shares: float, images: int = 40) -> dict[Setting, Screened]:
+    """Settings whose first images are predicted to stand, so that all differences are of one sign."""
+    found = {}
+    for k, share in enumerate(shares):
+        stands = (np.arange(images) < share * images).astype(float)[:, None]
+        setting = settings([{"sampler": "one_step", "t_star": 0.05 * (k + 1), "steps": 100}])[0]
+        found[setting] = Screened(stands[:, 0], np.full(images, 0.3), stands)
+    return found
+
+
+def test_settings_that_the_images_cannot_tell_from_the_best_are_named() -> None:
+    screened = screened_of(0.9, 0.875, 0.2)
+    best, near, far = screened
+    text = _uncertainty(best, screened)
+    assert f"cannot tell it from 1 of 2 others: {near}." in text
+    assert str(far) not in text
+    assert "above that of every other setting on these 40 images" in _uncertainty(best, screened_of(0.9, 0.2))
+
+
+def test_what_is_said_of_the_prediction_elsewhere_is_what_was_measured() -> None:
+    found = json.loads((Path(__file__).parents[3] / "benchmarks/results/law-wide.json").read_text())
+    formula = found["rank correlation with attacked accuracy"]["formula: margin > rate x length"]
+    assert {key: tuple(formula[key]) for key in ELSEWHERE} == ELSEWHERE
+    off = found["formula minus attacked"]["formula"]
+    assert tuple(off[f"bias, {data}"] for data in ("cifar10", "digits", "fashion")) == FRIENDLY
 
 
 def test_front_keeps_what_nothing_beats() -> None:
