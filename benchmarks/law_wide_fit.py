@@ -25,7 +25,10 @@ from dbpkit.foundation.philox import uniforms
 from dbpkit.statistics.bootstrap import counted, resampled
 from dbpkit.statistics.intervals import spearman
 
-RESAMPLES = 200
+RESAMPLES = 1000
+REFITS = 200
+"""Resamples in which the linear fits are made again."""
+
 ORDERS = 2000
 """Permutations of a test."""
 
@@ -204,7 +207,8 @@ def ranking(
             continue
         for norm in range(len(NORMS)):
             plain.append((len(rows), np.array([spearman(x[rows, norm], y[0, rows, norm])])))
-            both = (np.take_along_axis(v[:, :, norm], drawn, axis=1) for v in (moved, y_moved))
+            count = len(moved)
+            both = (np.take_along_axis(v[:count, :, norm], drawn[:count], axis=1) for v in (moved, y_moved))
             draws.append((len(rows), spearman(*both)))
     return float(averaged(plain)[0]), averaged(draws)
 
@@ -362,7 +366,9 @@ def best(every: Mapping[str, Ranked], kind: str) -> dict[str, Any]:
     first, second = sorted(found, key=lambda n: -found[n][0])[:2]
 
     def gain(other: str) -> list[float]:
-        return number(found[first][0] - found[other][0], found[first][1] - found[other][1])
+        (a, draws), (b, others) = found[first], found[other]
+        count = min(len(draws), len(others))
+        return number(a - b, draws[:count] - others[:count])
 
     formula = "formula: margin > rate x length"
     return {"best": first, f"minus {second}": gain(second), f"minus {formula}": gain(formula)}
@@ -379,7 +385,7 @@ def fit(study: Study) -> dict[str, Any]:
         every[name].summary["error left out"] = round(float(left_out(study, plain, [key])[1].mean()), 3)
     for name, keys in FITTED.items():
         said, errors = left_out(study, plain, keys)
-        draws = np.array([left_out(study, moved, keys, b)[0] for b in range(study.resamples)])
+        draws = np.array([left_out(study, moved, keys, b)[0] for b in range(min(REFITS, study.resamples))])
         every[name] = ranked(study, said, draws)
         every[name].summary["error left out"] = round(float(errors.mean()), 3)
     formulas = ("formula", "step_formula")
