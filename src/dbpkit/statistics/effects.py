@@ -48,7 +48,7 @@ class Components(NamedTuple):
         """Shares of the sum, (3,), each variance at least 0; 0 where the table is constant."""
         parts = np.maximum(np.array(self), 0.0)
         total = parts.sum()
-        return parts / total if total > 0 else parts
+        return np.asarray(parts / total) if total > 0 else parts
 
 
 def components(table: np.ndarray) -> Components:
@@ -229,4 +229,4 @@ def chosen_elsewhere(table: np.ndarray, *, lowest: bool) -> Interval:
 
 def _residuals(table: np.ndarray) -> np.ndarray:
     rows, columns = table.mean(axis=1, keepdims=True), table.mean(axis=0)
-    return (table - rows - columns + table.mean()).ravel()
+    return np.ravel(table - rows - columns + table.mean())
