@@ -82,6 +82,7 @@ from dbpkit.attacks import Target as Target
 from dbpkit.attacks.apgd import apgd as apgd
 from dbpkit.attacks.apgd import apgd_targeted as apgd_targeted
 from dbpkit.attacks.autoattack import autoattack as autoattack
+from dbpkit.attacks.autopilot import autopilot as autopilot
 from dbpkit.attacks.diffattack import diffattack as diffattack
 from dbpkit.attacks.fab import fab as fab
 from dbpkit.attacks.libraries.art import art as art

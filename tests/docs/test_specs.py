@@ -17,7 +17,7 @@ from tests.docs.pages import ROOT
 HERE = "tests.docs.test_specs"
 SPECS = sorted(ROOT.glob("specs/*.toml"))
 TRAINING = sorted(ROOT.glob("specs/train/*.toml"))
-SHORT = {"iterations": 1, "eot": 1, "judge_draws": 1, "n_targets": 2, "n_restarts": 1}
+SHORT = {"iterations": 1, "eot": 1, "judge_draws": 1, "n_targets": 2, "n_restarts": 1, "gradients": 3}
 """Options of attacks, in small."""
 
 

@@ -29,6 +29,11 @@ SHORT: dict[str, list[dict[str, Any]]] = {
         {"version": "rand", "iterations": 3, "eot": 2, "judge_draws": 3},
         {"iterations": 2, "eot": 1, "judge_draws": 1, "parts": ["apgd", "apgd_targeted", "fab"]},
     ],
+    "autopilot": [
+        {"gradients": 40},
+        {"gradients": 20, "draws": 2, "loss": "ce"},
+        {"gradients": 3, "loss": "margin"},
+    ],
     "diffattack": [{"iterations": 5, "eot": 2}, {"weight": 0.0, "iterations": 4, "eot": 2}],
     "fab": [
         {"iterations": 4, "eot": 2, "n_targets": 2},

@@ -37,6 +37,7 @@ BUDGETS = {"replayed": 0, "some kept": 6000, "kept": 2**30}
 SHORTEST: dict[str, list[dict[str, Any]]] = {
     "apgd": [{"iterations": 2, "eot": 1, "judge_draws": 2}],
     "autoattack": [{"iterations": 1, "eot": 1, "judge_draws": 1, "parts": ["apgd", "fab", "square"]}],
+    "autopilot": [{"gradients": 16}],
     "square": [{"iterations": 3, "eot": 1}],
 }
 """Shorter than those of the tests of the seam."""

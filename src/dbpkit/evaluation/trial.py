@@ -15,7 +15,7 @@ from dbpkit.experiment.build import Parts, accepted_options, attack_of, attack_o
 from dbpkit.experiment.spec import AttackSpec, DesignSpec, EvaluationSpec
 from dbpkit.foundation.errors import NonFiniteError, OutputError, UserError
 
-FEWEST: dict[str, int] = {"iterations": 2, "eot": 1, "queries": 2}
+FEWEST: dict[str, int] = {"iterations": 2, "eot": 1, "queries": 2, "gradients": 2}
 """What options are lowered to in a trial, where an attack has them."""
 
 
