@@ -23,6 +23,7 @@ from dbpkit.foundation.drawing import by_operations
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.spec import spec_hash, validate
+from dbpkit.purification.views import surrogate
 from dbpkit.results.run_directory import RunDirectory
 from dbpkit.threats.pixels import Linf
 from tests.parts import TINY, ChannelMean, data, gaussian_denoiser
@@ -294,6 +295,9 @@ def test_network_passes_are_told_and_shared_with_surrogates() -> None:
     single = PurifiedClassifier(Purifier(gaussian_denoiser(), "one_step", steps=20), ChannelMean(200.0))
     assert torch.equal(target.coarser(1)(x, noise=noise), Target(single)(x, noise=noise))
     assert Target(single).coarser(1) is None
+    assert Target(surrogate(small_model(), steps=1)).calls == 1
+    with pytest.raises(UserError, match="divide"):
+        target.coarser(30)
     assert Target(lambda x, noise: x.mean((2, 3))).coarser(1) is None
 
 
