@@ -55,7 +55,8 @@ def test_comparison_goes_on_and_pairs_images(tmp_path: Path, monkeypatch: pytest
     assert set(main([*words[:-1], "--images", "32"])["vanilla"]) == {*rows["vanilla"]}
 
 
-def test_a_batch_of_the_embedded_denoiser_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_a_batch_of_the_embedded_denoiser_is_measured() -> None:
     protocol = Protocol(images=2, sampler="one_step", iterations=2, law=True)
     found = compress.measured(compress.subject_of("vanilla", protocol), range(0, 2), protocol)
     assert found["right"] == [True, True]
