@@ -107,7 +107,7 @@ def test_mixture_traces_and_has_a_surrogate() -> None:
     coarse = gradients.get("surrogate")(PurifiedClassifier(mixture, TinyClassifier()), steps=10).purifier
     assert [m.calls for m in coarse.members] == [1, 2, 2]
     plain = Mixture(tiny_denoiser(), [{"sampler": "one_step"}, {"name": "tests.unit.test_mixture:Brighter"}])
-    assert [getattr(m, "calls", None) for m in plain.with_steps(50).members] == [1, 0]
+    assert [getattr(m, "calls", None) for m in plain.coarser(50).members] == [1, 0]
     with pytest.raises(UserError, match="a member of the mixture is none"):
         plain.traced(X, noise=NOISE)
 

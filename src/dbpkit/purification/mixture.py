@@ -1,7 +1,7 @@
 """A mixture of purifiers: each image and draw draws which of them purifies it."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -120,11 +120,11 @@ class Mixture(Frozen):
         back = torch.cat(rows).argsort()
         return tuple(torch.cat(parts)[back] for parts in zip(*found, strict=True))
 
-    def with_steps(self, steps: int) -> "Mixture":
-        """Returns the mixture of the same members on another step grid, where they have one."""
-        made = cast(Mixture, type(self).__new__(type(self)))
+    def coarser(self, steps: int) -> "Mixture":
+        """Returns the mixture of the same members on a grid of ``steps`` steps, where they have one."""
+        made = type(self).__new__(type(self))
         Frozen.__init__(made)
-        changed = [m.with_steps(steps) if hasattr(m, "with_steps") else m for m in self.members]
+        changed = [m.coarser(steps) if hasattr(m, "coarser") else m for m in self.members]
         made._hold(changed, self.weights)
         return made
 
