@@ -29,7 +29,7 @@ from tests.oracles import GaussianDenoiser, case_name, few_steps, sampler_cases,
 
 ROUND_OFF = 1e-12
 INTERVAL = [0.05, 0.15]
-CASES = sampler_cases()
+CASES = [(name, options) for name, options in sampler_cases() if samplers.get(name).by_row]
 each_sampler = pytest.mark.parametrize(("name", "options"), CASES, ids=case_name)
 NOISE = NoisePlan.of(1, [2, 4, 8])
 X = uniform(3, 1, 4, 4, low=-1, high=1)
@@ -239,6 +239,12 @@ def test_drawn_what_cannot_be_drawn_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=said):
         make_sampler(name, t_star, steps, None, grid)
+
+
+@pytest.mark.parametrize("name", [n for n in samplers if not getattr(samplers.get(n), "by_row", False)])
+def test_drawn_levels_are_refused_by_samplers_of_one_grid(name: str) -> None:
+    with pytest.raises(UserError, match=r"walks the same levels for all images|is a function"):
+        make_sampler(name, INTERVAL, few_steps(name))
 
 
 def test_drawn_sampler_that_reads_numbers_is_told_of_columns() -> None:
