@@ -128,14 +128,15 @@ class _Setup(NamedTuple):
             return _outcome([self.stretch([self.target], [leg], x, y, start, noise)])
         settings: dict[str, Any] = {"iterations": iterations, "eot": 1, "judge_draws": 1, "stop": True}
         settings["threat"] = self.threat
-        first = apgd(self.target, x, y, noise=noise, loss=names[0], **settings)
+        search: Any = apgd  # an Attack as far as its type goes, which has no options
+        first = search(self.target, x, y, noise=noise, loss=names[0], **settings)
         before = self.target.judge(first.x_adv, y, noise=noise, draws=1)
         x_adv = first.x_adv.clone()
         paths = [torch.cat([p, p[:, -1:].expand_as(p)], 1) for p in (first.loss, first.grad_norm)]
         rows = (before.right > 0).nonzero()[:, 0]
         if len(rows):
             plan = noise.rows(rows)
-            second = apgd(self.target, x[rows], y[rows], noise=plan, loss=names[1], **settings)
+            second = search(self.target, x[rows], y[rows], noise=plan, loss=names[1], **settings)
             after = self.target.judge(second.x_adv, y[rows], noise=plan, draws=1)
             better = after.loss > before.loss[rows]
             x_adv[rows[better]] = second.x_adv[better]
@@ -145,7 +146,7 @@ class _Setup(NamedTuple):
 
     def random(self, x: Tensor, y: Tensor, noise: NoisePlan) -> AttackOutcome:
         """The attack on a model that draws noise."""
-        left, parts = self.passes, []
+        left, parts = self.passes, list[_Part]()
         eot = torch.full_like(y, min(self.draws or 1, self.gradients))
         if self.draws is None and self.gradients >= 4 * PROBES:
             found = self.target.per_draw(x, y, noise=noise.at(0), eot=PROBES, loss="margin")
