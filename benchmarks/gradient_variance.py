@@ -8,19 +8,24 @@ stopped, batch of images by batch of images over all purifiers; the networks com
 
 import argparse
 import json
+import math
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dbpkit.analyses.analysis import cut
-from dbpkit.analyses.gradient_variance import BATCH, GradientVariance
+from dbpkit.analyses.analysis import Unit, cut
+from dbpkit.analyses.gradient_variance import BATCH, GradientVariance, by_purifier
 from dbpkit.analyses.run import analyse
+from dbpkit.analyses.tools.gradient_numbers import parts_of_power
 from dbpkit.experiment.execution import Execution, shared
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.foundation.spec import validate
 from dbpkit.results.analysis import AnalysisRecords, Conclusion
 from dbpkit.results.run_directory import RunDirectory
+from dbpkit.statistics.components import needed_draws
+from dbpkit.statistics.intervals import share
 
 SMALL = {"variance": "small"}
 CONFIGURATIONS: list[dict[str, Any]] = [
@@ -79,8 +84,8 @@ def study(folder: Path, images: int, shard: str | None = None) -> None:
     analyse(spec, folder, chosen, execution, progress=_say)
 
 
-def concluded(folder: Path) -> tuple[Conclusion, dict[str, int]]:
-    """What follows from the records so far, and how many images they are of.
+def concluded(folder: Path) -> tuple[Conclusion, dict[str, int], dict[str, Any]]:
+    """What follows from the records so far, how many images they are of, and a row for every purifier.
 
     The spec's own purifier has all batches that are recorded of it, the configurations those of all of them.
     """
@@ -93,7 +98,30 @@ def concluded(folder: Path) -> tuple[Conclusion, dict[str, int]]:
         "own": sum(len(u.images) for u in kept if u.of is None),
         "configurations": sum(map(len, set(whole))),
     }
-    return analysis.conclude({u: found[str(u)] for u in kept}), images
+    measured = {u: found[str(u)] for u in kept}
+    return analysis.conclude(measured), images, rows(measured)
+
+
+def rows(measured: Mapping[Unit, Any]) -> dict[str, Any]:
+    """Of every configuration: accuracies, parts of the power, draws for a cosine of 1/2, each with interval.
+
+    Infinite draws are written as text, for JSON has no number for them.
+    """
+    found = {}
+    for setting, own in by_purifier(measured)[1].items():
+        columns = {
+            "clean": share(own.right),
+            "white box": share(own.white_box),
+            "DW_Both": share(own.dw_both),
+            **parts_of_power(own),
+            "draws for 1/2": needed_draws(own.cosines(), own.evenness()),
+        }
+        found[str(setting)] = {k: [_finite(v) for v in ends[:3]] for k, ends in columns.items()}
+    return found
+
+
+def _finite(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
 
 
 def _say(share: float, what: str) -> None:
@@ -111,7 +139,7 @@ def main() -> None:
     asked = parser.parse_args()
     if not asked.read:
         study(asked.folder, asked.images, asked.shard)
-    conclusion, images = concluded(asked.folder)
+    conclusion, images, purifiers = concluded(asked.folder)
     numbers = [{**n._asdict(), "holds": n.holds} for n in conclusion.numbers]
     content = {
         "what": "signal and noise of the attack gradient, and white box minus DW_Both, over 12 purifiers",
@@ -121,6 +149,7 @@ def main() -> None:
         "spec": SPEC,
         "options": OPTIONS,
         "sentences": conclusion.sentences,
+        "purifiers": purifiers,
         "numbers": [{k: v for k, v in n.items() if v not in (None, "")} for n in numbers],
     }
     print("\n".join(conclusion.sentences))

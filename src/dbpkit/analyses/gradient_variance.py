@@ -162,7 +162,7 @@ class GradientVariance:
 
     def conclude(self, measured: Mapping[Unit, Any]) -> Conclusion:
         """Shares of the gradient's power, draws that an attacker needs, and what both predict."""
-        own, others = _gradients(measured)
+        own, others = by_purifier(measured)
         numbers = [
             *own_numbers(own),
             *prediction_numbers(others, self.eot),
@@ -176,7 +176,7 @@ class GradientVariance:
         return Conclusion(sentences, numbers, charts)
 
 
-def _gradients(measured: Mapping[Unit, Any]) -> tuple[Gradients, dict[Setting, Gradients]]:
+def by_purifier(measured: Mapping[Unit, Any]) -> tuple[Gradients, dict[Setting, Gradients]]:
     """The purifier's own records, and those of each configuration, in the images' order."""
     found: dict[Any, list[Any]] = {}
     for unit in sorted(measured, key=lambda u: u.images.start):
