@@ -129,3 +129,5 @@ def test_restart_without_room_is_refused() -> None:
         samplers.get("restart")((0.3, 0.0))
     with pytest.raises(UserError, match="must be the smaller share"):
         make_sampler("restart", 0.1, 50, {"restart_to": 0.5})
+    with pytest.raises(UserError, match="at most 1,000 times, not 2,000,000,000"):
+        make_sampler("restart", 0.1, 50, {"restarts": 2_000_000_000})

@@ -75,6 +75,16 @@ def test_antithetic_rows_survive_what_is_done_to_a_plan() -> None:
     assert torch.equal(plan.at(0).normal("reverse", 1, like)[0], plan.at(0).normal("reverse", 1, like)[1])
 
 
+def test_repetitions_of_a_mirror_image_are_mirror_images() -> None:
+    """An ensemble repeats its plan; the two of a pair must not become the same draws."""
+    for orthogonal in (False, True):
+        pairs = PLAN.repeat(2, antithetic=True, orthogonal=orthogonal).repeat(3)
+        values = pairs.normal("reverse", 0, torch.zeros(18, 5)).unflatten(0, (3, 2, 3))
+        assert torch.equal(values[:, 1], -values[:, 0])
+        plain = PLAN.repeat(3).normal("reverse", 0, torch.zeros(9, 5)).unflatten(0, (3, 3))
+        assert torch.equal(values[:, 0], plain)
+
+
 def test_first_of_each_pair_is_a_plain_draw() -> None:
     plan, like = PLAN.at(3), torch.zeros(3, 8)
     pairs = plan.repeat(2, antithetic=True).normal("forward", 0, torch.zeros(6, 8))
@@ -323,6 +333,7 @@ def quick(name: str) -> dict[str, Any]:
     """Options of an attack that takes few passes."""
     known = accepted_options(name)
     few = {"iterations": 2, "eot": 4, "queries": 2, "n_restarts": 1, "restarts": 1, "n_targets": 1}
+    few |= {"draws": 4, "gradients": 20}  # of autopilot, which chooses single draws here
     return {k: v for k, v in few.items() if k in known}
 
 

@@ -138,6 +138,11 @@ def test_drawn_opposite_uniforms_start_at_mirrored_times() -> None:
     assert torch.equal(first.double().argsort(), torch.arange(101))
 
 
+def test_drawn_starts_end_with_the_last_time_of_the_schedule() -> None:
+    sampler = make_sampler("ddpm", [0.2, 0.999], 10)
+    assert sampler.highest == float(discrete_sigmas()[-1])
+
+
 def test_drawn_times_stretch_the_grid_of_the_middle() -> None:
     """t = 100, 50, 0 becomes 50, 25, 0 and 150, 75, 0; times are whole, so levels are the network's."""
     table = make_sampler("ddim", INTERVAL, 20).table[:, 0]
@@ -227,6 +232,7 @@ def test_drawn_fewer_steps_keep_the_interval() -> None:
         ("ddpm", INTERVAL, 1000, {}, "levels that are drawn could meet: too many steps"),
         ("one_step", 0.1, 1000, {"random": True}, "needs a level between the first and the last"),
         ("ddpm", [0.1, 0.1001], 20, {}, "no two of its grids differ. Give one t_star"),
+        ("ddpm", [1e-9, 0.99], 50, {}, "levels that are drawn could meet"),
         ("heun", INTERVAL, 10, {"sigma_max": 0.5}, "its grid does not depend on t_star"),
         ("ddpm", 0.1, 20, {"random": 1}, "random must be true or false, not 1"),
         ("ddpm", [0.15, 0.05], 20, {}, r"an interval of two, not \[0.15, 0.05\]"),

@@ -9,6 +9,8 @@ from scipy import stats
 
 from dbpkit import evaluate
 from dbpkit.attacks import Target
+from dbpkit.evaluation.cost import network_calls
+from dbpkit.evaluation.counting import chain_calls
 from dbpkit.experiment.knowledge import known
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.foundation.errors import UserError
@@ -16,8 +18,9 @@ from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.spec import validate
 from dbpkit.purification.classifier import PurifiedClassifier
 from dbpkit.purification.diffusion import Purifier
-from dbpkit.purification.mixture import Mixture
-from dbpkit.purification.purifier import make_purifier
+from dbpkit.purification.ensemble import Ensemble
+from dbpkit.purification.mixture import CHOICE, Mixture
+from dbpkit.purification.purifier import gradient_note, make_purifier
 from dbpkit.purification.views import gradients
 from tests.oracles import GaussianDenoiser, TinyClassifier, tiny_denoiser, uniform
 from tests.parts import TINY
@@ -110,6 +113,41 @@ def test_mixture_traces_and_has_a_surrogate() -> None:
     assert [getattr(m, "calls", None) for m in plain.coarser(50).members] == [1, 0]
     with pytest.raises(UserError, match="a member of the mixture is none"):
         plain.traced(X, noise=NOISE)
+
+
+def test_mixture_choice_has_noise_of_its_own() -> None:
+    """A member that draws levels must not draw them by the number that chose it."""
+    drawn: list[tuple[str, int]] = []
+
+    class Told(NoisePlan):
+        def _drawn(self, site: str, step: int, like: Any, kind: int) -> Any:
+            drawn.append((site, step))
+            return super()._drawn(site, step, like, kind)
+
+    denoiser = GaussianDenoiser()
+    for own in (
+        {"sampler": "likelihood", "steps": 3},
+        {"sampler": "multi_stage", "steps": 50, "options": {"inner": "likelihood", "rounds": [[1.0, 2]]}},
+        {"sampler": "one_step", "t_star": [0.05, 0.15]},
+    ):
+        mixture = Mixture(denoiser, [own, {"sampler": "one_step"}], weights=(1e9, 1e-9))
+        drawn.clear()
+        mixture(X[:1], noise=Told(1, torch.tensor([0]), "attack", torch.tensor([0])))
+        chose, *rest = drawn
+        assert chose == ("level", CHOICE)
+        assert ("level", 0 if own["sampler"] == "one_step" else 2) in rest
+        assert chose not in rest
+
+
+def test_mixture_says_which_gradient_is_not_exact_and_its_longest_members_calls() -> None:
+    mixture = Mixture(GaussianDenoiser(), [{"sampler": "heun", "steps": 3}, {"name": "bit_depth"}])
+    assert "rounding is taken for the identity" in gradient_note(mixture)
+    assert gradient_note(mixed()) == ""
+    model = PurifiedClassifier(mixture, TinyClassifier())
+    for example in range(6):  # whichever member an image draws
+        assert network_calls(model, X[:1], NoisePlan.of(0, [example])) == Target(model).calls == 5
+    assert network_calls(Ensemble(model, 3), X[:1], NOISE.rows([0])) == Target(Ensemble(model, 3)).calls == 15
+    assert chain_calls(Ensemble(model, 3), X[:1]) == 15
 
 
 class Brighter(torch.nn.Module):

@@ -22,7 +22,7 @@ from dbpkit.results.protocols import headline, protocol_flags, protocols
 from dbpkit.statistics.estimates import any_iterate, wilson
 from dbpkit.threats.pixels import threats
 from tests import parts
-from tests.oracles import CountingDenoiser, GaussianDenoiser
+from tests.oracles import CountingDenoiser, GaussianDenoiser, case_name, few_steps, sampler_cases
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("one_shot", "worst_of_n", "majority", "while_optimising")
@@ -256,6 +256,18 @@ def test_network_calls_are_those_that_are_made(sampler: str, options: dict[str, 
     assert network_calls(model, torch.full((1, 3, 4, 4), 0.5), NoisePlan.of(0, [0])) == calls
     assert denoiser.calls == calls
     assert model.purifier.sampler is before
+
+
+@pytest.mark.parametrize(("name", "options"), sampler_cases(), ids=case_name)
+def test_network_calls_that_a_target_tells_are_those_that_are_made(
+    name: str, options: dict[str, Any]
+) -> None:
+    for t_star in (0.1, [0.06, 0.14]) if samplers.get(name).by_row else (0.1,):
+        purifier = Purifier(GaussianDenoiser(), name, t_star=t_star, steps=few_steps(name), options=options)
+        model = PurifiedClassifier(purifier, parts.ChannelMean())
+        made = network_calls(model, torch.full((1, 3, 8, 8), 0.5), NoisePlan.of(0, [0]))
+        assert Target(model).calls == made
+        assert Target(gradients.get("bpda")(model)).calls == made
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,8 @@ def spec(**changed: Any) -> EvaluationSpec:
 def test_registered_purifier_keeps_the_contract(name: str) -> None:
     """Images of the same shape; a function of image and plan alone, and of the image without sites."""
     denoiser = GaussianDenoiser(0.0, 0.5) if takes_denoiser(name) else None
-    purifier = make_purifier(name, denoiser=denoiser)
+    needed = {"mixture": {"members": [{"sampler": "one_step"}, {"sampler": "ddpm", "steps": 50}]}}
+    purifier = make_purifier(name, needed.get(name), denoiser=denoiser)
     x_pure = purifier(X, noise=NOISE)
     assert x_pure.shape == X.shape
     assert torch.equal(purifier(X, noise=NOISE), x_pure)

@@ -41,7 +41,8 @@ def calls_of(model: Any) -> int:
     inner = getattr(model, "model", None)
     if purifier is None and inner is not None:
         return calls_of(inner) * int(getattr(model, "members", 1))  # of an ensemble
-    return max(1, int(getattr(purifier, "calls", 0)))
+    said = getattr(purifier, "row_calls", None)  # of a chain of steps that make more than one call
+    return max(1, int(getattr(purifier, "calls", 0) if said is None else said))
 
 
 def logits_of(output: Any, x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ corrector one more, and a sampler of the user's own whatever it likes.
 """
 
 import contextlib
+import math
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from dbpkit.foundation.errors import OutputError
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.purification.diffusion import Purifier
+from dbpkit.purification.ensemble import Ensemble
+from dbpkit.purification.mixture import Mixture
 
 
 @torch.no_grad()
@@ -25,10 +28,12 @@ def network_calls(model: Any, x: Tensor, noise: NoisePlan) -> int:
         noise: plan of one example.
 
     Returns:
-        The calls; without a dbpkit `Purifier` what the model's purifier says of itself, and 1 where that is
-        none, for then the classifier is the network.
+        The calls, of a mixture those of the member that makes most; without a dbpkit `Purifier` what the
+        model's purifier says of itself, and 1 where that is none, for then the classifier is the network.
     """
     modules = model.modules() if isinstance(model, nn.Module) else ()
+    if (mixture := mixture_in(model)) is not None:
+        return max(1, repeats(model) * max(network_calls(m, x, noise) for m in mixture.members))
     purifiers = [m for m in modules if isinstance(m, Purifier)]
     if not purifiers:
         return max(1, int(getattr(getattr(model, "purifier", None), "calls", 0)))
@@ -36,3 +41,15 @@ def network_calls(model: Any, x: Tensor, noise: NoisePlan) -> int:
     with contextlib.suppress(OutputError):  # whoever asks for its logits is told
         model(x, noise=noise)
     return sum(p.network_calls for p in purifiers) - before
+
+
+def mixture_in(model: Any) -> Mixture | None:
+    """The mixture in a model, if it has one: what one image's pass calls says nothing of the others'."""
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    return next((m for m in modules if isinstance(m, Mixture)), None)
+
+
+def repeats(model: Any) -> int:
+    """How often a pass of a model asks its purifier: once, or as often as an ensemble has members."""
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    return math.prod(m.members for m in modules if isinstance(m, Ensemble))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dbpkit.attacks import Target
 from dbpkit.attacks.passing import DrawGradients, calls_of
+from dbpkit.evaluation.cost import mixture_in, repeats
 from dbpkit.evaluation.rows import UNDEFENDED, Rows
 from dbpkit.experiment.build import Parts
 from dbpkit.experiment.execution import Execution
@@ -177,7 +178,12 @@ def _sum(records: list[Record], key: str) -> int:
 
 
 def chain_calls(model: Any, x: Tensor) -> int:
-    """Network calls of one pass of a model: of its diffusion chains, around a network that costs nothing."""
+    """Network calls of one pass of a model: of its diffusion chains, around a network that costs nothing.
+
+    They are those of `dbpkit.evaluation.cost.network_calls`, and 0 where there is no chain.
+    """
+    if (mixture := mixture_in(model)) is not None:
+        return repeats(model) * max(chain_calls(member, x) for member in mixture.members)
     chains = [m for m in model.modules() if isinstance(m, Purifier)] if isinstance(model, nn.Module) else []
     calls = 0
     for chain in chains:
@@ -185,7 +191,7 @@ def chain_calls(model: Any, x: Tensor) -> int:
         with torch.no_grad():
             cheap(torch.full_like(x, 0.5), noise=NoisePlan.of(0, range(len(x))))
         calls += cheap.network_calls
-    return calls
+    return calls * repeats(model)
 
 
 def _chain(model: Any, known: dict[Any, int], x: Tensor) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dbpkit.foundation.coupling import coupled_values, numbers
+from dbpkit.foundation.coupling import MIRRORED, coupled_values, numbers
 from dbpkit.foundation.drawing import Rows, values
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.frozen import uncompiled
@@ -123,7 +123,8 @@ class NoisePlan:
         """Returns a plan of B * draws rows: row ``b * draws + r`` is repetition r of example b.
 
         Draw d becomes the draws ``d * draws + r``, so ``plan.at(i).repeat(eot)`` never repeats a value
-        for another i. Shared sites keep the source's own draw in every repetition.
+        for another i. Shared sites keep the source's own draw in every repetition. Repetitions of a mirror
+        image are mirror images of those of its twin; of rows at right angles they are independent.
 
         Args:
             draws: repetitions of each row.
@@ -146,11 +147,13 @@ class NoisePlan:
 
         def numbered(first: Tensor) -> Tensor:
             own = numbers(draws, antithetic, orthogonal, first.device)
-            return ((first & LOW)[:, None] * of + skip + own).flatten()
+            made = (first & LOW)[:, None] * of + skip + own
+            return (made ^ (first & MIRRORED)[:, None]).flatten()
 
         made = self._changed(lambda rows: rows.repeat_interleave(draws), numbered)
         group = -(-draws // 2) if antithetic else draws
-        return made._made(made.twins, group=(group if orthogonal else 1) * (antithetic or orthogonal))
+        coupled = antithetic or orthogonal or self.group > 0
+        return made._made(made.twins, group=(group if orthogonal else 1) * coupled)
 
     def rows(self, index: Tensor | list[int] | slice) -> "NoisePlan":
         """Returns the plan of the chosen rows, in the order of ``index``; slices copy nothing to a device."""

@@ -109,6 +109,11 @@ class Purifier(Frozen):
         return self.sampler.steps
 
     @property
+    def row_calls(self) -> int:
+        """Network calls of one purification, as its sampler tells them."""
+        return self.sampler.calls
+
+    @property
     def network_calls(self) -> int:
         """How often the denoiser has been called, by all purifications so far; replayed steps count too."""
         return self._network_calls.value

@@ -15,7 +15,7 @@ from dbpkit.foundation.frozen import Frozen, uncompiled
 from dbpkit.foundation.inputs import whole
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.models.stages import Resize, asked_multiple, own_multiple, padded
-from dbpkit.purification.purifier import PurifiesImages, as_purifier, check_call, gradient_note
+from dbpkit.purification.purifier import PurifiesImages, as_purifier, check_call, gradient_note, row_calls
 
 AUTO = "auto"
 """The padding that asks the network."""
@@ -114,6 +114,11 @@ class FittedPurifier(Frozen):
     def calls(self) -> int:
         """Network calls of one purification."""
         return self.purifier.calls
+
+    @property
+    def row_calls(self) -> int:
+        """Network calls of one purification, see `dbpkit.purification.purifier.row_calls`."""
+        return row_calls(self.purifier)
 
     @property
     def gradient_note(self) -> str:

@@ -11,7 +11,15 @@ from dbpkit.foundation.frozen import Frozen, uncompiled
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.foundation.options import Length
 from dbpkit.foundation.types import Denoiser, Traced
-from dbpkit.purification.purifier import DIFFUSION, PurifiesImages, check_call, make_purifier, purifiers
+from dbpkit.purification.purifier import (
+    DIFFUSION,
+    PurifiesImages,
+    check_call,
+    gradient_note,
+    make_purifier,
+    purifiers,
+    row_calls,
+)
 from dbpkit.purification.replay import DEFAULT_MEMORY
 
 CHOICE = 1
@@ -74,8 +82,19 @@ class Mixture(Frozen):
 
     @property
     def calls(self) -> int:
-        """Network calls of the longest member."""
+        """Steps of the longest member, see `Purifier.calls`."""
         return max(member.calls for member in self.members)
+
+    @property
+    def row_calls(self) -> int:
+        """Network calls of the member that makes most."""
+        return max(map(row_calls, self.members))
+
+    @property
+    def gradient_note(self) -> str:
+        """What members say of gradients that are not exact, see `dbpkit.purification.purifier`."""
+        notes = dict.fromkeys(note for member in self.members if (note := gradient_note(member)))
+        return "; ".join(notes)
 
     def choice(self, noise: NoisePlan, x: Tensor) -> Tensor:
         """Returns the number of each image's member, (B,) int64."""

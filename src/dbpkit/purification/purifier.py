@@ -166,6 +166,15 @@ def gradient_note(purifier: Any) -> str:
     return str(getattr(purifier, "gradient_note", "") or "")
 
 
+def row_calls(purifier: Any) -> int:
+    """Network calls of one image's purification: what it says in ``row_calls``, or else in ``calls``.
+
+    A diffusion chain's ``calls`` are its steps, of which some make two calls.
+    """
+    said = getattr(purifier, "row_calls", None)
+    return int(getattr(purifier, "calls", 0) if said is None else said)
+
+
 def takes_denoiser(name: str) -> bool:
     """Whether a purifier is built around a denoiser; errors as `make_purifier`."""
     part = purifiers.resolve(name)

@@ -16,7 +16,7 @@ from dbpkit.purification.classifier import PurifiedClassifier, Undefended
 from dbpkit.purification.diffusion import Purifier
 from dbpkit.purification.ensemble import Averaged, Ensemble
 from dbpkit.purification.mixture import Mixture
-from dbpkit.purification.purifier import PurifiesImages
+from dbpkit.purification.purifier import PurifiesImages, row_calls
 from dbpkit.purification.replay import straight_through
 
 gradients: Registry[Callable[..., Any]] = Registry("gradient")
@@ -137,7 +137,7 @@ class StraightThrough(Frozen):
     def __init__(self, purifier: PurifiesImages) -> None:
         super().__init__()
         self.purifier = purifier
-        self.sites, self.calls = purifier.sites, purifier.calls
+        self.sites, self.calls, self.row_calls = purifier.sites, purifier.calls, row_calls(purifier)
 
     def forward(self, x: Tensor, *, noise: NoisePlan) -> Tensor:
         """Purifies images (B, C, H, W) exactly."""

@@ -79,6 +79,11 @@ class Chain(ABC):
         return len(self.levels) - 1
 
     @property
+    def calls(self) -> int:
+        """Network calls of one purification; derivatives that a step takes itself are not counted."""
+        return self.steps
+
+    @property
     def highest(self) -> float:
         """The largest noise level that an image can meet."""
         return self.levels[0]

@@ -34,6 +34,11 @@ class Corrected(Chain):
         """The corrector's noise site, if it runs."""
         return frozenset({"corrector"} if self.corrector_steps else ())
 
+    @property
+    def calls(self) -> int:
+        """Network calls: one a step, and one for each corrector step."""
+        return self.steps * (1 + self.corrector_steps)
+
     def corrected(self, denoiser: Denoiser, x: Tensor, sigma: Level, i: int, noise: NoisePlan) -> Tensor:
         """Returns a state (B, C, H, W) of level ``sigma`` after the corrector steps before step ``i``."""
         for j in range(self.corrector_steps):

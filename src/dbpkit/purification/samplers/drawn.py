@@ -68,6 +68,11 @@ class Drawn(Chain):
         return self.chain.steps
 
     @property
+    def calls(self) -> int:
+        """Network calls of the sampler, whatever is drawn."""
+        return self.chain.calls
+
+    @property
     def highest(self) -> float:
         """The largest noise level that can be drawn."""
         return float(self.table.max())
@@ -186,7 +191,8 @@ def _starts(t_star: Any, walked: Walked | None, top: float) -> Tensor:
     if walked is None:
         starts: Tensor = low + (torch.arange(STARTS, dtype=torch.float64) + 0.5) / STARTS * (high - low)
         return starts
-    first, last = (round(top * t / middle(t_star)) for t in (low, high))
+    most = len(walked.sigmas) - 1
+    first, last = (min(round(top * t / middle(t_star)), most) for t in (low, high))
     return torch.arange(first, last + 1, dtype=torch.float64) / top * middle(t_star)
 
 

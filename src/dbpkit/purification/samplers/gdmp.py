@@ -46,6 +46,11 @@ class GDMP(DDPM):
     guidance: NonNegative = 1.0
     generates = False
 
+    @property
+    def calls(self) -> int:
+        """Network calls: those of ``ddpm``, and one more a step but the last to compare the estimate."""
+        return super().calls + (self.steps - 1) * (self.compares == "estimate" and self.guidance > 0)
+
     def start(self, x: Tensor, noise: NoisePlan) -> State:
         """Returns the noised images, and the images to be guided by."""
         return diffuse(x, self.levels[0], noise), x

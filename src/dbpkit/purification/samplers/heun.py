@@ -64,6 +64,11 @@ class Heun(Chain):
         """Noise sites, with that of the churn if there is any."""
         return frozenset({"forward", "churn"} if self.churn else {"forward"})
 
+    @property
+    def calls(self) -> int:
+        """Network calls: two a step, one in the last."""
+        return 2 * self.steps - 1
+
     def step(self, denoiser: Denoiser, state: State, i: int, noise: NoisePlan) -> State:
         """Churn, Euler step, correction; two calls of the denoiser, one in the last step."""
         (x,), (sigma, sigma_next) = state, self.levels[i : i + 2]

@@ -13,6 +13,9 @@ from dbpkit.models.schedule import vp_sigma
 from dbpkit.purification.samplers.chain import Chain, samplers
 from dbpkit.purification.samplers.gdmp import gradient
 
+FIRST = 2
+"""Number of the first step's draw of site ``level``: 0 is that of drawn grids, 1 of a mixture's choice."""
+
 
 def ascent_levels(t_star: float, steps: int, lowest: float = 2 / 3) -> Tensor:
     """Noise levels of ``steps`` steps, evenly from that of VP time ``t_star`` down to a share of it, then 0.
@@ -90,7 +93,7 @@ class Likelihood(Chain):
         if not self.drawn:
             return torch.full_like(x[:, :1, :1, :1], self.levels[i])
         highest, lowest = self.levels[0], self.levels[-2]
-        return lowest + (highest - lowest) * noise.uniform("level", i, x[:, :1, :1, :1])
+        return lowest + (highest - lowest) * noise.uniform("level", FIRST + i, x[:, :1, :1, :1])
 
     def place(self, i: int) -> tuple[float, int]:
         """Every state is a clean image."""

@@ -86,6 +86,11 @@ class MultiStage(Chain):
         """How many steps all rounds take."""
         return len(self._places)
 
+    @property
+    def calls(self) -> int:
+        """Network calls of all rounds."""
+        return sum(inner.calls for inner in self._inners)
+
     def start(self, x: Tensor, noise: NoisePlan) -> State:
         """Returns the images; every round noises them itself."""
         del noise

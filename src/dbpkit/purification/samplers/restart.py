@@ -11,6 +11,9 @@ from dbpkit.purification.samplers.chain import samplers
 from dbpkit.purification.samplers.columns import Level, root
 from dbpkit.purification.samplers.ddim import DDIM
 
+MOST = 1000
+"""Most restarts; every one is steps of a purification, which are listed."""
+
 
 @samplers.register("restart")
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Restart(DDIM):
             raise UserError(
                 "sampler 'restart' needs two levels above 0. Take more steps, or a higher t_star."
             )
+        if self.restarts > MOST:
+            raise UserError(f"sampler 'restart' restarts at most {MOST:,} times, not {self.restarts:,}.")
         if not self.restart_to < self.restart_from:
             raise UserError(
                 f"sampler 'restart' goes up from restart_from = {self.restart_from:g} to restart_to ="

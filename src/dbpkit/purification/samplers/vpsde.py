@@ -45,6 +45,11 @@ class VPSDE(Chain):
         """Noise sites, with the corrector's if it runs."""
         return frozenset({"forward", "reverse"} | ({"corrector"} if self.corrector_steps else set()))
 
+    @property
+    def calls(self) -> int:
+        """Network calls: one a step, and one for each corrector step."""
+        return self.steps * (1 + self.corrector_steps)
+
     @cached_property
     def times(self) -> list[Any]:
         """VP times of the levels, the last one 0; of columns they are columns."""
