@@ -45,6 +45,17 @@ def shortened(path: Path, **parts: Any) -> list[str]:
     return [*sets, *(f"{part}={value}" for part, value in parts.items())]
 
 
+@pytest.mark.parametrize("path", [*SPECS, *TRAINING], ids=lambda p: p.name)
+def test_spec_says_in_its_first_line_what_it_is(path: Path) -> None:
+    """`dbpkit list specs` prints that line; an evaluation has a name, and comments keep their parentheses."""
+    text = path.read_text()
+    assert text.startswith("# ")
+    assert text.partition("\n")[0][-1] in ".?"
+    comments = [line for line in text.splitlines() if line.startswith("#")]
+    assert all(line.count("{") == line.count("}") for line in comments)
+    assert "threat" not in tomllib.loads(text) or tomllib.loads(text).get("name")
+
+
 @pytest.mark.parametrize("path", SPECS, ids=lambda p: p.name)
 def test_spec_runs_to_its_end_with_quick_models(path: Path, tmp_path: Path) -> None:
     sets = shortened(

@@ -327,6 +327,7 @@ def test_few_steps_are_said_of_ancestral_chains_only() -> None:
     assert [f.name for f in suspicious_grid("ddpm", 4)] == ["suspicious_grid"]
     assert not suspicious_grid("ddpm", 5)
     assert not suspicious_grid("one_step", 1)
+    assert not suspicious_grid("likelihood", 3)
 
 
 @pytest.mark.parametrize(

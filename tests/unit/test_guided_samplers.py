@@ -13,6 +13,7 @@ from dbpkit.foundation.noise import NoisePlan
 from dbpkit.purification.diffusion import Purifier
 from dbpkit.purification.driver import drive
 from dbpkit.purification.samplers import make_sampler, samplers
+from dbpkit.purification.samplers.gdmp import gradient
 from tests.oracles import GaussianDenoiser, tiny_denoiser, uniform
 
 PLAN = NoisePlan.of(1, [2, 4])
@@ -100,6 +101,17 @@ def test_gradient_has_the_second_order_term(
     purifier = Purifier(tiny_denoiser(), name, steps=steps, options=options, clamp=False, memory_bytes=memory)
     x, plan = uniform(1, 1, 4, 4, low=0.45, high=0.55), NoisePlan.of(0, [3])
     torch.autograd.gradcheck(lambda x: purifier(x, noise=plan), x.requires_grad_(), eps=1e-6, atol=1e-6)
+
+
+def test_gradient_inside_a_step_has_the_same_bits_whether_it_is_differentiated_or_not() -> None:
+    """torch takes another formula for SiLU's derivative where that must be differentiated itself."""
+    x = uniform(2, 3, 16, 16, low=-1, high=1).float()
+    asked = gradient(lambda v: torch.nn.functional.silu(5 * v).square().sum(), x.clone().requires_grad_())
+    with torch.no_grad():
+        judged = gradient(lambda v: torch.nn.functional.silu(5 * v).square().sum(), x)
+    assert asked.requires_grad
+    assert not judged.requires_grad
+    assert torch.equal(asked, judged)
 
 
 def test_likelihood_first_step_is_the_closed_form_of_gaussian_data() -> None:

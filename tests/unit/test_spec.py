@@ -130,9 +130,9 @@ def test_validate_unknown_or_missing_key_is_named_with_the_nearest(
         ({"inner": {"steps": "many"}}, r"inner\.steps = many: .*integer"),
         ({"inner": {"steps": 1.5}}, r"inner\.steps = 1\.5: .*integer"),
         ({"inner": {"steps": 0}}, r"inner\.steps = 0: .*greater than 0"),
-        ({"inner": 3}, "inner = 3: "),
+        ({"inner": 3}, "inner = 3: it must be a table, such as "),
         ({"parts": "pgd"}, "parts = pgd: .*list"),
-        ({"flag": "perhaps"}, "flag = perhaps: .*bool"),
+        ({"flag": "perhaps"}, "flag = perhaps: it must be true or false"),
     ],
 )
 def test_validate_wrong_type_or_range_is_named_with_the_value(table: dict[str, object], message: str) -> None:

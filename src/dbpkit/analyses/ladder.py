@@ -150,6 +150,11 @@ class Ladder:
 
     def _default(self, purifier: Purifier) -> list[Mapping[str, Any]]:
         """The rungs of a spec with a diffusion chain."""
+        if isinstance(purifier.settings["t_star"], Sequence):
+            raise UserError(
+                "analysis 'ladder' compares purifiers at one noise level, and t_star is an interval."
+                " Give one t_star, or rungs of your own."
+            )
         at = {k: purifier.settings[k] for k in ("t_star", "steps")}
         chain = {k: v for k, v in purifier.settings.items() if v is not None}
         one = {"sampler": "one_step", **at}

@@ -170,7 +170,7 @@ def reach_of(norm: str, eps: float, values: int) -> float:
 
 def suspicious_grid(sampler: str, calls: int) -> list[Flag]:
     """Flags a chain of very few steps, for samplers that are not made for it."""
-    if calls >= FEW_STEPS or sampler in ("one_step", "ddim", "heun"):
+    if calls >= FEW_STEPS or sampler in ("one_step", "ddim", "heun", "likelihood"):
         return []
     message = (
         f"The chain has only {calls} steps from t*; `steps` counts the whole chain of 1000, the papers use 50"

@@ -188,6 +188,15 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+_EXPECTED = {
+    "bool_type": "it must be true or false",
+    "bool_parsing": "it must be true or false",
+    "dict_type": "it must be a table, such as { key = value }",
+    "model_type": "it must be a table, such as { key = value }",
+}
+"""What a key takes, by the type of pydantic's error, where its own words name Python's types."""
+
+
 def _problem(error: Any, model: type[BaseModel]) -> str:
     """One sentence for one validation error."""
     where = ".".join(shown(str(part))[1:-1] for part in error["loc"]) or "spec"
@@ -198,7 +207,7 @@ def _problem(error: Any, model: type[BaseModel]) -> str:
         return f"unknown key '{where}'.{hint} Available: {', '.join(sorted(known))}"
     if error["type"] == "missing":
         return f"key '{where}' is missing"
-    message = error["msg"].removeprefix("Value error, ")
+    message = _EXPECTED.get(error["type"]) or error["msg"].removeprefix("Value error, ")
     came = error["input"]
     if not isinstance(came, str | int | float | bool):
         return f"{where} = ...: {message}"

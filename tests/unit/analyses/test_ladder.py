@@ -177,6 +177,14 @@ def test_claim_that_the_chain_is_worth_more_is_judged_by_the_interval(
     assert found["without an attack: diffusion (chain minus one)"].holds is None
 
 
+def test_drawn_start_needs_rungs_of_its_own() -> None:
+    subject = linear.subject(
+        "ddpm", data=DATA, purifier={"sampler": "ddpm", "steps": 50, "t_star": [0.05, 0.15]}
+    )
+    with pytest.raises(UserError, match="'ladder' compares purifiers at one noise level"):
+        rungs(subject)
+
+
 def test_bad_option_says_what_is_expected() -> None:
     with pytest.raises(UserError, match="'ladder': eot must be a whole number of at least 1"):
         make_analysis("ladder", {"eot": 0})

@@ -82,9 +82,9 @@ def own_sentences(found: Gradients) -> list[str]:
     limit = math.sqrt(max(0.0, common.value))
     low, high = (math.sqrt(max(0.0, end)) for end in (common.drawn[1], common.drawn[2]))
     sentences = [
-        f"Two draws of the attack gradient have a cosine of {common.value:.2f}, so endless draws reach one"
-        f" of {limit:.2f} ({low:.2f} to {high:.2f}) to the gradient of an attacker who knows the noise;"
-        f" {_draws_said(found)}."
+        f"Two draws of the attack gradient have a cosine of {common.value:.2f}, so the mean of endless draws"
+        f" has a cosine of {limit:.2f} ({low:.2f} to {high:.2f}) to the gradient of an attacker who knows the"
+        f" noise. For a cosine of one half {_draws_said(found)}."
     ]
     if len(found.sides) == 2:
         parts = power(found.gradient)
@@ -111,12 +111,13 @@ def _draws_said(found: Gradients) -> str:
     for shared in found.attackers:
         needs, who = needed_draws(found.cosines(shared), found.evenness(shared)), ATTACKERS[shared]
         low, high = (in_draws(n) for n in needs.drawn[1:])
+        span = f" (95 % interval: {low} to {high})"
+        if math.isinf(needs.drawn[2]):
+            span = "" if math.isinf(needs.drawn[1]) else f" (95 % interval: from {low} up, without an end)"
         if math.isinf(needs.value):
-            least = "" if math.isinf(needs.drawn[1]) else f", and at least {low} are needed"
-            said.append(f"no number of draws takes one who knows {who} to one half{least}")
+            said.append(f"no number of draws is enough for one who knows {who}{span}")
         else:
-            span = f" ({low} to {high})" if low != high else ""
-            said.append(f"one who knows {who} needs {in_draws(needs.value)}{span} draws for one half")
+            said.append(f"an attacker who knows {who} needs {in_draws(needs.value)} draws{span}")
     return "; ".join(said)
 
 

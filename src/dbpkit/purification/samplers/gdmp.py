@@ -96,5 +96,7 @@ def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     asked = torch.is_grad_enabled() and x.requires_grad
     with torch.enable_grad():
         at = x.view_as(x) if asked else x.detach().requires_grad_()
-        (found,) = torch.autograd.grad(function(at), at, create_graph=asked)
-    return found
+        # With a graph even where none is asked for: without one, backward formulas round otherwise, and a
+        # step must give the same bits whether it is judged, differentiated or replayed.
+        (found,) = torch.autograd.grad(function(at), at, create_graph=True)
+    return found if asked else found.detach()
