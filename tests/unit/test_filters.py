@@ -1,6 +1,7 @@
 """Purifiers without a network against other libraries, closed forms and numeric derivatives."""
 
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,12 @@ from PIL import Image
 from scipy.ndimage import median_filter
 from torch import Tensor
 
-from dbpkit import NoisePlan, PurifiedClassifier, Purifier, UserError, load_dataset
+from dbpkit import NoisePlan, PurifiedClassifier, Purifier, UserError, evaluate, load_dataset
 from dbpkit.checks.check import Planned, Probe, checks
 from dbpkit.checks.gradient import derivative, inexact_gradient, jacobian
 from dbpkit.experiment.knowledge import known
+from dbpkit.experiment.spec import EvaluationSpec
+from dbpkit.foundation.spec import validate
 from dbpkit.models.schedule import discrete_sigmas
 from dbpkit.purification.filters import BPDA_LIKE, Filter
 from dbpkit.purification.filters.jpeg import surrogate
@@ -22,7 +25,7 @@ from dbpkit.purification.purifier import gradient_note, make_purifier, purifiers
 from dbpkit.threats.pixels import Linf
 from tests.derivatives import assert_derivatives
 from tests.oracles import GaussianDenoiser, uniform
-from tests.parts import ChannelMean
+from tests.parts import TINY, ChannelMean
 
 NOISE = NoisePlan.of(0, [4, 9])
 EXACT, INEXACT = ["identity", "median", "noise_only"], ["bit_depth", "jpeg", "total_variation"]
@@ -211,3 +214,14 @@ def test_exact_filters_pass_the_check_of_the_derivative(name: str, photographs: 
     assert {"derivative", "jacobian", "piecewise_constant"} <= chosen
     assert "inexact_gradient" not in chosen
     assert [*derivative(looked_at), *jacobian(looked_at)] == []
+
+
+@pytest.mark.parametrize(("t_star", "still"), [(0.0, True), (0.1, False)])
+def test_run_without_noise_says_nothing_of_randomness(t_star: float, still: bool, tmp_path: Path) -> None:
+    table = {k: v for k, v in TINY.items() if k != "denoiser"}
+    table |= {
+        "purifier": {"name": "median", "options": {"t_star": t_star}},
+        "knowledge": ["white_box", "dw_both"],
+    }
+    summary = evaluate(validate(table, EvaluationSpec, "median"), tmp_path / "run")
+    assert summary.sentence.startswith("The defence draws no noise") is still

@@ -170,6 +170,7 @@ def test_mixture_of_a_spec_is_evaluated(tmp_path: Any) -> None:
     }
     summary = evaluate(validate(table, EvaluationSpec, "mixture"), tmp_path / "run")
     assert {"white_box", "dw_both"} <= {row.name for row in summary.rows}
+    assert "draws no noise" not in summary.sentence
 
 
 @pytest.mark.parametrize(

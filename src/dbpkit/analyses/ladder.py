@@ -32,7 +32,7 @@ WORTH = {
     (NOTHING, NOISE): "noise",
     (NOISE, ONE): "denoising",
     (NOISE, OTHER): "denoising",
-    (OTHER, ONE): "the spec's denoiser in the other's place",
+    (OTHER, ONE): "the spec's denoiser instead of the other one",
     (ONE, CHAIN): "diffusion",
     (OTHER, CHAIN): "diffusion",
     (NOISE, FILTER): "a filter",
@@ -197,7 +197,7 @@ def _steps(rungs: Sequence[Rung]) -> list[tuple[Rung, Rung, str]]:
 
 def _sentences(table: Table, steps: Iterable[tuple[Rung, Rung, str]]) -> list[str]:
     found = []
-    for how, words in (("white_box", "Against the white box"), ("fixed", "With all noise known")):
+    for how, words in (("white_box", "against the white box"), ("fixed", "with all noise known")):
         right = ", ".join(f"{column[how].mean():.0%} ({rung})" for rung, column in table.items())
         parts = []
         for low, high, worth in steps:
@@ -207,7 +207,10 @@ def _sentences(table: Table, steps: Iterable[tuple[Rung, Rung, str]]) -> list[st
             parts.append(
                 f"{worth} {100 * gap.value:+.0f} points ({100 * gap.low:.0f} to {100 * gap.high:.0f})"
             )
-        found.append(f"{words} are right, from the lowest rung up: {right}. Worth: {', '.join(parts)}.")
+        worths = ", ".join(parts)
+        found.append(
+            f"Right {words}, from the lowest rung up: {right}. Worth, from rung to rung, filters aside: {worths}."
+        )
     return found
 
 

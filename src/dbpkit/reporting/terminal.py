@@ -18,6 +18,7 @@ from dbpkit.reporting.tables import (
     NOTHING,
     Cell,
     TableRow,
+    ensemble_table,
     headline_title,
     interval_methods,
     precision_note,
@@ -51,6 +52,7 @@ def console_table(summary: Summary) -> Fitting:
     """Returns the headline table for a terminal: it fits 80 columns, and is a list where there are fewer."""
     methods = interval_methods(summary)
     counts = "N queries, unattacked images asked as often" if headline_title(summary) else "R draws, T tapes"
+    counts = "N draws averaged, as many of unattacked images" if ensemble_table(summary) else counts
     caption = f"Intervals: {methods}, over n images. {counts}." if methods else "Nothing recorded yet."
     caption = f"{caption} {precision_note(summary)}".rstrip()
     caption += f" Computed {summary.executed}." if methods and summary.executed else ""

@@ -24,6 +24,12 @@ NOTHING = (
 )
 
 
+STILL = (
+    "The defence draws no noise that an attacker could know or not, so white box and DW_Both are the same"
+    " attack, and this run says nothing of randomness."
+)
+
+
 class Trend(NamedTuple):
     """What the analysis ``eot`` found in the same run.
 

@@ -19,7 +19,7 @@ from dbpkit.results.doubts import doubts
 from dbpkit.results.ensembles import ensemble_estimates
 from dbpkit.results.executed import executed
 from dbpkit.results.flags import Flag, record_flags
-from dbpkit.results.headline import NOTHING, headline_sentence, measured_trend, white_box_eot
+from dbpkit.results.headline import NOTHING, STILL, headline_sentence, measured_trend, white_box_eot
 from dbpkit.results.kinds import DIFFERENCES, NO_DENOISER, baseline_rows, kind_of
 from dbpkit.results.protocols import (
     DEFAULT,
@@ -161,7 +161,8 @@ def summarise(run: RunDirectory | str | Path) -> Summary:
         differences.get("white_box - dw_both"),
         white_box_eot(spec.attacks, _passes(columns.rows.get("white_box"))),
     )
-    sentence = _sentence(run, eot, scores, gap, flags)
+    still = spec.draws.report > 1 and _draws_nothing(columns.rows.get("white_box"))
+    sentence = STILL if still else _sentence(run, eot, scores, gap, flags)
     return Summary(spec.name, spec, rows, differences, flags, sentence, executed(run.sessions()))
 
 
@@ -215,6 +216,11 @@ def _passes(group: RowColumns | None) -> set[tuple[float, int]]:
         return set()
     pairs = zip(group.measures["gradient_passes"].tolist(), group.paths["loss"].counts.tolist(), strict=True)
     return {(passes, count) for passes, count in pairs if passes == passes and count}
+
+
+def _draws_nothing(group: RowColumns | None) -> bool:
+    """Whether a row was judged on one draw, which all would be like."""
+    return group is not None and len(group.draws) > 0 and bool((group.draws == 1).all())
 
 
 def _sentence(

@@ -148,7 +148,7 @@ def test_each_rung_is_compared_with_the_one_below_image_by_image() -> None:
     expected = {
         "white box: noise (noise minus alone)": 0.25,
         "white box: denoising (blind minus noise)": 0.125,
-        "white box: the spec's denoiser in the other's place (one minus blind)": 0.125,
+        "white box: the spec's denoiser instead of the other one (one minus blind)": 0.125,
         "white box: diffusion (chain minus one)": 0.0,
         "white box: a filter (median minus noise)": 0.375,
         "all noise known: noise (noise minus alone)": 0.125,

@@ -190,8 +190,8 @@ def _shared_out(numbers: list[Number]) -> list[str]:
     if carried:
         told = " and ".join(f"{n.value:.2f} for {n.name.rsplit(', ', 1)[1]}" for n in carried)
         said.append(
-            "Whether a draw saves an image beyond what image and draw say alone carries over with a"
-            f" correlation of {told}."
+            "Which draws save which image, beyond what image and draw say alone, agrees with a correlation of"
+            f" {told}."
         )
     return said
 
