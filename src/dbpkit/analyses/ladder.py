@@ -209,7 +209,8 @@ def _sentences(table: Table, steps: Iterable[tuple[Rung, Rung, str]]) -> list[st
             )
         worths = ", ".join(parts)
         found.append(
-            f"Right {words}, from the lowest rung up: {right}. Worth, from rung to rung, filters aside: {worths}."
+            f"Right {words}, from the lowest rung up: {right}. Worth, from rung to rung,"
+            f" filters aside: {worths}."
         )
     return found
 
