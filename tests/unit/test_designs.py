@@ -13,6 +13,7 @@ import dbpkit.attacks.libraries  # noqa: F401 - registers their attacks
 from benchmarks.gradient_error import errors, moments
 from dbpkit import PurifiedClassifier, Purifier, evaluate
 from dbpkit.attacks import Design, Target, accepted_options, attacks, designed, make_attack
+from dbpkit.attacks import designs as of_designs
 from dbpkit.attacks.designs import controlled
 from dbpkit.evaluation.counting import passes
 from dbpkit.experiment.build import build
@@ -240,6 +241,20 @@ def test_controlled_is_what_it_says() -> None:
             weight = (fo * so).sum() / (so * so).sum() * 5 / 12
             total += sum(f[b, r] - weight * (s[b, r] - m[b].mean(0)) for r in block)
         torch.testing.assert_close(found[b], total / 7)
+
+
+def test_controlled_a_few_images_at_a_time_is_the_same_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(3)
+    full, paired, further = (torch.empty(5, n, 3, 2, 2).normal_(generator=generator) for n in (4, 4, 6))
+    whole = controlled(full, paired, further, Design(antithetic=True))
+    seen: list[int] = []
+    combine = of_designs._controlled
+    monkeypatch.setattr(
+        of_designs, "_controlled", lambda f, *rest: (seen.append(len(f)), combine(f, *rest))[1]
+    )
+    monkeypatch.setattr(of_designs, "AT_ONCE", 2 * 14 * 12)
+    assert torch.equal(controlled(full, paired, further, Design(antithetic=True)), whole)
+    assert seen == [2, 2, 1]
 
 
 def test_control_of_a_surrogate_that_errs_alike_leaves_the_error_of_its_mean() -> None:

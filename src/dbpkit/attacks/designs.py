@@ -23,6 +23,9 @@ from dbpkit.foundation.noise import NoisePlan
 if TYPE_CHECKING:
     from dbpkit.attacks.target import Target
 
+AT_ONCE = 1 << 24
+"""Most values of gradients that are combined at once, in copies of double precision."""
+
 
 @dataclass(frozen=True)
 class Design:
@@ -110,6 +113,13 @@ def controlled(full: Tensor, paired: Tensor, further: Tensor, design: Design) ->
     Source:
         Control variates: Glasserman 2003, section 4.1; weights of split samples: Avramidis & Wilson 1993.
     """
+    some = max(1, AT_ONCE // (full[0].numel() + paired[0].numel() + further[0].numel()))
+    parts = zip(*(g.split(some) for g in (full, paired, further)), strict=True)
+    return torch.cat([_controlled(*part, design) for part in parts])
+
+
+def _controlled(full: Tensor, paired: Tensor, further: Tensor, design: Design) -> Tensor:
+    """`controlled` of a few images, in double precision."""
     block, count, extra = design.block, full.shape[1], further.shape[1]
     f, s, m = (g.flatten(2).double() for g in (full, paired, further))
     starts = range(0, count, block)
