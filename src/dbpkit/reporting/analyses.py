@@ -241,12 +241,17 @@ def _rows(runs: Sequence[Mapping[Any, Number]], name: Callable[[Any], str]) -> l
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
-    """``"images 8, scales 0.25 1"``."""
-    said = []
-    for name, value in settings.items():
-        shown = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-        said.append(f"{name} {shown}")
-    return ", ".join(said)
+    """``"images 8, scales 0.25 1"``; of what is empty nothing."""
+    return ", ".join(f"{name} {shown}" for name, value in settings.items() if (shown := _setting(value)))
+
+
+def _setting(value: Any) -> str:
+    """A value as words: entries after each other, and of tables in parentheses."""
+    if isinstance(value, Mapping):
+        return f"({', '.join(f'{name} {_setting(own)}' for name, own in value.items())})"
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(_setting, value))
+    return "" if value is None else str(value)
 
 
 def file_stem(name: str) -> str:

@@ -183,6 +183,14 @@ def test_tapes_constant_answers_have_levels_and_no_other_number() -> None:
     assert not any(number.name.startswith("variance of the tapes") for number in result.numbers)
 
 
+def test_tapes_chart_of_ranks_shows_accuracies() -> None:
+    chart = Tapes().conclude(records(answers(0, 1)[:6])).charts[-1]
+    assert "order that half" in chart.title
+    ends = [*(chart.series[1].low or []), *(chart.series[1].high or [])]
+    assert ends
+    assert 0 <= min(ends) <= max(ends) <= 1
+
+
 def test_tapes_recorded_numbers_follow_from_the_recorded_answers() -> None:
     recorded = json.loads((ROOT / "benchmarks/results/tapes.json").read_text())
     tables = {name: np.array([[*map(int, row)] for row in rows]) for name, rows in recorded["tables"].items()}

@@ -139,6 +139,21 @@ def test_charts_of_two_runs_have_the_same_axes(analysed: Analysed) -> None:
     assert line[0].drawn.light != alone[0].drawn.light
 
 
+def test_settings_are_words_and_empty_ones_are_left_out(analysed: Analysed) -> None:
+    result = next(iter(analysis_results(analysed())))
+    tables = [{"sampler": "ddim", "steps": 20}, {"sampler": "one_step"}]
+    settings = {
+        "images": 4,
+        "configurations": tables,
+        "rungs": [],
+        "blind": None,
+        "norm": "",
+        "shared": False,
+    }
+    ((_, said),) = analysis_views([("", [result._replace(settings=settings)])])[0].settings
+    assert said == "images 4, configurations (sampler ddim, steps 20) (sampler one_step), shared False"
+
+
 def test_figures_are_written_as_png_and_csv(make_run: MakeRun, analysed: Analysed) -> None:
     run = analysed(make_run(), charts=list(CHARTS.values()))
     page_of(run)

@@ -18,7 +18,7 @@ from dbpkit.statistics.effects import (
     rest_share,
     row_share,
 )
-from dbpkit.statistics.intervals import CROSSED_EXAMPLES, Interval, bands, difference, share
+from dbpkit.statistics.intervals import CROSSED_EXAMPLES, Interval, difference, share
 
 KNOWN = "known"
 """Table of the attack that all others are compared with."""
@@ -248,7 +248,7 @@ def _ranks_chart(table: np.ndarray) -> Chart:
         "robust accuracy",
         [
             Series("on the half that ordered them", ranks, chosen.mean(axis=0).tolist()),
-            Series("on the other half", ranks, *bands(other)),
+            Series.of("on the other half", ranks, [share(column) for column in other.T]),
         ],
         "Accuracy of the tapes by rank: it rises on the images that ordered them, and on others only as far"
         " as a good tape is good for all images.",
