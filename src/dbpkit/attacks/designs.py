@@ -114,8 +114,8 @@ def controlled(full: Tensor, paired: Tensor, further: Tensor, design: Design) ->
         Control variates: Glasserman 2003, section 4.1; weights of split samples: Avramidis & Wilson 1993.
     """
     some = max(1, AT_ONCE // (full[0].numel() + paired[0].numel() + further[0].numel()))
-    parts = zip(*(g.split(some) for g in (full, paired, further)), strict=True)
-    return torch.cat([_controlled(*part, design) for part in parts])
+    parts = zip(full.split(some), paired.split(some), further.split(some), strict=True)
+    return torch.cat([_controlled(f, s, m, design) for f, s, m in parts])
 
 
 def _controlled(full: Tensor, paired: Tensor, further: Tensor, design: Design) -> Tensor:
