@@ -35,7 +35,7 @@ PURIFIERS: dict[str, dict[str, Any]] = {
     "ddim, 2 calls": {"sampler": "ddim", "t_star": 0.1, "steps": 10},
     "ddpm, 2 calls, t* 0.05": {"sampler": "ddpm", "t_star": 0.05, "steps": 20, "options": SMALL},
     "vpsde, 3 calls": {"sampler": "vpsde", "t_star": 0.1, "steps": 20},
-    "heun, 2 calls": {"sampler": "heun", "t_star": 0.1, "steps": 2},
+    "heun, 3 calls": {"sampler": "heun", "t_star": 0.1, "steps": 2},
     "reverse_only, 2 calls": {"sampler": "reverse_only", "t_star": 0.1, "steps": 10, "options": SMALL},
 }
 DRAWS = 16
