@@ -38,7 +38,7 @@ class GaussianDenoiser(NamedTuple):
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """D(x, sigma) = (variance x + sigma^2 mean) / (variance + sigma^2); one sigma, or (B,)."""
         sigma = torch.as_tensor(sigma)
-        sigma = sigma[:, None, None, None] if sigma.ndim else sigma
+        sigma = sigma[:, None, None, None] if sigma.ndim == 1 else sigma
         return (self.variance * x + sigma**2 * self.mean) / (self.variance + sigma**2)
 
     def theta(self, sigma: float) -> float:

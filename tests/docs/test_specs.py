@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dbpkit import EvaluationSpec, TrainingSpec, evaluate, read_spec, train
 from dbpkit.attacks import attacks
+from dbpkit.attacks.attack import accepted_options
 from dbpkit.experiment.execution import Execution
 from dbpkit.training.objectives import objectives
 from tests.docs.pages import ROOT
@@ -40,7 +41,8 @@ def shortened(path: Path, **parts: Any) -> list[str]:
     sets = ["examples.count=2", "draws={report=2, select=2}", *chain]
     for number, attack in enumerate(spec["attacks"]):
         given = attack.get("options", {})
-        known = [o for o in SHORT if o in given or (o == "iterations" and attack["name"] in attacks)]
+        own = accepted_options(attack["name"]) if attack["name"] in attacks else {}
+        known = [o for o in SHORT if o in given or (o == "iterations" and o in own)]
         sets += [f"attacks.{number}.options.{option}={SHORT[option]}" for option in known]
     return [*sets, *(f"{part}={value}" for part, value in parts.items())]
 

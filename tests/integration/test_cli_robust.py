@@ -173,7 +173,7 @@ def test_reader_that_leaves_is_no_error() -> None:
     process = start("list", PYTHONIOENCODING="ascii")
     assert process.stdout is not None
     assert process.stderr is not None
-    assert process.stdout.readline() == b"analyses\n"
+    assert process.stdout.readline() == b"adversaries\n"
     process.stdout.close()
     assert process.wait(60) == 0
     assert process.stderr.read() == b""

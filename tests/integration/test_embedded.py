@@ -19,7 +19,8 @@ from dbpkit.purification.replay import directional_derivatives
 from dbpkit.purification.samplers import samplers
 from tests.integration.conftest import comparable, environment
 
-BUILT_IN = ["ddim", "ddpm", "heun", "one_step", "restart", "reverse_only", "vpsde"]
+BUILT_IN = ["ddim", "ddpm", "gdmp", "heun", "likelihood", "multi_stage", "one_step", "restart"]
+BUILT_IN += ["reverse_only", "vpsde"]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def test_exact_gradient_agrees_with_finite_differences_on_the_embedded_model(
 ) -> None:
     """Float64 network, fixed noise, along a random direction and along the gradient."""
     denoiser, classifier = (m.double() for m in load_embedded())
-    steps = {"heun": 4, "vpsde": 50}.get(sampler, 100)
+    steps = {"heun": 4, "likelihood": 2, "multi_stage": 50, "vpsde": 50}.get(sampler, 100)
     model = PurifiedClassifier(Purifier(denoiser, sampler, steps=steps), classifier)
     x, y = data.x()[:2].double(), data.labels[:2]
     plan = NoisePlan.of(3, data.ids[:2])

@@ -348,7 +348,7 @@ def quick(name: str) -> dict[str, Any]:
     """Options of an attack that takes few passes."""
     known = accepted_options(name)
     few = {"iterations": 2, "eot": 4, "queries": 2, "n_restarts": 1, "restarts": 1, "n_targets": 1}
-    few |= {"draws": 4, "gradients": 20}  # of autopilot, which chooses single draws here
+    few |= {"draws": 4, "gradients": 20} if name == "autopilot" else {}  # which chooses single draws here
     return {k: v for k, v in few.items() if k in known}
 
 

@@ -24,6 +24,7 @@ from tests.unit.test_networks import described, model_of
 
 DENOISERS = [name for name in networks if described(name).kind == "denoiser"]
 ADAPTERS = {"diffusers": ["vp"], "ho_ddpm": ["vp"], "adm": ["edm", "vp"], "ncsnpp": ["edm", "vp"]}
+ADAPTERS["bias_free_unet"] = ["blind"]
 """What each denoiser is trained under; EDM's preconditioning if it is not here."""
 ONCE_ONLY = {"diffusers"}
 """Its attention is torch's fused one, which has no second derivative."""

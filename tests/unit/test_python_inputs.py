@@ -145,7 +145,10 @@ def test_attack_without_gradients_around_it_is_the_same(context: Any) -> None:
         (lambda: tiny()(2 * X - 1), "Divide 8-bit values by 255 and undo any normalisation"),
         (lambda: tiny()(X, noise=NOISE.rows([0])), "a noise plan of 1 examples was used on a batch of 2"),
         (lambda: Undefended(TinyClassifier(3))((255 * X).byte()), "whose arithmetic wraps"),
-        (lambda: Purifier(tiny_denoiser(), t_star=2), r"t_star must lie in \(0, 1\), not 2"),
+        (
+            lambda: Purifier(tiny_denoiser(), t_star=2),
+            r"t_star must lie in \(0, 1\), or be an interval .* not 2",
+        ),
         (lambda: Purifier(tiny_denoiser(), steps=0), "steps must be a whole number of at least 1, not 0"),
         (lambda: Purifier(None), "the denoiser must be callable"),  # type: ignore[arg-type]
         (lambda: PurifiedClassifier(TinyClassifier(3), tiny().purifier), "the classifier is a purifier"),

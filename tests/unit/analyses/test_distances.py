@@ -65,12 +65,14 @@ def test_way_every_sampler_ends_at_its_purified_image_and_starts_denoising_at_it
     )
     x, _, noise = made.examples(slice(0, 3))
     way = distances_on_the_way(made, x, x + 0.02, noise)
-    levels = made.parts.model.purifier.sampler.levels
-    steps = len(levels) - 1
+    sampler = made.parts.model.purifier.sampler
+    levels, steps = sampler.levels, len(sampler.levels) - 1
     torch.testing.assert_close(way[:, :, -1], distances(x, made.purify(x + 0.02, noise)), rtol=0, atol=0)
     if name == "reverse_only":
         assert way.shape[2] == steps + 2
         return
+    if name == "likelihood" or sampler.steps != steps:
+        return  # no way down from one noisy image: it moves the image itself, or goes back up
     assert way.shape[2] == 2 * steps + 1
     z = noise.normal("forward", 0, x)
     if options.get("churn"):
