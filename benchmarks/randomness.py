@@ -34,6 +34,8 @@ SMALL = {"variance": "small"}
 RESTART = {"sampler": "restart", "steps": 10, "options": {"restarts": 1}}
 DDPM = {"sampler": "ddpm", "steps": 20, "options": SMALL}
 DDIM = {"sampler": "ddim", "steps": 20}
+ROUNDS = {"inner": "ddpm", "inner_options": SMALL, "rounds": [[0.5, 1], [1.0, 1]]}
+GUIDED = {**SMALL, "distance": "ssim", "compares": "estimate", "guidance": 0.1}
 PURIFIERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddpm": ("diffusion", DDPM),
     "t* 0.05 to 0.15": ("diffusion", {**DDPM, "t_star": [0.05, 0.15]}),
@@ -44,6 +46,10 @@ PURIFIERS: dict[str, tuple[str, dict[str, Any]]] = {
     "corrector": ("diffusion", {"sampler": "ddim", "steps": 10, "options": {"corrector_steps": 1}}),
     "random grid": ("diffusion", {**DDPM, "grid": {"random": True}}),
     "ddim, eta 0.5": ("diffusion", {**DDIM, "options": {"eta": 0.5}}),
+    "multi_stage": ("diffusion", {"sampler": "multi_stage", "steps": 20, "options": ROUNDS}),
+    "gdmp": ("diffusion", {"sampler": "gdmp", "steps": 20, "options": SMALL}),
+    "gdmp, SSIM": ("diffusion", {"sampler": "gdmp", "steps": 20, "options": GUIDED}),
+    "likelihood": ("diffusion", {"sampler": "likelihood", "t_star": 0.173, "steps": 3}),
 }
 BASELINE = "ddpm"
 EPS = 4 / 255
