@@ -14,6 +14,8 @@ PAGE, FIGURE = DOCS / "design.md", DOCS / "images" / "rooms.svg"
 
 PLACES = {
     "cli": 2.4,
+    "tables": 1.8,
+    "bundles": 4.0,
     "analyses": 1.0,
     "fidelity": 2.65,
     "training": 3.75,
