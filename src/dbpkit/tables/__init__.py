@@ -1,1 +1,1 @@
-"""Published tables as data, what stands in for their models on this machine, and what was measured beside them."""
+"""Published tables as data, and what was measured beside them, here or with models that stand in."""
