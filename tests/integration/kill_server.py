@@ -13,8 +13,8 @@ import torch
 
 from dbpkit import Execution, evaluate, train
 from dbpkit.analyses.run import analyse
-from dbpkit.evaluation.session import code_sha256
 from dbpkit.experiment.spec import EvaluationSpec
+from dbpkit.foundation.packaged import code_sha256
 from dbpkit.foundation.spec import validate
 from dbpkit.training.spec import TrainingSpec
 from tests.integration.test_training import DENOISER

@@ -122,7 +122,9 @@ def test_docs_says_where_every_page_is(run) -> None:
 
 
 def test_version_and_help(run) -> None:
-    assert run("--version") == (0, f"dbpkit {__version__}\n", "")
+    code, out, err = run("--version")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"dbpkit {__version__}\n")
     assert __version__ == importlib.metadata.version("dbpkit")
     for words in (["-h"], ["evaluate", "-h"], ["--help"]):
         code, out, err = run(*words)

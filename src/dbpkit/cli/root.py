@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-from dbpkit import __version__
-from dbpkit.foundation import console
 from dbpkit.foundation.program import started
 from dbpkit.foundation.registry import import_module, trust, trust_files
 
@@ -17,20 +15,24 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
-    """Prints the version and leaves."""
-    if asked:
-        console.say(f"dbpkit {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _root(
+    context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", help="Print versions, the device, and hashes of models and data.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --version: print it as JSON.")] = False,
 ) -> None:
     """How robust a diffusion-purified classifier really is, why, and how to make it more robust."""
+    if version:
+        from dbpkit.cli.versions import show_versions
+
+        show_versions(as_json)
+        raise typer.Exit
+    if as_json:
+        context.fail("--json belongs behind the command, or goes with --version.")
+    if context.invoked_subcommand is None:
+        context.fail("Missing command.")
 
 
 def begin(

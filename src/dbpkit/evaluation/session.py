@@ -3,12 +3,9 @@
 A path does not identify a file: another one may be there the next time.
 """
 
-import functools
-import hashlib
 import platform
 from collections.abc import Iterator, Mapping
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +13,7 @@ import torch
 from dbpkit.experiment.build import Parts
 from dbpkit.experiment.execution import Execution
 from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.packaged import code_sha256
 from dbpkit.foundation.precision import current_precision
 from dbpkit.results.analysis import AnalysisRecords, analysed
 from dbpkit.results.run_directory import RunDirectory
@@ -80,16 +78,6 @@ def enter_session(run: RunDirectory, parts: Parts, execution: Execution) -> None
         session["shard"] = f"{execution.rank + 1}/{execution.world}"
     if session not in sessions:
         run.write_json("env.json", [*sessions, session])
-
-
-@functools.cache
-def code_sha256() -> str:
-    """Returns the sha256 of the package's own source files, hexadecimal."""
-    folder = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
 
 
 def _version(package: str) -> str:

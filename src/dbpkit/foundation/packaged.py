@@ -3,6 +3,8 @@
 In a source checkout they lie in ``specs/`` and ``docs/``, in an installed package beside its modules.
 """
 
+import functools
+import hashlib
 import os
 from pathlib import Path
 
@@ -17,6 +19,21 @@ TEMPLATE = HERE / "assets" / "init.toml"
 def asset(name: str) -> Path:
     """Returns the path of a file that the package carries."""
     return HERE / "assets" / name
+
+
+@functools.cache
+def code_sha256() -> str:
+    """Returns the sha256 of the package's own source files, hexadecimal.
+
+    A checkout and an installed wheel of the same sources have the same: the scripts that lie among the
+    documentation are not part of the package's code.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(HERE.rglob("*.py")):
+        place = path.relative_to(HERE)
+        if place.parts[0] not in ("docs", "specs"):
+            digest.update(str(place).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def folder(kind: str) -> Path:
