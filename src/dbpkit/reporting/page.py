@@ -1,16 +1,18 @@
 """The report page: one HTML file that needs nothing else, for one run or several.
 
-Names of runs, rows and classes come from users; the template escapes all of them.
+Names of runs, rows and classes come from users; the template escapes all of them. Other pages extend the same
+``templates/base.html``: its style, its policy and its script.
 """
 
 import base64
+import functools
 import hashlib
 import string
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.files import write_atomically
@@ -52,7 +54,8 @@ def write_report(runs: Sequence[str | Path | RunDirectory], out: Path | None = N
         comparison = compare_shown([ShownRun(v.letter, v.summary.name, d, v.rows) for v, d in shown])
         chart = comparison.chart
     analyses = analysis_views([(view.letter, view.analyses) for view in views])
-    page = _template().render(
+    page = rendered(
+        "report.html",
         title=title,
         runs=views,
         comparison=comparison,
@@ -85,17 +88,29 @@ def _files(stem: str, chart: ResponsiveChart | None, analyses: Sequence[Analysis
     return pictures | {f"{name}.csv": text.encode() for name, _, text in drawn}
 
 
-def _template() -> Any:
+def rendered(template: str, **given: Any) -> str:
+    """Renders a page that needs nothing else; every text that is given is escaped.
+
+    Args:
+        template: a file in ``templates``, or of another room, such as ``tables/page.html``; it extends ``base.html``.
+        given: what the template names; ``title`` is asked for by every page.
+    """
+    return _environment().get_template(template).render(**given)
+
+
+@functools.cache
+def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("dbpkit", "reporting"),
+        loader=ChoiceLoader([PackageLoader("dbpkit.reporting"), PackageLoader("dbpkit", "")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters["sha256"] = _script_hash
     environment.filters["csv_uri"] = _csv_uri
-    return environment.get_template("template.html")
+    return environment
 
 
 def _script_hash(script: str) -> str:

@@ -1,12 +1,16 @@
 """The page: everything a run has to say, nothing from outside, nothing of a user's name taken for markup."""
 
+import base64
+import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from jinja2 import DictLoader
 
 from dbpkit.foundation.errors import UserError
+from dbpkit.reporting import page as page_module
 from dbpkit.reporting import write_report
 from dbpkit.reporting.checks import RECORD_CHECKS
 from dbpkit.reporting.tables import difference_rows, table_rows
@@ -284,3 +288,30 @@ def test_write_report_of_damaged_pictures_is_without_them_and_says_so_once(
     assert "Clean, attacked and purified images" in whole
     assert "Clean, attacked and purified images" not in page
     assert "no pictures yet" not in page
+
+
+def test_another_page_extends_the_base_and_escapes_what_it_is_given() -> None:
+    """The policy admits the page's one script, an own one included."""
+    environment = page_module._environment().overlay(
+        loader=DictLoader(
+            {
+                "own.html": """{% extends "base.html" %}
+{% block script %}{{ super() }}document.title += "own";{% endblock %}
+{% block main %}<p>{{ said }}</p>{% endblock %}{% block footer %}Own.{% endblock %}""",
+                **{name: _source(name) for name in ("base.html", "sort.js", "style.css")},
+            }
+        )
+    )
+    page = environment.get_template("own.html").render(title="<b>", said="<i>")
+    assert "<title>&lt;b&gt; – dbpkit" in page
+    assert "<p>&lt;i&gt;</p>" in page
+    assert '<footer class="muted">Own.</footer>' in page
+    script = re.search(r"<script>(.*)</script>", page, flags=re.DOTALL)
+    assert script is not None
+    assert script[1].rstrip().endswith('document.title += "own";')
+    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
+    assert page.count(f"script-src 'sha256-{digest}'") == 1
+
+
+def _source(name: str) -> str:
+    return (Path(page_module.__file__).parent / "templates" / name).read_text()
