@@ -92,7 +92,7 @@ def rendered(template: str, **given: Any) -> str:
     """Renders a page that needs nothing else; every text that is given is escaped.
 
     Args:
-        template: a file in ``templates``, or of another room, such as ``tables/page.html``; it extends ``base.html``.
+        template: a file in ``templates``, or another room's, such as ``tables/page.html``; extends the base.
         given: what the template names; ``title`` is asked for by every page.
     """
     return _environment().get_template(template).render(**given)
