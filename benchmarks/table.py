@@ -1,7 +1,7 @@
 """Results as tables of Markdown, and in pages.
 
 python -m benchmarks.table [FILE]         prints the tables
-python -m benchmarks.table --pages        puts them into docs/speed.md and draws docs/images/linear.svg
+python -m benchmarks.table --pages        puts them into docs/evidence/speed.md, draws docs/images/linear.svg
 """
 
 import argparse
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path("benchmarks/results/cpu.json")
-PAGE = Path("docs/speed.md")
+PAGE = Path("docs/evidence/speed.md")
 PLOT = Path("docs/images/linear.svg")
 MARKS = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 PROGRAMS = ("dbpkit", "make", "accelerate", "torchrun", "sbatch", "pip", "python")
 """First words of the commands that are shown; every one is recorded instead of run."""
@@ -28,13 +28,19 @@ class Block(NamedTuple):
     text: str
 
     @property
+    def place(self) -> str:
+        """The page's path below ``docs``, or its name if it is none of those."""
+        docs = ROOT / "docs"
+        return self.page.relative_to(docs if docs in self.page.parents else ROOT).as_posix()
+
+    @property
     def name(self) -> str:
         """The file that a first line such as ``# my_module.py`` names, or an empty text."""
         named = re.match(r"# ([\w-]+\.(?:py|toml))\n", self.text)
         return named[1] if named else ""
 
     def __str__(self) -> str:
-        return f"{self.page.name}:{self.line}"
+        return f"{self.place}:{self.line}"
 
 
 def blocks(*languages: str) -> list[Block]:

@@ -116,7 +116,7 @@ def test_python_fragment_runs(
     if block.page.name == "README.md":
         pytest.skip("tests/integration/test_readme.py runs it and looks at what it says")
     exec(compile(block.text, str(block), "exec"), dict(taken_for_granted))
-    if block.page.name == "run-directory.md":  # recomputes the headline from the records alone
+    if block.place == "reference/run-directory.md":  # recomputes the headline from the records alone
         summary = json.loads(Path("runs/a/summary.json").read_text())
         row = next(r for r in summary["rows"] if r["name"] == "white_box")
         said = float(capsys.readouterr().out)
@@ -212,12 +212,12 @@ def test_commands_run_in_small_with_all_checks_and_analyses(folder: Path, script
 
 def go(folder: Path, script: Block, run: Run, whole: bool) -> None:
     """Runs the commands of a script, each made small; of like ones on a page the first alone."""
-    own = folder / f"runs-{script.page.stem}-{whole}"  # every page has runs of its own
+    own = folder / f"runs-{script.place.replace('/', '-')}-{whole}"  # every page has runs of its own
     if not own.exists():
         shutil.copytree("lent", own / "a")
     Path("runs").unlink(missing_ok=True)
     Path("runs").symlink_to(own)
-    last, seen = None, SEEN.setdefault((folder, script.page.name), set())
+    last, seen = None, SEEN.setdefault((folder, script.place), set())
     for words in commands(script, folder):
         kind = tuple(re.sub(r"=.*|^runs/.*", "", word) for word in words)
         if kind in seen and not whole:

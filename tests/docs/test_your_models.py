@@ -13,11 +13,11 @@ from tests.checkpoint_files import shapes_only
 from tests.docs.pages import ROOT, blocks
 from tests.reference import key_table
 
-PAGE = "your-models.md"
+PAGE = "how-to/your-models.md"
 
 
 def test_specs_have_at_most_twelve_lines() -> None:
-    specs = [b for b in blocks("toml") if b.page.name == PAGE and b.name]
+    specs = [b for b in blocks("toml") if b.place == PAGE and b.name]
 
     assert [b.name for b in specs] == ["first.toml", "second.toml"]
     assert all(len(b.text.strip().splitlines()) <= 12 for b in specs)

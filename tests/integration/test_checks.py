@@ -239,7 +239,9 @@ def test_every_flag_has_a_section_in_the_docs() -> None:
     used = set(re.findall(r'(?:Flag|_ahead|_against_white_box)\(\s*"([a-z_]+)"', source))
     for constant in re.findall(r"Flag\(\s*([A-Z_]+),", source):
         used |= set(re.findall(rf'^{constant} = "([a-z_]+)"$', source, flags=re.M))
-    documented = set(re.findall(r"^## ([a-z_]+)$", (root / "docs/flags.md").read_text(), flags=re.M))
+    documented = set(
+        re.findall(r"^## ([a-z_]+)$", (root / "docs/reference/flags.md").read_text(), flags=re.M)
+    )
     assert used == documented
 
 

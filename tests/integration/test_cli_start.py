@@ -114,9 +114,10 @@ def test_docs_says_where_every_page_is(run) -> None:
     code, out, _ = run("docs", "--json")
     assert code == 0
     pages = json.loads(out)
-    assert pages.keys() >= {"guide", "flags", "run-directory"}
+    assert pages.keys() >= {"flags", "run-directory", "your-models"}
     assert all(Path(path).is_file() for path in pages.values())
-    assert run("docs", "guide")[1].strip() == pages["guide"]
+    for name in ("flags", "reference/flags", "reference/flags.md"):
+        assert run("docs", name)[1].strip() == pages["flags"]
     assert "They lie in" in run("docs")[1]
     assert "Did you mean 'flags'?" in run("docs", "flag")[2]
 

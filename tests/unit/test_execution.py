@@ -69,7 +69,7 @@ def test_number_out_of_range_is_named(changes: dict[str, Any], name: str) -> Non
 
 
 def test_noted_settings_are_the_keys_of_env_json() -> None:
-    """As sessions of 0.1.0 have them, see docs/run-directory.md."""
+    """As sessions of 0.1.0 have them, see docs/reference/run-directory.md."""
     assert Execution("cpu", batch_size=3, deterministic=True, rank=1, world=2).noted() == {
         "device": "cpu",
         "batch_size": 3,

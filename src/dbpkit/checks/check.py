@@ -301,7 +301,8 @@ def verdict(flags: Sequence[Flag]) -> str:
     """Says in a sentence what follows from the flags."""
     errors = sorted({f.name for f in flags if f.severity == "error"})
     if errors:
-        return f"Do not trust a number from this set-up yet: fix {', '.join(errors)} first (docs/flags.md)."
+        names = ", ".join(errors)
+        return f"Do not trust a number from this set-up yet: fix {names} first (docs/reference/flags.md)."
     if flags:
-        return "Nothing is broken; read the warnings before a long run (docs/flags.md)."
+        return "Nothing is broken; read the warnings before a long run (docs/reference/flags.md)."
     return "Trustworthy on these examples. Nothing suspicious was found."

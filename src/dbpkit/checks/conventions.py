@@ -31,8 +31,8 @@ from dbpkit.results.flags import Flag
 from dbpkit.statistics.binomial import at_most
 
 ALPHA = 0.01
-"""How often a sound model is flagged, over all of its neighbours, if gains are normal; docs/flags.md says
-how often it was measured to be."""
+"""How often a sound model is flagged, over all of its neighbours, if gains are normal;
+docs/reference/flags.md says how often it was measured to be."""
 
 SMALLER, CLEARLY_SMALLER = 0.985, 0.8
 """Share of the own error below which another convention's is told of, and below which it is an error."""

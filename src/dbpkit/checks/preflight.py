@@ -1,6 +1,6 @@
 """What is looked at before every run: whether all fits, what the model is, and its settings.
 
-`docs/flags.md` explains every flag.
+`docs/reference/flags.md` explains every flag.
 """
 
 from collections.abc import Callable

@@ -9,8 +9,7 @@ from dbpkit.cli import printing
 from dbpkit.cli.options import AsJson, Plugin, Set, complete_part, complete_spec
 from dbpkit.cli.root import app, begin
 from dbpkit.foundation import console
-from dbpkit.foundation.errors import unknown_name
-from dbpkit.foundation.packaged import find_spec, pages, write_template
+from dbpkit.foundation.packaged import find_page, find_spec, pages, write_template
 from dbpkit.foundation.registry import KINDS
 from dbpkit.foundation.toml import read_table
 
@@ -88,11 +87,8 @@ def init(
 
 @app.command()
 def docs(
-    page: Annotated[str, typer.Argument(help="Print the path of this page alone, such as guide.")] = "",
+    page: Annotated[str, typer.Argument(help="Print the path of this page alone, such as flags.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Say where the documentation lies."""
-    found = pages()
-    if page and page not in found:
-        raise unknown_name("page", page, found)
-    printing.documents(found, page, as_json)
+    printing.documents(pages(), find_page(page) if page else None, as_json)

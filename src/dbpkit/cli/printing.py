@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dbpkit.foundation import console
-from dbpkit.foundation.packaged import title
+from dbpkit.foundation.packaged import folder, title
 from dbpkit.foundation.spec import as_toml
 
 if TYPE_CHECKING:
@@ -308,13 +308,13 @@ def _options(kind: str, name: str) -> None:
         console.entry(f"{key} = {default(option)}", said, indent=4, column=26)
 
 
-def documents(found: Mapping[str, Path], page: str, as_json: bool) -> None:
+def documents(found: Mapping[str, Path], page: Path | None, as_json: bool) -> None:
     """Where the pages of the documentation lie, or one of them alone."""
     if as_json:
         console.as_json({name: str(path) for name, path in found.items()})
     elif page:
-        console.say(str(found[page]), whole=True)
+        console.say(str(page), whole=True)
     else:
         for name, path in found.items():
             console.entry(name, title(path), indent=2)
-        console.say(f"They lie in {found['guide'].parent}", whole=True)
+        console.say(f"They lie in {folder('docs')}", whole=True)

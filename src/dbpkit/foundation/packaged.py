@@ -8,7 +8,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from dbpkit.foundation.errors import UserError, nearest, shown
+from dbpkit.foundation.errors import UserError, nearest, shown, unknown_name
 
 HERE = Path(__file__).parents[1]
 
@@ -92,8 +92,29 @@ def title(path: Path) -> str:
 
 
 def pages() -> dict[str, Path]:
-    """Returns the pages of the documentation by name, such as ``guide``."""
-    return {p.stem: p for p in sorted(folder("docs").glob("*.md"))}
+    """Returns the pages of the documentation by name, such as ``flags``.
+
+    A name is the last word of the page's path, or the path where two pages end in the same word.
+    """
+    root = folder("docs")
+    paths = {p.relative_to(root).with_suffix("").as_posix(): p for p in sorted(root.rglob("*.md"))}
+    words = [p.stem for p in paths.values()]
+    return {name if words.count(p.stem) > 1 else p.stem: p for name, p in paths.items()}
+
+
+def find_page(name: str) -> Path:
+    """Returns a page by its name or its path below ``docs``, such as ``flags`` or ``reference/flags.md``.
+
+    Raises:
+        UserError: if there is no such page; the nearest name is suggested.
+    """
+    found = pages()
+    name = name.removesuffix(".md")
+    root = folder("docs")
+    paths = {p.relative_to(root).with_suffix("").as_posix(): p for p in found.values()}
+    if name not in found and name not in paths:
+        raise unknown_name("page", name, found)
+    return found.get(name) or paths[name]
 
 
 def write_template(path: Path) -> None:

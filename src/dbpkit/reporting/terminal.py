@@ -107,7 +107,7 @@ def console_flags(flags: Sequence[Flag]) -> Group:
         style = "bold red" if flag.severity == "error" else "bold yellow"
         where = f" [{flag.row}]" if flag.row else ""
         lines.append(Text.assemble((f"{flag.severity} {flag.name}", style), f"{where}: {flag.message}"))
-    return Group(*lines, Text("docs/flags.md explains every flag.", style="dim"))
+    return Group(*lines, Text("docs/reference/flags.md explains every flag.", style="dim"))
 
 
 def console_findings(found: Sequence[Finding]) -> Group:

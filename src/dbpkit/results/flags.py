@@ -1,4 +1,4 @@
-"""Red flags that follow from records alone, and what a flag is; `docs/flags.md` has a section for each.
+"""Red flags from records alone, and what a flag is; `docs/reference/flags.md` has a section for each.
 
 A weak attack and a strong defence look alike in the accuracy. They differ in what is looked at here.
 """
@@ -27,7 +27,7 @@ class Flag(NamedTuple):
     """A finding that travels with the result.
 
     Attributes:
-        name: section of ``docs/flags.md``.
+        name: section of ``docs/reference/flags.md``.
         severity: ``"error"`` (the number is not to be believed) or ``"warning"``.
         message: one or two sentences with the values.
         row: row of the table it concerns, or empty.

@@ -73,7 +73,7 @@ class Attacked(Watched, total=False):
 
 
 class Record(Attacked, total=False):
-    """One example of a row; `docs/run-directory.md` lists the keys too.
+    """One example of a row; `docs/reference/run-directory.md` lists the keys too.
 
     Attributes:
         row: row of the table.

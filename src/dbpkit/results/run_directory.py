@@ -1,7 +1,7 @@
 """The run directory: the whole result, readable without dbpkit, appendable, resumable.
 
 Everything that is read is checked against its schema, and the records against the spec, the session, the
-checks and the files they were made with. `docs/run-directory.md` lists the files:
+checks and the files they were made with. `docs/reference/run-directory.md` lists the files:
 
 ``spec.json``: resolved spec and hash. ``env.json``: versions and hashes of every session. ``records.jsonl``
 and ``records/``: one line for each example of a row. ``x_adv/``: attacked images. ``logits/``: what they were

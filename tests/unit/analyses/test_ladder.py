@@ -192,7 +192,7 @@ def test_bad_option_says_what_is_expected() -> None:
 
 def test_finding_quotes_the_recorded_accuracies() -> None:
     found = json.loads((ROOT / "benchmarks/results/ladder.json").read_text())["t_star 0.1"]
-    text = (ROOT / "docs/findings.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/evidence/findings.md").read_text(encoding="utf-8")
     quoted = 0
     for name, ends in found["numbers"].items():
         if " minus " not in name:

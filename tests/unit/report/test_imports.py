@@ -28,7 +28,7 @@ from dbpkit.cli import main
 
 run, analysed, folder = sys.argv[1:]
 commands = (
-    ["--version"], ["--help"], ["evaluate", "--help"], ["docs", "guide"], ["init", f"{folder}/my.toml"],
+    ["--version"], ["--help"], ["evaluate", "--help"], ["docs", "flags"], ["init", f"{folder}/my.toml"],
     ["show", run], ["show", run, "--json"], ["findings", run, analysed], ["compare", run, run],
     ["report", analysed], ["report", run, run],
 )

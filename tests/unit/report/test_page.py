@@ -124,7 +124,7 @@ def test_page_shows_flags_with_severity_message_and_row(make_run: MakeRun) -> No
     assert re.search(r"▲ Warning suspicious_level Starts at 0\.047\.", text)
     assert text.index("gradient_mismatch") < text.index("suspicious_level")
     assert f"{len(RAN) + len(OWN_CHECKS) - 2} other checks ran and found nothing" in text
-    assert "docs/flags.md" in text
+    assert "docs/reference/flags.md" in text
 
 
 def test_page_without_flags_names_checks_that_ran(make_run: MakeRun) -> None:

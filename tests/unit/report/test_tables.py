@@ -150,7 +150,7 @@ def test_console_flags_shows_errors_first() -> None:
         )
     )
     assert text.index("error first [white_box]: An error.") < text.index("warning late: A [b]warning[/b].")
-    assert "docs/flags.md" in text
+    assert "docs/reference/flags.md" in text
 
 
 def test_console_flags_without_flag_says_so() -> None:

@@ -1,7 +1,7 @@
 """The one reader of foreign checkpoints: nothing in a file is run, imported, looked up, opened or written.
 
 `read_checkpoint` opens torch's zip and legacy files, pickles and safetensors into plain values, tensors that
-are read when they are asked for, and records of objects. docs/security.md says what is refused.
+are read when they are asked for, and records of objects. docs/reference/security.md says what is refused.
 """
 
 from dbpkit.foundation.checkpoints.reading import Checkpoint as Checkpoint
