@@ -134,7 +134,12 @@ class ThreatSpec(Strict):
 
 
 class DrawsSpec(Strict):
-    """Independent purifications per image: for the published score, and for choosing among attacks."""
+    """Independent purifications per image.
+
+    Attributes:
+        report: draws that the published score is counted on.
+        select: draws that choose the worst attack of each image.
+    """
 
     always: ClassVar[frozenset[str] | None] = frozenset({"report", "select"})
 
@@ -182,7 +187,15 @@ class AttackSpec(PartSpec):
 
 
 class KnowledgeSpec(Strict):
-    """What the attacker knows, in full; see `Knowledge`. A name alone takes the registered setting."""
+    """What the attacker knows, in full; see `Knowledge`. A name alone takes the registered setting.
+
+    Attributes:
+        name: registered setting, or the name of a row of your own.
+        gradient: registered gradient that the attack follows.
+        gradient_options: its keyword arguments.
+        shared_sites: noise that the attacker knows: ``forward``, ``reverse`` or single sites.
+        tapes: independent repetitions of the whole attack, each against another tape.
+    """
 
     always: ClassVar[frozenset[str] | None] = frozenset(
         {"name", "gradient", "gradient_options", "shared_sites", "tapes"}

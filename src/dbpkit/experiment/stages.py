@@ -48,7 +48,13 @@ Normalisation = Annotated[Any, _sentence(_statistics)]
 
 
 class ResizeSpec(Strict):
-    """Another size of images, see `dbpkit.models.stages.Resize`; a number or [height, width] alone is one."""
+    """Another size of images, see `dbpkit.models.stages.Resize`; a number or [height, width] alone is one.
+
+    Attributes:
+        size: of the shorter side, or [height, width].
+        mode: interpolation.
+        antialias: whether a smaller image is smoothed first.
+    """
 
     size: Annotated[Any, _sentence(_size)]
     mode: Interpolation = "bilinear"

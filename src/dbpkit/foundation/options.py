@@ -43,6 +43,7 @@ __all__ = [
     "call_with_options",
     "check_needed",
     "checked_options",
+    "meanings",
     "options_of",
     "words",
 ]
@@ -86,7 +87,7 @@ class Option(NamedTuple):
 
 def options_of(part: Callable[..., Any], reserved: Iterable[str] = ()) -> dict[str, Option]:
     """Returns the options of a part by name, in the order of its signature; reserved ones are left out."""
-    said = _meanings(part)
+    said = meanings(part)
     return {
         p.name: Option(p.name, p.annotation, p.default, said.get(p.name, ""))
         for p in _parameters(part)
@@ -169,7 +170,7 @@ def _parameters(part: Callable[..., Any]) -> list[inspect.Parameter]:
     ]
 
 
-def _meanings(part: Callable[..., Any]) -> dict[str, str]:
+def meanings(part: Callable[..., Any]) -> dict[str, str]:
     """What the docstring says of each argument, in its section Args or Attributes; of a class, bases' too."""
     while isinstance(part, partial):
         part = part.func

@@ -98,6 +98,10 @@ class PartSpec(Strict):
     """A part by registered name or import path, with its keyword arguments.
 
     In TOML either ``part = "name"`` or a table with ``name`` and ``options``.
+
+    Attributes:
+        name: registered name or import path.
+        options: its keyword arguments.
     """
 
     always: ClassVar[frozenset[str] | None] = frozenset({"name", "options"})
