@@ -230,10 +230,9 @@ def parts() -> str:
 
 def _options(kind: str, name: str) -> list[list[str]]:
     found = listing.options(kind, name).items()
-    return [
-        [f"`{n}`", o.words, f"`{listing.default(o)}`" if not o.needed else "needed", o.meaning]
-        for n, o in found
-    ]
+    takes = {n: "as its meaning says" if o.words == "anything" else o.words for n, o in found}
+    defaults = {n: "needed" if o.needed else f"`{listing.default(o)}`" for n, o in found}
+    return [[f"`{n}`", takes[n], defaults[n], o.meaning] for n, o in found]
 
 
 def published() -> str:

@@ -20,6 +20,9 @@ PROJECT = {
 }
 """Pages of the repository's root and where they are in the site."""
 
+LAST = "---\nsearch:\n  boost: 0.1\n---\n"
+"""A search finds pages that explain a word before the one that says when it came."""
+
 SPECS = "reference/specs.md"
 """The page that a link to the folder of specs leads to."""
 
@@ -73,7 +76,8 @@ def on_files(files: Any, config: Any) -> Any:
     pages = {f"docs/{f.src_uri}": f.src_uri for f in files.documentation_pages()} | PROJECT
     for source, place in PROJECT.items():
         text = (ROOT / source).read_text(encoding="utf-8")
-        files.append(File.generated(config, place, content=with_links(text, source, place)))
+        content = (LAST if source == "CHANGELOG.md" else "") + with_links(text, source, place)
+        files.append(File.generated(config, place, content=content))
     wanted = set()
     for source, place in pages.items():
         text = with_links((ROOT / source).read_text(encoding="utf-8"), source, place)

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+LANGUAGES = ("python", "toml", "sh", "console", "json", "text")
+"""What a block may be. Each is run, read or parsed by a test, but `text`: output, signatures and drawings."""
 
 PROGRAMS = ("dbpkit", "make", "accelerate", "torchrun", "sbatch", "pip", "python")
 """First words of the commands that are shown; every one is recorded instead of run."""
@@ -44,25 +47,25 @@ class Block(NamedTuple):
 
 
 def blocks(*languages: str) -> list[Block]:
-    """Every fenced block of some languages; ``""`` are those without one."""
+    """Every fenced block of some languages, but for the recipes, which `tests/recipes` runs."""
     found = []
     for page in PAGES:
-        text = page.read_text()
-        for match in re.finditer(r"^```(\w*)\n(.*?)^```$", text, flags=re.M | re.S):
-            if match[1] in languages:
-                found.append(Block(page, text[: match.start()].count("\n") + 1, match[1], match[2]))
+        text = page.read_text(encoding="utf-8")
+        for match in re.finditer(
+            r"^(<!-- docs/recipes/.*\n\n)?```(\w*)\n(.*?)^```$", text, flags=re.M | re.S
+        ):
+            if match[2] in languages and not match[1]:
+                found.append(Block(page, text[: match.start()].count("\n") + 1, match[2], match[3]))
     return found
 
 
 def scripts() -> list[Block]:
     """Blocks that show commands, as scripts without prompts."""
     found = []
-    for block in blocks("sh", "console", ""):
+    for block in blocks("sh", "console"):
         lines = block.text.splitlines()
         if block.language == "console":
             lines = [re.sub(r"^[$>] ?", "", line) for line in lines if line.startswith(("$ ", "> "))]
-        elif block.language == "" and not all(line.startswith(PROGRAMS) for line in lines if line.strip()):
-            continue
         found.append(block._replace(text="\n".join(lines)))
     return found
 

@@ -1,0 +1,77 @@
+"""The documentation site in a browser: it asks no other host, says nothing, fits a phone and is searched."""
+
+import time
+
+import pytest
+
+from tests.browser.chrome import BROWSER, Tab
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.browser,
+    pytest.mark.skipif(BROWSER is None, reason="no chromium found"),
+]
+
+PAGES = (
+    "index.html",
+    "start.html",
+    "reference/parts.html",
+    "reference/run-directory.html",
+    "reference/api/models.html",
+    "project/contributing.html",
+)
+"""The first page, one with the output of a command, tables, the Python reference, and long blocks."""
+
+WIDER = """[...document.querySelectorAll('body *')]
+  .filter(e => e.getBoundingClientRect().right > innerWidth + 1 && getComputedStyle(e).position != 'fixed')
+  .filter(e => { for (let p = e; p; p = p.parentElement)
+    if (/auto|scroll|hidden/.test(getComputedStyle(p).overflowX)
+        && p.getBoundingClientRect().right <= innerWidth + 1) return false; return true; })
+  .slice(0, 5).map(e => e.tagName + '.' + e.className + ': ' + e.textContent.slice(0, 60))"""
+"""Elements that reach beyond the window and are in nothing that scrolls or cuts them off."""
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_asks_no_other_host_says_nothing_and_fits(tab: Tab, site: str, page: str) -> None:
+    for width in (390, 1200):
+        tab.open(f"{site}/{page}", width=width)
+        assert tab.complaints(site) == []
+        assert tab.eval("document.documentElement.scrollWidth") <= width
+        assert tab.eval(WIDER) == []
+
+
+def test_policy_reports_a_request_to_another_host(tab: Tab, site: str) -> None:
+    tab.open(f"{site}/index.html")
+    tab.eval("document.body.append(Object.assign(new Image(), { src: 'http://127.0.0.1:9/x.png' }))")
+    until(tab, "document.images.length > 0")
+    assert any("Content Security Policy" in str(said) for said in tab.complaints(site))
+
+
+def test_search_finds_a_page_by_a_word_on_it(tab: Tab, site: str) -> None:
+    tab.open(f"{site}/index.html")
+    tab.eval("document.querySelector('label[for=__search]').click()")
+    typed = (
+        "Object.assign(document.querySelector('[data-md-component=search-query]'), { value: 'antithetic' })"
+    )
+    tab.eval(f"{typed}.dispatchEvent(new Event('input', {{ bubbles: true }}))")
+    tab.eval("document.querySelector('[data-md-component=search-query]').dispatchEvent(new Event('keyup'))")
+    links = "[...document.querySelectorAll('.md-search-result__link')].map(a => a.getAttribute('href'))"
+    found = until(tab, links)
+    assert any("attacks.html" in link for link in found)
+    assert tab.complaints(site) == []
+
+
+def test_colours_follow_the_system(tab: Tab, site: str) -> None:
+    paper = "getComputedStyle(document.body).backgroundColor"
+    light = tab.open(f"{site}/index.html").eval(paper)
+    dark = tab.open(f"{site}/index.html", scheme="dark").eval(paper)
+    assert light == "rgb(255, 255, 255)"
+    assert dark != light
+
+
+def until(tab: Tab, script: str, seconds: float = 20) -> object:
+    """Returns what a script gives as soon as that is something."""
+    end = time.monotonic() + seconds
+    while not (found := tab.eval(script)) and time.monotonic() < end:
+        time.sleep(0.1)
+    return found
