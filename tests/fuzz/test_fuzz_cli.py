@@ -51,6 +51,8 @@ WORDS: dict[str, list[str]] = {
     "findings": ["no-run"],
     "law": ["no-run"],
     "replay": ["no-run", "--example", "0"],
+    "bundle": ["no-run"],
+    "verify": ["no-bundle.zip"],
     "show": ["evaluation.toml"],
     "list": [],
     "init": ["evaluation.toml"],

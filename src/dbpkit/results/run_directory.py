@@ -222,7 +222,7 @@ class RunDirectory:
         """Returns the attacked images (C, H, W) of one shard by example id; UserError if it was changed."""
         if not is_shard(file):
             raise damaged(f"'{self.path / 'records.jsonl'}'", f"{file!r} is not the name of a file", RESTORE)
-        path = self._kept(f"x_adv/{file}")
+        path = self.kept(f"x_adv/{file}")
         ids, x_adv, _ = read_shard(path, "x_adv", 4, REPAIR)
         return dict(zip(ids.tolist(), as_tensor(x_adv), strict=True))
 
@@ -244,7 +244,7 @@ class RunDirectory:
         folder = self.path / "logits"
         for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
             if batch.fullmatch(path.name):
-                ids, logits, about = read_shard(self._kept(f"logits/{path.name}"), "logits", 3, REPAIR)
+                ids, logits, about = read_shard(self.kept(f"logits/{path.name}"), "logits", 3, REPAIR)
                 how = checked(parsed(about.get("how", ""), f"'{path}'", REPAIR), HOW, f"'{path}'", REPAIR)
                 if example in ids.tolist():
                     found.append((as_tensor(ids), as_tensor(logits), how))
@@ -272,8 +272,8 @@ class RunDirectory:
     def _checks(self) -> ChecksFile | None:
         return read_checks_file(self.path / "checks.json", REPAIR)
 
-    def _kept(self, path: str) -> Path:
-        """The place of a file that records were made with; UserError if it is not the one they name."""
+    def kept(self, path: str) -> Path:
+        """Returns where a file lies that records were made with; UserError if it is not the one they name."""
         sealed = (
             seal["files"][path] for seal in reversed(self.columns().seals) if path in seal.get("files", {})
         )

@@ -1,0 +1,195 @@
+"""What judging a row again leaves: which predictions differ, and which of those rounding explains.
+
+Kernels of another machine add in another order. A logit moves by its last digits, and a prediction changes
+where two classes were that close. So a prediction that differs is explained by rounding if the recorded
+logits of the two classes were apart by no more than rounding moves them; of others there may be a few.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from dbpkit.results.protocols import Protocol, headline
+from dbpkit.results.records import Record
+from dbpkit.statistics.estimates import Estimate, mean_accuracy
+from dbpkit.statistics.strata import luckier
+
+ROUNDING = {"float32": 2e-3, "tf32": 2e-2, "bfloat16": 1e-1}
+"""How far rounding may move the lead of a class, as a share of the largest minus the smallest logit."""
+
+BEYOND = 1 / 1000
+"""Share of a row's predictions that may differ beyond that: rounding now and then grows along a chain."""
+
+WITHOUT_LOGITS = 1 / 100
+"""Share that may differ in a run that stored no logits, at least one."""
+
+LUCKY = 0.001
+"""A published number is called a lucky draw if honest draws are as lucky with at most this probability."""
+
+
+@dataclass
+class RowTally:
+    """Counts of one row while it is judged.
+
+    Attributes:
+        row: row of the table.
+        predictions: how many were judged again: examples, tapes and draws.
+        differ: how many are another class.
+        near: those of them where the recorded lead over the new class is within rounding.
+        unlike: recorded predictions that are not the largest of the logits stored with them.
+        gap: largest difference of a logit from the stored one; nan without stored logits.
+        labels: examples whose label in the verifier's data is another one.
+        examples: ids of examples with a prediction that differs.
+        recorded: records of the run.
+        again: the same, judged again.
+        sizes: size of the perturbation by example, against the verifier's own clean images.
+    """
+
+    row: str
+    predictions: int = 0
+    differ: int = 0
+    near: int = 0
+    unlike: int = 0
+    gap: float = math.nan
+    labels: set[int] = field(default_factory=set)
+    examples: set[int] = field(default_factory=set)
+    recorded: list[Record] = field(default_factory=list)
+    again: list[Record] = field(default_factory=list)
+    sizes: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def allowed(self) -> int:
+        """How many may differ beyond those that rounding explains."""
+        if math.isnan(self.gap):
+            return max(1, int(WITHOUT_LOGITS * self.predictions))
+        return int(BEYOND * self.predictions)
+
+    @property
+    def holds(self) -> bool:
+        """Whether no more predictions differ than rounding makes."""
+        return self.differ - self.near <= self.allowed
+
+    @property
+    def equal(self) -> bool:
+        """Whether every record is equal."""
+        return self.differ == 0 and all(
+            a.get("ensembles") == b.get("ensembles") for a, b in zip(self.recorded, self.again, strict=True)
+        )
+
+
+def count_batch(
+    tally: RowTally,
+    recorded: Sequence[Record],
+    again: Sequence[Record],
+    old: Tensor | None,
+    new: Tensor,
+    precision: str,
+) -> None:
+    """Adds a batch to a row's counts.
+
+    Args:
+        tally: of the row.
+        recorded: its records, one for each example.
+        again: the same, as judged again.
+        old: stored logits (B, R, K), or None.
+        new: those of now.
+        precision: what the networks computed in.
+    """
+    tally.recorded += recorded
+    tally.again += again
+    stored = None if old is None or old.shape != new.shape else old.double().numpy()
+    if stored is not None:
+        gap = float(np.abs(stored - new.double().numpy()).max())
+        tally.gap = gap if math.isnan(tally.gap) else max(tally.gap, gap)
+    for b, (before, now) in enumerate(zip(recorded, again, strict=True)):
+        if before["label"] != now["label"]:
+            tally.labels.add(now["example"])
+        a, c = before["predicted"], now["predicted"]
+        tally.predictions += max(len(a), len(c))
+        tally.differ += abs(len(a) - len(c))
+        if stored is not None and len(a) == stored.shape[1]:
+            tally.unlike += int((stored[b].argmax(axis=1) != np.asarray(a)).sum())
+        if a != c:
+            tally.examples.add(now["example"])
+        for r, (was, is_now) in enumerate(zip(a, c, strict=False)):
+            if was != is_now:
+                tally.differ += 1
+                tally.near += stored is not None and _is_near(stored[b, r], was, is_now, ROUNDING[precision])
+
+
+def _is_near(logits: np.ndarray[Any, Any], was: int, now: int, share: float) -> bool:
+    """Whether a class led another by no more than rounding moves it."""
+    if not 0 <= was < len(logits):
+        return False
+    return bool(abs(logits[was] - logits[now]) <= share * (logits.max() - logits.min()))
+
+
+def accuracy(protocol: Protocol, row: str, records: Sequence[Record]) -> Estimate:
+    """Returns what a protocol publishes of records."""
+    return headline(protocol, row, records, []).estimate
+
+
+class FoundLuck(NamedTuple):
+    """The published draws beside draws that nobody chose.
+
+    Attributes:
+        row: row of the table.
+        seed: of the fresh draws.
+        draws: fresh draws of each image.
+        recorded: accuracy per draw on the draws of the run, over the same images.
+        fresh: accuracy per draw on fresh draws.
+        p_value: probability that honest draws are at least as much better than fresh ones.
+    """
+
+    row: str
+    seed: int
+    draws: int
+    recorded: Estimate
+    fresh: Estimate
+    p_value: float
+
+    @property
+    def lucky(self) -> bool:
+        """Whether the published number is a lucky draw, wrongly said of at most `LUCKY` of honest runs."""
+        return self.p_value <= LUCKY
+
+
+@dataclass
+class Fresh:
+    """Fresh draws of a row while it is judged; see `FoundLuck`."""
+
+    row: str
+    seed: int
+    draws: int
+    _own: list[tuple[int, int, int]] = field(default_factory=list)
+    _new: list[tuple[int, int]] = field(default_factory=list)
+
+    def note_recorded(self, records: Sequence[Record]) -> None:
+        """Adds records of the run."""
+        self._own += [(r["example"], r["predicted"].count(r["label"]), len(r["predicted"])) for r in records]
+
+    def note_fresh(self, examples: Sequence[int], right: Sequence[int]) -> None:
+        """Adds how many fresh draws of examples were right, in the order of their records."""
+        self._new += zip(examples, right, strict=True)
+
+    def found(self) -> FoundLuck | None:
+        """Returns what was found; None where nothing is random."""
+        if not self._own:
+            return None
+        ids = sorted({example for example, *_ in self._own})
+        shares: tuple[dict[int, list[float]], ...] = ({i: [] for i in ids}, {i: [] for i in ids})
+        for (example, count, of), (_, other) in zip(self._own, self._new, strict=True):
+            shares[0][example].append(count / of)
+            shares[1][example].append(other / self.draws)
+        means = [[sum(s) / len(s) for s in own.values()] for own in shares]
+        right, draws = [right for _, right, _ in self._own], [of for *_, of in self._own]
+        new = [right for _, right in self._new]
+        p_value = luckier(right, draws, new, [self.draws] * len(new))
+        old, fresh = (
+            mean_accuracy("per_draw", m, d) for m, d in zip(means, (draws[0], self.draws), strict=True)
+        )
+        return FoundLuck(self.row, self.seed, self.draws, old, fresh, p_value)

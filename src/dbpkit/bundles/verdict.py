@@ -1,0 +1,292 @@
+"""Verdicts on a bundle, from what was counted: it stands, it does not, or it cannot be judged."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from dbpkit.bundles.opening import Opened
+from dbpkit.bundles.tally import LUCKY, FoundLuck, RowTally, accuracy
+from dbpkit.results.flags import BUDGET_TOLERANCE
+from dbpkit.results.kinds import kind_of
+from dbpkit.results.protocols import DEFAULT, Protocol, protocols, recorded_protocol
+from dbpkit.statistics.estimates import Estimate
+
+STANDS, DOES_NOT, CANNOT = "stands", "does not stand", "cannot be judged"
+
+UNLIKELY = 0.05
+"""A p-value below this is remarked upon."""
+
+SHOWN_EXAMPLES = 50
+"""Ids of examples that are listed."""
+
+
+class HashFound(NamedTuple):
+    """A hash of weights or data: what the bundle noted, and the verifier's own."""
+
+    part: str
+    recorded: str
+    found: str
+
+    @property
+    def equal(self) -> bool:
+        """Whether both are the same."""
+        return self.recorded == self.found
+
+
+class BudgetFound(NamedTuple):
+    """Attacked images against the verifier's clean ones.
+
+    Attributes:
+        eps: budget, in the threat's units.
+        images: how many were measured.
+        largest: size of the largest perturbation.
+        outside: examples with an image beyond the budget and float32's rounding.
+    """
+
+    eps: float
+    images: int
+    largest: float
+    outside: list[int]
+
+
+class RowFound(NamedTuple):
+    """One row, judged again.
+
+    Attributes:
+        row: row of the table.
+        title: the same for people.
+        recorded: its accuracy as recorded, over the examples that were judged again.
+        again: as judged again.
+        predictions: how many were judged: examples, tapes and draws.
+        differ: how many are another class now.
+        near: those of them that rounding explains.
+        allowed: how many others may differ.
+        unlike: recorded predictions that the logits stored with them do not give.
+        gap: largest difference of a logit; None where none was stored.
+        examples: ids of examples that differ, the first of them.
+        equal: whether all records are equal.
+        holds: whether no more differ than rounding makes.
+    """
+
+    row: str
+    title: str
+    recorded: Estimate
+    again: Estimate
+    predictions: int
+    differ: int
+    near: int
+    allowed: int
+    unlike: int
+    gap: float | None
+    examples: list[int]
+    equal: bool
+    holds: bool
+
+
+class Verification(NamedTuple):
+    """What came of a bundle.
+
+    Attributes:
+        verdict: ``stands``, ``does not stand`` or ``cannot be judged``.
+        reasons: sentences: why it does not stand, or what is missing; empty if it stands.
+        remarks: sentences that do not decide.
+        name: title of the run.
+        bundle_sha256: of the file.
+        rows: what was counted, by row.
+        budget: attacked images against your clean ones; None where none was judged.
+        luck: the published draws beside fresh ones; None where nothing is random or none were asked for.
+        hashes: of weights and data.
+        changed: leaves of the spec that you changed, ``"classifier.name mine:model -> yours:model"``.
+        seed: of the fresh draws and of the choice of examples.
+        examples: how many were judged, and how many the run has.
+    """
+
+    verdict: str
+    reasons: list[str]
+    remarks: list[str]
+    name: str
+    bundle_sha256: str
+    rows: list[RowFound]
+    budget: BudgetFound | None
+    luck: FoundLuck | None
+    hashes: list[HashFound]
+    changed: list[str]
+    seed: int
+    examples: tuple[int, int]
+
+    @classmethod
+    def impossible(cls, opened: Opened, changed: list[str], seed: int, why: str) -> "Verification":
+        """What is returned of a bundle that cannot be judged."""
+        remarks, total = _remarks(opened), _count(opened)
+        name, sha256 = opened.manifest.name, opened.sha256
+        return cls(CANNOT, [why], remarks, name, sha256, [], None, None, [], changed, seed, (0, total))
+
+    @property
+    def stands(self) -> bool:
+        """Whether the claim stands."""
+        return self.verdict == STANDS
+
+    @property
+    def equal(self) -> bool:
+        """Whether every record that was judged again is equal."""
+        return bool(self.rows) and all(row.equal for row in self.rows)
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns plain dictionaries and lists."""
+        rows = [
+            {**r._asdict(), "recorded": r.recorded._asdict(), "again": r.again._asdict()} for r in self.rows
+        ]
+        luck = self.luck
+        told = luck and {
+            **luck._asdict(),
+            "recorded": luck.recorded._asdict(),
+            "fresh": luck.fresh._asdict(),
+            "lucky": luck.lucky,
+        }
+        hashes = [{**h._asdict(), "equal": h.equal} for h in self.hashes]
+        budget = self.budget and self.budget._asdict()
+        own = {"rows": rows, "luck": told, "hashes": hashes, "budget": budget, "equal": self.equal}
+        return {**self._asdict(), **own, "examples": list(self.examples)}
+
+
+def verdict_of(
+    opened: Opened,
+    tallies: Sequence[RowTally],
+    luck: FoundLuck | None,
+    hashes: list[HashFound],
+    eps: float,
+    changed: list[str],
+    seed: int,
+) -> Verification:
+    """Decides from what was counted.
+
+    Args:
+        opened: the bundle.
+        tallies: of the rows.
+        luck: of the fresh draws.
+        hashes: of weights and data.
+        eps: the budget.
+        changed: leaves of the spec that the verifier changed.
+        seed: of the fresh draws.
+    """
+    chosen = recorded_protocol(opened.manifest.protocol)
+    protocol = protocols.get(DEFAULT) if chosen is None or chosen.judges_iterates else chosen
+    rows = [_row(protocol, tally) for tally in tallies if tally.again]
+    budget = _budget(eps, tallies)
+    reasons = [said for tally in tallies for said in _why_not(tally)]
+    if budget and budget.outside:
+        reasons.append(
+            f"{len(budget.outside)} attacked images are outside the budget of your clean ones: the largest is"
+            f" {budget.largest:.4g}, eps is {eps:.4g} (example {budget.outside[0]})."
+        )
+    if luck and luck.lucky:
+        reasons.append(
+            f"The published draws of row '{luck.row}' were lucky: {luck.recorded.value:.1%} are right,"
+            f" {luck.fresh.value:.1%} of {luck.draws} fresh draws of each image. Honest draws are so lucky"
+            f" with probability {luck.p_value:.2g}; a claim falls at {LUCKY:g}."
+        )
+    remarks = _remarks(opened) + _of_hashes(hashes, tallies) + _of_luck(luck)
+    if chosen is None or chosen.judges_iterates:
+        remarks.append(
+            f"Protocol '{opened.manifest.protocol}' cannot be judged from final images: accuracy per draw is."
+        )
+    judged = {record["example"] for tally in tallies for record in tally.again}
+    return Verification(
+        DOES_NOT if reasons else STANDS,
+        reasons,
+        remarks,
+        opened.manifest.name,
+        opened.sha256,
+        rows,
+        budget,
+        luck,
+        hashes,
+        changed,
+        seed,
+        (len(judged), _count(opened)),
+    )
+
+
+def _row(protocol: Protocol, tally: RowTally) -> RowFound:
+    """A row with its accuracy as recorded and as judged again."""
+    return RowFound(
+        tally.row,
+        kind_of(tally.row).title,
+        accuracy(protocol, tally.row, tally.recorded),
+        accuracy(protocol, tally.row, tally.again),
+        tally.predictions,
+        tally.differ,
+        tally.near,
+        tally.allowed,
+        tally.unlike,
+        None if math.isnan(tally.gap) else tally.gap,
+        sorted(tally.examples)[:SHOWN_EXAMPLES],
+        tally.equal,
+        tally.holds and not tally.unlike and not tally.labels,
+    )
+
+
+def _why_not(tally: RowTally) -> list[str]:
+    """Why a row does not stand; nothing if it does."""
+    found = []
+    if tally.labels:
+        found.append(
+            f"Row '{tally.row}': {len(tally.labels)} examples have another label in your data"
+            f" (example {min(tally.labels)})."
+        )
+    if tally.unlike:
+        found.append(
+            f"Row '{tally.row}': {tally.unlike} recorded predictions are not those of the logits beside them."
+        )
+    if not tally.holds:
+        found.append(
+            f"Row '{tally.row}': {tally.differ} of {tally.predictions} predictions are another class when"
+            f" judged again; rounding explains {tally.near} of them and may make {tally.allowed} more."
+        )
+    return found
+
+
+def _budget(eps: float, tallies: Sequence[RowTally]) -> BudgetFound | None:
+    """All attacked images against the budget."""
+    sizes = [(i, size) for tally in tallies for i, size in tally.sizes.items()]
+    if not sizes:
+        return None
+    most = eps + BUDGET_TOLERANCE * max(1.0, eps)
+    outside = sorted({i for i, size in sizes if not size <= most})
+    return BudgetFound(eps, len(sizes), max(size for _, size in sizes), outside)
+
+
+def _count(opened: Opened) -> int:
+    """Examples of the run."""
+    return max((row.headline.examples for row in opened.summary.rows), default=0)
+
+
+def _remarks(opened: Opened) -> list[str]:
+    """What everybody should know who sees the bundle's number."""
+    errors = [name for name, severity in opened.manifest.flags if severity == "error"]
+    found = [f"The run is {opened.manifest.unfinished[:1].lower()}{opened.manifest.unfinished[1:]}"]
+    found = found if opened.manifest.unfinished else []
+    if errors:
+        found.append(f"The run itself raised errors: {', '.join(errors)}. Its number is not to be believed.")
+    return found
+
+
+def _of_hashes(hashes: Sequence[HashFound], tallies: Sequence[RowTally]) -> list[str]:
+    """What other hashes mean beside equal or other predictions."""
+    other = [h.part for h in hashes if not h.equal]
+    if not other:
+        return []
+    same = all(tally.holds for tally in tallies)
+    meaning = "they answer alike all the same" if same else "which may be why predictions differ"
+    return [f"Your {' and '.join(other)} {'has' if len(other) == 1 else 'have'} another hash; {meaning}."]
+
+
+def _of_luck(luck: FoundLuck | None) -> list[str]:
+    """A remark on draws that are somewhat lucky."""
+    if luck is None or luck.lucky or luck.p_value > UNLIKELY:
+        return []
+    return [
+        f"The published draws are better than fresh ones, {luck.recorded.value:.1%} against"
+        f" {luck.fresh.value:.1%} (p = {luck.p_value:.2g}). One honest run in twenty is so; more fresh draws"
+        " decide (--fresh)."
+    ]
