@@ -7,6 +7,7 @@ __version__: str
 # What the commands do, from Python.
 from dbpkit.analyses.law.law import law as law
 from dbpkit.analyses.run import analyse as analyse
+from dbpkit.bundles.board import board as board
 from dbpkit.bundles.packing import bundle as bundle
 from dbpkit.bundles.verification import verify as verify
 from dbpkit.evaluation.benchmark import Benchmark as Benchmark

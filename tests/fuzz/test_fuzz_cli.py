@@ -53,6 +53,7 @@ WORDS: dict[str, list[str]] = {
     "replay": ["no-run", "--example", "0"],
     "bundle": ["no-run"],
     "verify": ["no-bundle.zip"],
+    "board": ["no-bundle.zip"],
     "show": ["evaluation.toml"],
     "list": [],
     "init": ["evaluation.toml"],

@@ -133,12 +133,14 @@ def opened_archive(path: Path) -> Iterator[Archive]:
     try:
         size = regular_size(path)
         with path.open("rb") as file:
-            start = _start_of_list(path, file, size)
+            start, count = _list_of(path, file, size)
             try:
                 archive = zipfile.ZipFile(file)
             except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, EOFError) as error:
                 raise refused(path, excerpt(error)) from error
             with archive:
+                if len(archive.infolist()) != count:
+                    raise refused(path, f"it does not have the {count:,} members that it says")
                 _check_form(path, file, archive.infolist(), start)
                 yield Archive(path, archive)
     except OSError as error:
@@ -159,8 +161,8 @@ def refused(path: Path, why: str) -> BundleError:
     return BundleError(f"'{path}' is no bundle as dbpkit writes them ({said[:300]}). Ask for the file again.")
 
 
-def _start_of_list(path: Path, file: IO[bytes], size: int) -> int:
-    """Where the list of members begins; its length and count are looked at before a library reads it."""
+def _list_of(path: Path, file: IO[bytes], size: int) -> tuple[int, int]:
+    """Where the list of members begins, and how many it has, both looked at before a library reads it."""
     tail = min(size, _END.size + _LOCATOR.size + _END64.size)
     file.seek(size - tail)
     last = file.read(tail)
@@ -170,7 +172,7 @@ def _start_of_list(path: Path, file: IO[bytes], size: int) -> int:
     if mark != b"PK\5\6" or comment or disk or first or here != count:
         raise refused(path, "it does not end as an archive does")
     end = size - _END.size
-    if count == 0xFFFF or length == 0xFFFFFFFF or start == 0xFFFFFFFF:
+    if last[-_END.size - _LOCATOR.size :][:4] == b"PK\6\7":  # as the library decides whether there is one
         if tail < _END.size + _LOCATOR.size + _END64.size:
             raise refused(path, "its list of members is not there")
         found = _END64.unpack(last[: _END64.size])
@@ -184,7 +186,7 @@ def _start_of_list(path: Path, file: IO[bytes], size: int) -> int:
     if start + length != end:
         raise refused(path, "its list of members does not end where the file does")
     file.seek(0)
-    return start
+    return start, count
 
 
 def _check_form(path: Path, file: IO[bytes], infos: list[zipfile.ZipInfo], start: int) -> None:

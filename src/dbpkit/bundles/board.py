@@ -20,9 +20,10 @@ from dbpkit.statistics.intervals import Interval
 from dbpkit.statistics.ranks import Rank, all_pairs, ranks
 
 COLUMNS = (
-    "group", "rank", "best_rank", "worst_rank", "letter", "name", "source", "accuracy", "low", "high", "estimand",
-    "examples", "draws", "dw_both", "clean", "noise_control", "undefended", "all_draws", "clean_all_draws",
-    "attack", "iterations", "eot", "gradient_passes", "network_calls", "weaker", "faults", "flags",
+    "group", "rank", "best_rank", "worst_rank", "letter", "name", "source", "accuracy", "low", "high",
+    "estimand", "examples", "draws", "dw_both", "clean", "noise_control", "undefended", "all_draws",
+    "clean_all_draws", "attack", "iterations", "eot", "gradient_passes", "network_calls", "weaker",
+    "faults", "flags",
 )  # fmt: skip
 """Columns of the CSV."""
 
@@ -99,7 +100,12 @@ class Group(NamedTuple):
         """Returns plain dictionaries and lists."""
         pairs = [{"a": a, "b": b, **d._asdict()} for (a, b), d in self.differences.items()]
         standings = [s.as_json() for s in self.standings]
-        return {"title": self.title, "sentences": self.sentences, "standings": standings, "differences": pairs}
+        return {
+            "title": self.title,
+            "sentences": self.sentences,
+            "standings": standings,
+            "differences": pairs,
+        }
 
 
 class Board(NamedTuple):
@@ -155,7 +161,9 @@ def board(runs: Sequence[str | Path], out: str | Path | None = None) -> Board:
 
     page = Path(out)
     if page.is_dir():
-        raise UserError(f"'{page}' is a folder. Give the name of a page, such as --out {page / 'board.html'}.")
+        raise UserError(
+            f"'{page}' is a folder. Give the name of a page, such as --out {page / 'board.html'}."
+        )
     table = page.with_suffix(".csv") if page.suffix != ".csv" else page.with_name(f"{page.name}.csv")
     write_atomically(table, made.as_csv().encode())
     write_atomically(page, board_page(made).encode())
@@ -206,7 +214,9 @@ def _group(group: Sequence[tuple[str, Entry]], count: int) -> Group:
         standings.append(Standing(letter, entry, shown, places[i], own, alike, weaker))
     standings.sort(key=_order)
     rest = [
-        Standing(letter, e, e.row.headline if e.row else None, None, [], [], {}) for letter, e in group if e.faults
+        Standing(letter, e, e.row.headline if e.row else None, None, [], [], {})
+        for letter, e in group
+        if e.faults
     ]
     named = {(letters[i], letters[j]): d for (i, j), d in pairs.items()}
     return Group(_title(group[0][1]), standings + rest, named, _sentences(standings, rest, named, count))
@@ -237,16 +247,16 @@ def _sentences(
     """What to know before reading a group."""
     found = []
     if count > 1:
-        found.append("Other threats, data or protocols have tables of their own: their numbers do not compare.")
+        found.append(
+            "Other threats, data or protocols have tables of their own: their numbers do not compare."
+        )
     first = [s.letter for s in standings if s.rank and s.rank.best == 1]
     if len(first) > 1:
         found.append(f"Nobody is shown to be the best: {', '.join(first)} may each be first.")
     elif len(standings) > 1 and first:
         found.append(f"{first[0]} is the best of these, as far as their attacks go.")
     if weak := [s for s in standings if s.weaker]:
-        said = "; ".join(
-            f"{s.letter} than {', '.join(s.weaker)} ({_joined(s.weaker)})" for s in weak
-        )
+        said = "; ".join(f"{s.letter} than {', '.join(s.weaker)} ({_joined(s.weaker)})" for s in weak)
         found.append(
             f"THE ATTACKS DIFFER. Weaker: {said}. A weaker attack looks like a stronger defence, so none of"
             " these is said to be better than one with a stronger attack."
@@ -255,7 +265,9 @@ def _sentences(
         found.append(f"Not ranked: {', '.join(s.letter for s in rest)}; the reason stands beside each.")
     ways = {d.method for d in pairs.values()}
     if any("two samples" in way for way in ways):
-        found.append("Some pairs share no images; their differences are of two samples, and less is told apart.")
+        found.append(
+            "Some pairs share no images; their differences are of two samples, and less is told apart."
+        )
     if "too few images" in ways:
         found.append("Some pairs share too few images to be told apart.")
     return found
@@ -277,7 +289,9 @@ def _line(title: str, standing: Standing) -> dict[str, Any]:
         "best_rank": rank.best if rank else "",
         "worst_rank": rank.worst if rank else "",
         **{name: _cell(told[name]) for name in ("letter", "name", "source")},
-        **({"accuracy": own.value, "low": own.low, "high": own.high, "estimand": own.estimand} if own else {}),
+        **(
+            {"accuracy": own.value, "low": own.low, "high": own.high, "estimand": own.estimand} if own else {}
+        ),
         **({"examples": own.examples, "draws": own.draws} if own else {}),
         **{name: told[name]["value"] if told[name] else "" for name in values},
         "attack": _cell("+".join(strength.names)),

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dbpkit.bundles.archive import BundleError
+from dbpkit.bundles.entries import headline_row
 from dbpkit.bundles.judging import Court
 from dbpkit.bundles.opening import Opened, opened_bundle
 from dbpkit.bundles.tally import Fresh, RowTally
@@ -21,7 +22,6 @@ from dbpkit.experiment.execution import Execution
 from dbpkit.foundation.errors import UserError, unknown_name
 from dbpkit.foundation.inputs import check_seed, whole
 from dbpkit.foundation.noise import permutation
-from dbpkit.results.kinds import BASELINE_ROWS
 from dbpkit.results.run_directory import RunDirectory
 
 
@@ -73,8 +73,7 @@ def verify(
     named = {"classifier": classifier, "denoiser": denoiser, "data": data}
     with opened_bundle(bundle) as opened:
         spec, changed = chosen_spec(opened, named, overrides)
-        chosen = _rows(opened, rows)
-        wanted = _wanted(opened, examples, seed)
+        chosen, wanted = _rows(opened, rows), _wanted(opened, examples, seed)
         execution = Execution(device)
         typed = [*(v for v in named.values() if v), *(_value(text) for text in overrides)]
         try:
@@ -85,8 +84,8 @@ def verify(
             tallies = _judged(court, chosen, wanted, luck, progress)
         except CannotJudgeError as error:
             return Verification.impossible(opened, changed, seed, str(error))
-        found = luck.found() if luck is not None else None
-        return verdict_of(opened, tallies, found, _hashes(opened.run, parts), parts.threat.eps, changed, seed)
+        found, hashes = luck and luck.found(), _hashes(opened.run, parts)
+        return verdict_of(opened, tallies, found, hashes, parts.threat.eps, changed, seed)
 
 
 def _judged(
@@ -114,12 +113,6 @@ def _rows(opened: Opened, rows: Sequence[str] | None) -> list[str]:
         if row not in there:
             raise unknown_name(f"row in '{opened.path}'", row, there)
     return [row for row in there if rows is None or row in rows]
-
-
-def headline_row(rows: Sequence[str]) -> str | None:
-    """Returns the row that a run is ranked and remembered by: the white box, or else its first attacker's."""
-    attackers = [row for row in rows if row not in BASELINE_ROWS]
-    return "white_box" if "white_box" in attackers else next(iter(attackers), None)
 
 
 def _draws(opened: Opened, fresh: int | None, seed: int) -> Fresh | None:

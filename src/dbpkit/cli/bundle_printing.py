@@ -3,10 +3,12 @@
 from typing import TYPE_CHECKING
 
 from rich.table import Table
+from rich.text import Text
 
 from dbpkit.foundation import console
 
 if TYPE_CHECKING:
+    from dbpkit.bundles.board import Board, Group
     from dbpkit.bundles.packing import Bundled
     from dbpkit.bundles.verdict import RowFound, Verification
 
@@ -82,5 +84,45 @@ def _rows(rows: "list[RowFound]") -> Table:
             f"{row.near:,}",
             "" if row.gap is None else f"{row.gap:.2g}",
             mark,
+        )
+    return table
+
+
+def ranked(found: "Board", as_json: bool) -> None:
+    """The defences of each threat, and where the page lies."""
+    if as_json:
+        console.as_json(found.as_json())
+        return
+    for group in found.groups:
+        console.say(group.title, "bold")
+        console.show(_standings(group))
+        for sentence in group.sentences:
+            console.say(sentence, "yellow" if sentence.isupper() or sentence.startswith("THE ") else "")
+        for standing in group.standings:
+            for fault in standing.entry.faults:
+                console.say(f"{standing.letter} is not ranked: {fault}")
+        console.say()
+    if found.page:
+        console.say(f"Page: {found.page}", whole=True)
+        console.say(f"Table: {found.table}", whole=True)
+
+
+def _standings(group: "Group") -> Table:
+    """A line for each defence."""
+    table = Table(box=None, pad_edge=False)
+    for head in ("", "rank", "defence", "accuracy", "DW_Both", "clean", "n", "R", "attack"):
+        table.add_column(head, justify="right" if head in ("rank", "accuracy", "n", "R") else "left")
+    for s in group.standings:
+        beside = [s.entry.estimate(row) for row in ("dw_both", "clean")]
+        own = s.accuracy
+        table.add_row(
+            s.letter,
+            str(s.rank) if s.rank else "–",
+            Text(s.entry.name),
+            f"{own.value:.1%} [{own.low:.1%}, {own.high:.1%}]" if own else "–",
+            *(f"{e.value:.1%}" if e else "–" for e in beside),
+            str(own.examples) if own else "–",
+            str(own.draws) if own else "–",
+            Text(f"{s.strength}{' (weaker)' if s.weaker else ''}"),
         )
     return table

@@ -87,3 +87,19 @@ def verify_command(
         )
     printing.verified(found, as_json)
     raise typer.Exit({"stands": 0, "does not stand": 1}.get(found.verdict, CANNOT))
+
+
+@app.command("board")
+def board_command(
+    runs: Annotated[list[Path], typer.Argument(help="Bundles and run directories.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="HTML page, with a CSV beside it; none if not given.")
+    ] = None,
+    plugin: Plugin = [],
+    as_json: AsJson = False,
+) -> None:
+    """Rank defences of one threat, with intervals and ties."""
+    from dbpkit import board
+
+    begin(plugin)
+    printing.ranked(board(runs, out), as_json)

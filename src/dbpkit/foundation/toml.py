@@ -61,8 +61,12 @@ def parsed(text: str) -> dict[str, Any]:
     return table
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""Stands for a byte that is not UTF-8."""
+
+
 def check_values(tree: Any) -> None:
-    """Raises ValueError if a tree nests too deep or holds a number that is not finite or beyond 64 bits."""
+    """Raises ValueError if a tree nests too deep or holds a number or a text that no file of ours can hold."""
     level, left = 0, [tree]
     while left:
         if level > DEEPEST:
@@ -71,6 +75,8 @@ def check_values(tree: Any) -> None:
             raise ValueError("a whole number is beyond 64 bits")
         if any(isinstance(v, float) and not math.isfinite(v) for v in left):
             raise ValueError("a number is infinite or nan")
+        if any(isinstance(v, str) and _SURROGATE.search(v) for v in left):
+            raise ValueError("a text is not UTF-8")
         inner = [v.values() if isinstance(v, dict) else v for v in left if isinstance(v, dict | list | tuple)]
         level, left = level + 1, [value for values in inner for value in values]
 

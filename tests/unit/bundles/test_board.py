@@ -1,0 +1,171 @@
+"""A board ranks what can be told apart, and lets no weak attack win."""
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dbpkit import UserError, board
+from dbpkit.bundles.board import ranked
+from dbpkit.bundles.entries import Entry, Strength, read_entry
+from dbpkit.bundles.packing import bundle
+from dbpkit.foundation.philox import uniforms
+from dbpkit.results.summary import summarise
+from dbpkit.statistics.estimates import mean_accuracy
+from tests.bundled import small_run
+
+FULL = Strength(("pgd",), 20, 10, exact=True, random=True)
+
+
+@pytest.fixture(scope="module")
+def entry(tmp_path_factory: pytest.TempPathFactory) -> Entry:
+    """What is read of a small run."""
+    return read_entry(small_run(tmp_path_factory.mktemp("read") / "run"))
+
+
+def scored(
+    entry: Entry, name: str, share: float, strength: Strength = FULL, first: int = 0, **more: Any
+) -> Entry:
+    """The same with answers on 200 images of which a share is right, harder ones first wrong."""
+    order = uniforms(1, 200, "probe", 5)[0].argsort().tolist()
+    scores = {first + i: float(place >= (1 - share) * 200) for place, i in enumerate(order)}
+    labels = dict.fromkeys(scores, 0)
+    row = entry.row._replace(headline=mean_accuracy("per_draw", list(scores.values()), 10))
+    return entry._replace(row=row, name=name, scores=scores, labels=labels, strength=strength, faults=[])
+
+
+def test_entry_is_the_headline_of_its_run(finished: Path, packed: Path) -> None:
+    run, packed_run = read_entry(finished), read_entry(packed)
+    assert run.scores == packed_run.scores
+    assert run.row == packed_run.row == summarise(finished).row("white_box")
+    assert run.strength == Strength(("pgd",), 3, 2, exact=True, random=True)
+    assert sum(run.scores.values()) / 5 == pytest.approx(run.row.headline.value)
+
+
+def test_better_defences_come_first_and_ties_share_ranks(entry: Entry) -> None:
+    (group,) = ranked([scored(entry, n, s) for n, s in (("a", 0.4), ("b", 0.7), ("c", 0.705), ("d", 0.1))])
+    assert [(s.letter, str(s.rank)) for s in group.standings] == [
+        ("C", "1–2"), ("B", "1–2"), ("A", "3"), ("D", "4"),
+    ]  # fmt: skip
+    assert group.standings[0].alike == ["B"]
+    assert group.standings[0].better_than == ["A", "D"]
+    assert any("Nobody is shown to be the best: C, B" in s for s in group.sentences)
+
+
+@pytest.mark.parametrize(
+    ("weak", "why"),
+    [
+        (FULL._replace(iterations=5), "5 iterations against 20"),
+        (FULL._replace(eot=1), "EoT 1 against 10"),
+        (FULL._replace(eot=None), "EoT unknown against 10"),
+    ],
+)
+def test_weak_attack_does_not_win(weak: Strength, why: str, entry: Entry) -> None:
+    """However high its accuracy is; the stronger attack may still win against the weaker."""
+    (group,) = ranked([scored(entry, "strong", 0.5), scored(entry, "weak", 0.95, weak)])
+    assert [s.letter for s in group.standings] == ["A", "B"]
+    assert [str(s.rank) for s in group.standings] == ["1–2", "1–2"]
+    assert group.standings[1].weaker == {"A": [why]}
+    assert any(s.startswith("THE ATTACKS DIFFER") and why in s for s in group.sentences)
+    (group,) = ranked([scored(entry, "strong", 0.95), scored(entry, "weak", 0.5, weak)])
+    assert [str(s.rank) for s in group.standings] == ["1", "2"]
+
+
+def test_other_attacks_tell_nobody_apart(entry: Entry) -> None:
+    """Each lacks what the other has; the union of both would be the stronger."""
+    other = FULL._replace(names=("square",))
+    (group,) = ranked([scored(entry, "a", 0.9), scored(entry, "b", 0.2, other)])
+    assert [str(s.rank) for s in group.standings] == ["1–2", "1–2"]
+    assert {s.letter: s.weaker for s in group.standings} == {
+        "A": {"B": ["without square"]},
+        "B": {"A": ["without pgd"]},
+    }
+    both = FULL._replace(names=("pgd", "square"))
+    (group,) = ranked([scored(entry, "a", 0.9, both), scored(entry, "b", 0.2, other)])
+    assert [str(s.rank) for s in group.standings] == ["1", "2"]
+
+
+def test_draws_per_gradient_count_only_between_random_defences(entry: Entry) -> None:
+    still = FULL._replace(eot=1, random=False)
+    assert still.weaker_than(FULL) == FULL.weaker_than(still) == []
+    assert FULL._replace(exact=False).weaker_than(FULL) == ["an inexact gradient"]
+
+
+def test_faulty_runs_are_shown_and_not_ranked(entry: Entry) -> None:
+    bad = scored(entry, "bad", 0.99)._replace(faults=["The gradient of its attack is not the exact one."])
+    (group,) = ranked([bad, scored(entry, "good", 0.2)])
+    assert [(s.letter, s.rank and str(s.rank)) for s in group.standings] == [("B", "1"), ("A", None)]
+    assert any("Not ranked: A" in s for s in group.sentences)
+
+
+def test_other_threats_data_and_protocols_are_other_groups(entry: Entry) -> None:
+    def of(*changes: tuple[int, str]) -> Entry:
+        key = list(entry.group)
+        for place, value in changes:
+            key[place] = value
+        return scored(entry, "x", 0.5)._replace(group=tuple(key))
+
+    others = [of(), of((0, "l2")), of((1, "0.5")), of((5, "majority")), of((3, "cifar10"))]
+    assert [len(g.standings) for g in ranked([o._replace(data_sha256="") for o in others])] == [1] * 5
+    same = [of()._replace(data_sha256="s"), of((3, "cifar10"))._replace(data_sha256="s")]
+    assert len(ranked(same)) == 1
+    relabelled = of()._replace(labels=dict.fromkeys(range(200), 1))
+    assert len(ranked([of(), relabelled])) == 2
+    apart = ranked([of(), scored(entry, "y", 0.5, first=1000)])
+    assert any("share no images" in s for s in apart[0].sentences)
+
+
+def test_unfinished_inexact_and_flagged_runs_say_why(tmp_path: Path) -> None:
+    found = read_entry(small_run(tmp_path / "run", knowledge=["bpda"]))
+    assert any("no white box" in fault for fault in found.faults)
+    assert any("not the exact one" in fault for fault in found.faults)
+
+
+def test_page_table_json_and_terminal(
+    finished: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    other = small_run(tmp_path / "other", name="=HYPERLINK(<b>x</b>)", classifier={
+        "name": "tests.parts:ChannelMean", "options": {"scale": 20.0},
+    })  # fmt: skip
+    made = board([packed, bundle(other).path], tmp_path / "board.html")
+    page = (tmp_path / "board.html").read_text()
+    assert "=HYPERLINK(&lt;b&gt;x&lt;/b&gt;)" in page
+    assert "<b>x</b>" not in page
+    assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "board.csv").read_text())))
+    assert [line["name"] for line in lines if "HYPER" in line["name"]] == ["'=HYPERLINK(<b>x</b>)"]
+    assert json.loads(json.dumps(made.as_json()))["groups"][0]["standings"][0]["letter"]
+    run = command(capsys, monkeypatch)
+    code, out, _ = run("board", finished, packed, "--json")
+    assert code == 0
+    assert len(json.loads(out)["groups"][0]["standings"]) == 2
+    code, out, _ = run("board", finished, packed)
+    assert (code, "accuracy per draw" in out) == (0, True)
+    assert run("board", tmp_path / "none")[0] == 2
+
+
+def test_board_of_nothing_is_refused(tmp_path: Path, finished: Path) -> None:
+    with pytest.raises(UserError, match="needs a list"):
+        board([])
+    with pytest.raises(UserError, match="needs a list"):
+        board("a.zip")
+    with pytest.raises(UserError, match="is a folder"):
+        board([finished], tmp_path)
+
+
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command line in this process."""
+    from dbpkit.cli import main
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["dbpkit", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return run
