@@ -57,8 +57,8 @@ def _chart(group: Group, measured: str) -> Any:
 
 def _series(name: str, shown: list[tuple[Standing, Estimate]]) -> Series:
     """One bar for each defence."""
-    values, lows, highs = ([e[k] for _, e in shown] for k in (1, 2, 3))
-    return Series(name, [f"{s.letter}{_mark(s)}" for s, _ in shown], values, lows, highs)
+    names, found = [f"{s.letter}{_mark(s)}" for s, _ in shown], [e for _, e in shown]
+    return Series(name, names, [e.value for e in found], [e.low for e in found], [e.high for e in found])
 
 
 def _mark(standing: Standing) -> str:

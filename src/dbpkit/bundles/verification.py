@@ -84,7 +84,7 @@ def verify(
             tallies = _judged(court, chosen, wanted, luck, progress)
         except CannotJudgeError as error:
             return Verification.impossible(opened, changed, seed, str(error))
-        found, hashes = luck and luck.found(), _hashes(opened.run, parts)
+        found, hashes = luck.found() if luck else None, _hashes(opened.run, parts)
         return verdict_of(opened, tallies, found, hashes, parts.threat.eps, changed, seed)
 
 

@@ -66,7 +66,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def check_values(tree: Any) -> None:
-    """Raises ValueError if a tree nests too deep or holds a number or a text that no file of ours can hold."""
+    """Raises ValueError if a tree nests too deep or has a number or text that no file of ours can hold."""
     level, left = 0, [tree]
     while left:
         if level > DEEPEST:
