@@ -68,7 +68,7 @@ def _images(place: Path) -> None:
 
 
 def _weights(place: Path) -> None:
-    """Weights of the networks that the guide's module defines, and a diffusers directory."""
+    """Weights of the networks that a page's module defines, and a diffusers directory."""
     import my_module
 
     generator = torch.Generator().manual_seed(0)

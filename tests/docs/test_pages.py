@@ -27,8 +27,8 @@ Run = Callable[..., int]
 NEVER = ("demo", "law")
 """Commands that only `long` tests elsewhere run: minutes, or runs that take them."""
 
-SEEN: dict[tuple[Path, str], set[tuple[str, ...]]] = {}
-"""What a page has shown already, by folder and page: a like command is not run again in small."""
+SEEN: dict[Path, set[tuple[str, ...]]] = {}
+"""What pages have shown already, by folder: a like command is not run again in small."""
 
 LONG = ("check",)
 """Commands that run only in the long mode."""
@@ -80,7 +80,7 @@ def test_python_file_runs(folder: Path, block: Block, capsys: pytest.CaptureFixt
 
 @pytest.fixture(scope="module", autouse=True)
 def _lent(folder: Path, run: Run) -> None:
-    """A run of the guide's models, which pages may take for granted."""
+    """A run of the models of my_module.py, which pages may take for granted."""
     assert run(evaluated(["evaluate", "my-model.toml", "--out", "lent"])) == 0
     Path("runs").symlink_to(folder / "runs-0")
     shutil.copytree("lent", "runs-0/a")
@@ -211,13 +211,13 @@ def test_commands_run_in_small_with_all_checks_and_analyses(folder: Path, script
 
 
 def go(folder: Path, script: Block, run: Run, whole: bool) -> None:
-    """Runs the commands of a script, each made small; of like ones on a page the first alone."""
+    """Runs the commands of a script, each made small; of like ones the first alone."""
     own = folder / f"runs-{script.place.replace('/', '-')}-{whole}"  # every page has runs of its own
     if not own.exists():
         shutil.copytree("lent", own / "a")
     Path("runs").unlink(missing_ok=True)
     Path("runs").symlink_to(own)
-    last, seen = None, SEEN.setdefault((folder, script.place), set())
+    last, seen = None, SEEN.setdefault(folder, set())
     for words in commands(script, folder):
         kind = tuple(re.sub(r"=.*|^runs/.*", "", word) for word in words)
         if kind in seen and not whole:
@@ -301,7 +301,9 @@ def evaluated(words: list[str]) -> list[str]:
     for name in plugin:
         importlib.import_module(name)
     spec = read_spec(words[1], EvaluationSpec, given)
-    sets = ["examples.count=2", "draws.report=2", "purifier.steps=20"]
+    sets = ["examples.count=2", "draws.report=2"]
+    if spec.purifier.is_diffusion:
+        sets += ["purifier.steps=20"]
     for number, attack in enumerate(spec.attacks):
         sets += [f"attacks.{number}.options.{o}=1" for o in ("iterations", "eot") if o in attack.options]
         if attack.name == "pgd" and not attack.options:

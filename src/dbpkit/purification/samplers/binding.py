@@ -60,7 +60,7 @@ def make_sampler(
         if not part.by_row:
             raise UserError(
                 f"{what} walks the same levels for all images. Give one t_star and no random grid, or write"
-                " it for columns and set by_row (docs/guide.md, a sampler)."
+                " it for columns and set by_row (docs/how-to/sampler.md)."
             )
         return Drawn(made.levels, made, found)
     method = as_method(part, name)
