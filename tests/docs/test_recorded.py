@@ -12,7 +12,7 @@ from dbpkit import EvaluationSpec, TrainingSpec, read_spec
 from tests.docs.pages import ROOT
 
 RECORD = json.loads((ROOT / "benchmarks/results/addt-clean.json").read_text())
-PAGE = (ROOT / "docs/how-to/training.md").read_text().replace("−", "-").replace("**", "")
+PAGE = (ROOT / "docs/evidence/addt.md").read_text().replace("−", "-").replace("**", "")
 
 
 @pytest.mark.parametrize("table", ["dw_both", "dw_both_other_classifier"])
