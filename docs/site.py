@@ -37,8 +37,8 @@ def at_site(source: str, place: str, link: str) -> str:
     """Returns where a link leads in the site, seen from a page.
 
     Args:
-        source: path of the page in the repository, such as ``docs/guide.md``.
-        place: path of the page below the site's root, such as ``guide.md``.
+        source: path of the page in the repository, such as ``docs/start.md``.
+        place: path of the page below the site's root, such as ``start.md``.
         link: what the page says, without an anchor.
     """
     target = posixpath.normpath(posixpath.join(posixpath.dirname(source), link))

@@ -11,6 +11,7 @@ from dbpkit.evaluation.watch import Watch
 from dbpkit.evaluation.work import Batch
 from dbpkit.evaluation.worst import Attacker, _left, worst_image
 from dbpkit.experiment.knowledge import known
+from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.threats.pixels import Linf
 from tests.oracles import NoisyClassifier, TinyClassifier, uniform
@@ -68,6 +69,14 @@ def test_worst_is_that_of_all_attacks_on_all_examples_for_fewer_passes(seed: int
     assert 0.2 < left.target.forward_rows / stayed.target.forward_rows < 0.9
     for example, passes in left.target.forward_passes.items():
         assert passes <= stayed.target.forward_passes[example]
+
+
+def test_attack_that_returns_one_image_for_several_is_refused() -> None:
+    def first(target: Target, x: Tensor, y: Tensor, *, threat: Any, noise: NoisePlan) -> AttackOutcome:
+        return AttackOutcome(x[:1], torch.zeros(len(x), 1), torch.zeros(len(x), 0))
+
+    with pytest.raises(UserError, match=r"'first' returned images of shape \(1, 1, 4, 4\), not"):
+        worst_image(attacker_of([("first", first)]), batch_of(0))
 
 
 class Told:

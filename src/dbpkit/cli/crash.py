@@ -57,7 +57,7 @@ def guarded(command: Callable[[], int]) -> int:
 def _file_fault(error: OSError) -> int:
     """A file that cannot be read or written is the user's to correct."""
     reason = error.strerror or str(error) or type(error).__name__
-    if error.filename is None and error.errno is None:  # raised in words, by a library or a part of the user's
+    if error.filename is None and error.errno is None:  # words of a library, or of a part
         where = _place(error.__traceback__)
         said = f"a file cannot be read or written ({one_line(reason)}; {where})"
     elif error.filename is None:

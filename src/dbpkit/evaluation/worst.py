@@ -14,7 +14,7 @@ from dbpkit.attacks import Attack, AttackOutcome, Target
 from dbpkit.evaluation.watch import Watch
 from dbpkit.evaluation.work import Batch
 from dbpkit.experiment.knowledge import Knowledge
-from dbpkit.foundation.errors import NonFiniteError
+from dbpkit.foundation.errors import NonFiniteError, UserError
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.results.records import Attacked
 from dbpkit.threats.pixels import ThreatModel
@@ -57,6 +57,7 @@ def worst_image(attacker: Attacker, batch: Batch) -> tuple[Tensor, list[Attacked
     iterate of every attack is judged.
 
     Raises:
+        UserError: if an attack returns images of another shape.
         NonFiniteError: if an attack returns pixels that are not finite.
     """
     if attacker.watch:
@@ -85,6 +86,9 @@ def _attacked(attacker: Attacker, index: int, batch: Batch) -> tuple[AttackOutco
     noise = attacker.noise(batch.noise, index)
     seen = dict(watch.shown) if watch else {}
     outcome = attack(attacker.target, batch.x, batch.y, threat=attacker.threat, noise=noise)
+    if outcome.x_adv.shape != batch.x.shape:  # one image for several would be broadcast to them
+        got, wanted = tuple(outcome.x_adv.shape), tuple(batch.x.shape)
+        raise UserError(f"attack '{name}' returned images of shape {got}, not {wanted}. Return one for each.")
     if not bool(torch.isfinite(outcome.x_adv).all()):
         raise NonFiniteError(f"attack '{name}' returned pixels that are not finite")
     x_adv = attacker.threat.project(batch.x, outcome.x_adv.detach())
