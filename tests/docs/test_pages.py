@@ -258,11 +258,12 @@ def small(words: list[str], whole: bool) -> list[str]:
         case "evaluate" | "estimate":
             return evaluated(words)
         case "analyse":
+            shorter = evaluated(words)  # imports what a plugin registers
             named = [w for w in words[2:4] if w.isidentifier() and words[words.index(w) - 1] != "--out"]
             chosen = named or (list(analyses) if whole else ["compression"])
             sets = [f"analyses.{name}.images=2" for name in chosen if takes_images(name)]
             return [
-                *evaluated(words),
+                *shorter,
                 *(w for s in sets for w in ("--set", s)),
                 *(chosen if not named else []),
             ]
