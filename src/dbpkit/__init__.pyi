@@ -30,6 +30,7 @@ from dbpkit.reporting.page import report as report
 from dbpkit.results.compare import compare as compare
 from dbpkit.results.findings import findings as findings
 from dbpkit.results.summary import summarise as summarise
+from dbpkit.tables.reproduce import reproduce as reproduce
 from dbpkit.training.loop import train as train
 
 # What they are told.

@@ -3,6 +3,7 @@
 `docs/reference/flags.md` explains every flag.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -23,8 +24,25 @@ NOISE_EXAMPLES = 2
 """Images whose gradients are drawn again and again before a run."""
 
 
+class SharedPreflight:
+    """`preflight` for several runs of one process, which looks at the same model on the same images once.
+
+    The settings of every run are checked, and the noise of the gradient once for every attack and budget.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[str, Checked] = {}
+
+    def __call__(self, parts: Parts, spec: EvaluationSpec, progress: Callable[[float, str], None]) -> Checked:
+        """Runs the checks that no earlier run has had."""
+        return preflight(parts, spec, progress, self._seen)
+
+
 def preflight(
-    parts: Parts, spec: EvaluationSpec, progress: Callable[[float, str], None] = lambda *_: None
+    parts: Parts,
+    spec: EvaluationSpec,
+    progress: Callable[[float, str], None] = lambda *_: None,
+    seen: dict[str, Checked] | None = None,
 ) -> Checked:
     """Runs the checks of the model and of the settings on the first few examples.
 
@@ -32,6 +50,7 @@ def preflight(
         parts: models and data.
         spec: what will be evaluated with them.
         progress: called before every check with the share that is done, 0, and its name.
+        seen: what checks of the model found, by what they looked at; those are not run again.
 
     Returns:
         The flags, each once, and the names of the checks that ran.
@@ -42,17 +61,41 @@ def preflight(
     wide = probe_of(parts, spec, DENOISED_EXAMPLES)
     probe = replace(wide.first(PROBE_EXAMPLES), more=wide)
     check_fit(parts, probe.x, probe.y)
+    seen = {} if seen is None else seen
+    model = _looked_at(spec, parts, probe)
+    if model not in seen:
+        seen[model] = _of_model(probe, progress)
+    found = seen[model]
+    if all(k.gradient == "unsquashed" for k in spec.knowledge):
+        found = found._replace(flags=undone(found.flags))
+    if found.trustworthy and averages(spec) and probe.planned.sees_noise:
+        table = spec.model_dump(mode="json")
+        noise = json.dumps([model, *(table[key] for key in ("threat", "attacks", "knowledge"))])
+        if noise not in seen:
+            progress(0.0, "checks: gradient noise")
+            noisy = gradient_noise(probe.first(NOISE_EXAMPLES), draws=EOT_DRAWS // 2)
+            seen[noise] = Checked([], ()).then(noisy, "gradient_noise")
+        found = found.then(seen[noise].flags, "gradient_noise")
+    return check_settings(probe, found.once())
+
+
+def _of_model(probe: Probe, progress: Callable[[float, str], None]) -> Checked:
+    """What the checks of the model find."""
     found = Checked([], ())
     for check in checks.of("model", probe):
         progress(0.0, f"checks: {check.name.replace('_', ' ')}")
         found = found.then(run_check(check, probe), check.name)
-    if all(k.gradient == "unsquashed" for k in spec.knowledge):
-        found = found._replace(flags=undone(found.flags))
-    if found.trustworthy and averages(spec) and probe.planned.sees_noise:
-        progress(0.0, "checks: gradient noise")
-        noisy = gradient_noise(probe.first(NOISE_EXAMPLES), draws=EOT_DRAWS // 2)
-        found = found.then(noisy, "gradient_noise")
-    return check_settings(probe, found.once())
+    return found
+
+
+def _looked_at(spec: EvaluationSpec, parts: Parts, probe: Probe) -> str:
+    """What the checks of the model look at, in words that are equal for equal models and images."""
+    table = spec.model_dump(mode="json")
+    own = [table.get(key) for key in ("data", "classifier", "denoiser", "purifier", "precision", "seed")]
+    more = probe.more or probe
+    ids = parts.data.ids[: len(more.x)].tolist()
+    weights = {name: digest for name, digest in parts.hashes.items() if name != "data_sha256"}
+    return json.dumps([weights, own, ids, probe.planned.sees_noise], sort_keys=True)
 
 
 def passes_of(parts: Parts, spec: EvaluationSpec) -> tuple[int, int, int]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from dbpkit.cli import evaluate, explain, bundles, train, convert, files, lists, models  # noqa: F401 - in the order of the help # isort: skip
+from dbpkit.cli import evaluate, explain, bundles, train, convert, files, lists, models, reproduce  # noqa: F401 - in the order of the help # isort: skip
 from dbpkit.cli.crash import INTERRUPTED, MISTAKE, OK, guarded
 from dbpkit.cli.root import app
 from dbpkit.foundation import console

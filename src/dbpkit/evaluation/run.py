@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dbpkit.checks import Checked
-from dbpkit.checks.preflight import preflight
+from dbpkit.checks.preflight import SharedPreflight, preflight
 from dbpkit.evaluation.estimate import foretell
 from dbpkit.evaluation.rows import Rows
 from dbpkit.evaluation.session import enter_session, refuse_other_parts
@@ -284,7 +284,8 @@ def _checked(parts: Parts, spec: EvaluationSpec, progress: Progress, own: Checks
     """What the checks before the run find, and which of them ran; nobody knows that of a caller's own."""
     progress(0.0, "checks")
     found = (own or preflight)(parts, spec, progress)
-    return ChecksFile([f._asdict() for f in found.flags], found.words if own is None else None)
+    known = own is None or isinstance(own, SharedPreflight)
+    return ChecksFile([f._asdict() for f in found.flags], found.words if known else None)
 
 
 def _write_checks(run: RunDirectory, found: ChecksFile | None, missing: list[Flag]) -> None:

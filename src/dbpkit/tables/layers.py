@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from functools import reduce
 from typing import Any, Literal, NamedTuple
 
+from dbpkit.analyses.analysis import analyses
 from dbpkit.experiment.build import accepted_options
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.foundation.errors import UserError
@@ -175,6 +176,14 @@ def _capped(attack: Any, caps: Mapping[str, int | None]) -> dict[str, Any]:
     return {**attack, "options": options}
 
 
+def _options(spec: EvaluationSpec, reads: Reads, mini: Mini) -> dict[str, Any]:
+    """The options of an analysis, with the spec's number of images unless a layer says another."""
+    options = {**reads.options, **mini.options}
+    if "images" in getattr(analyses.get(str(reads.analysis)), "__dataclass_fields__", {}):
+        options.setdefault("images", spec.examples.count or IMAGES)
+    return options
+
+
 def _job(spec: dict[str, Any], reads: Reads, mini: Mini, where: str) -> Job:
     """What is run for a cell, once its setting is known to be one."""
     protocol = protocols.get(reads.protocol or DEFAULT)
@@ -186,7 +195,7 @@ def _job(spec: dict[str, Any], reads: Reads, mini: Mini, where: str) -> Job:
             raise UserError(
                 f"table {where} reads analysis '{reads.analysis}' and no number of it. Add reads.number."
             )
-        return Job(made, reads.analysis, {**reads.options, **mini.options})
+        return Job(made, reads.analysis, _options(made, reads, mini))
     rows = {*BASELINE_ROWS, *(k.name for k in made.knowledge)}
     if reads.row not in rows:
         raise UserError(

@@ -1,0 +1,49 @@
+"""The page of reproduced tables, in the look of a run's report, and the same numbers as CSV."""
+
+from pathlib import Path
+
+from dbpkit.foundation.files import write_atomically
+from dbpkit.reporting.page import rendered
+from dbpkit.tables.reproduce import Reproduction
+from dbpkit.tables.view import table_view, tally
+
+
+def write_page(found: Reproduction, path: Path | None = None) -> Path:
+    """Writes one page about one table or several, and a CSV beside it.
+
+    Args:
+        found: what `dbpkit.tables.reproduce.reproduce` returned.
+        path: the HTML file; None takes the table's name, or ``tables``, in the folder of the runs.
+
+    Returns:
+        The path of the HTML file.
+    """
+    views = [table_view(table) for table in found.tables]
+    single = len(views) == 1
+    path = path or found.out / f"{views[0].name if single else 'tables'}.html"
+    page = rendered(
+        "tables/page.html",
+        title=views[0].title if single else f"{len(views)} published tables",
+        scale=found.tables[0].scale,
+        answer=answer_of(found),
+        views=views,
+    )
+    write_atomically(path.with_suffix(".csv"), found.as_csv().encode())
+    write_atomically(path, page.encode())
+    return path
+
+
+def answer_of(found: Reproduction) -> str:
+    """Returns what came out, in a sentence or two."""
+    if len(found.tables) == 1:
+        said = tally(found.tables[0])
+    else:
+        verdicts = [claim.verdict for table in found.tables for claim in table.claims]
+        counts = {v: verdicts.count(v) for v in ("holds", "does not hold", "undecided", "not testable")}
+        said = (
+            f"Of {len(verdicts)} claims in {len(found.tables)} tables {counts['holds']} hold,"
+            f" {counts['does not hold']} do not, {counts['undecided']} are undecided and"
+            f" {counts['not testable']} cannot be tested at this scale."
+        )
+    rest = f" {found.left} runs are not done yet: the same command goes on." if found.left else ""
+    return said + rest

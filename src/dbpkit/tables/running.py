@@ -1,0 +1,127 @@
+"""Runs the jobs of tables, each once, in run directories that go on where they were stopped."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from dbpkit.analyses.run import analyse
+from dbpkit.checks.preflight import SharedPreflight
+from dbpkit.evaluation.run import evaluate
+from dbpkit.experiment.execution import Execution
+from dbpkit.experiment.spec import EvaluationSpec
+from dbpkit.foundation.errors import UserError
+from dbpkit.results.analysis import AnalysisRecords
+from dbpkit.results.run_directory import RunDirectory
+from dbpkit.results.summary import expected_rows
+from dbpkit.tables.job import Job
+
+Progress = Callable[[float, str], None]
+
+
+class Planned(NamedTuple):
+    """A job and its place.
+
+    Attributes:
+        job: for as many images as any cell asks for, or as there are already.
+        folder: its run directory.
+    """
+
+    job: Job
+    folder: Path
+
+    @property
+    def is_done(self) -> bool:
+        """Whether everything it asks for is recorded."""
+        if not (self.folder / "spec.json").is_file():
+            return False
+        run = RunDirectory(self.folder)
+        if self.job.analysis:
+            return _as_many(self.job, run)
+        return run.read_json("summary.json") is not None and _recorded(self.job, run)
+
+
+def plan(jobs: Iterable[Job], out: Path, limit: int | None = None) -> dict[str, Planned]:
+    """Returns every job once, by its key: of equal ones, that with the most images.
+
+    Args:
+        jobs: what cells are read from.
+        out: where the run directories are.
+        limit: most images of every job.
+    """
+    found: dict[str, Planned] = {}
+    for job in jobs:
+        asked = [job.images, *([found[job.key].job.images] if job.key in found else [])]
+        count = None if None in asked else max(n for n in asked if n is not None)
+        if limit is not None:
+            count = limit if count is None else min(count, limit)
+        folder = out / job.key
+        there = RunDirectory(folder).recorded_spec().examples.count if (folder / "spec.json").is_file() else 0
+        if there and count and there > count:
+            count = there  # a run can grow and not shrink
+        found[job.key] = Planned(_of(job, count), folder)
+    return found
+
+
+def run_jobs(
+    planned: Mapping[str, Planned],
+    execution: Execution | None = None,
+    progress: Progress = lambda *_: None,
+    patience: float | None = None,
+) -> dict[str, float]:
+    """Runs every job that is not done; returns the seconds of each that was.
+
+    Args:
+        planned: the jobs.
+        execution: how; None takes a GPU if there is one.
+        progress: called with the share of jobs that is done, and what is being done.
+        patience: seconds after which no further job is begun; None waits for all.
+    """
+    checks, seconds, begun = SharedPreflight(), {}, time.monotonic()
+    left = [key for key, one in planned.items() if not one.is_done]
+    for number, key in enumerate(left):
+        job, folder = planned[key]
+        if patience is not None and time.monotonic() - begun > patience:
+            break
+
+        def share(part: float, what: str, before: int = number, name: str = job.spec.name) -> None:
+            progress((before + part) / len(left), f"{before + 1} of {len(left)}, {name}: {what}")
+
+        start = time.monotonic()
+        try:
+            if job.analysis:
+                analyse(job.spec, folder, {job.analysis: job.options}, execution, share)
+            else:
+                evaluate(job.spec, folder, execution, share, checks=checks)
+        except UserError as error:
+            raise UserError(f"the run of '{job.spec.name}' in '{folder}' failed: {error}") from error
+        seconds[key] = time.monotonic() - start
+    progress(1.0, "done")
+    return seconds
+
+
+def _of(job: Job, count: int | None) -> Job:
+    """The same job for another number of images."""
+    examples = job.spec.examples.model_copy(update={"count": count})
+    spec: EvaluationSpec = job.spec.model_copy(update={"examples": examples})
+    options = dict(job.options)
+    if job.analysis and count is not None and type(options.get("images")) is int:
+        options["images"] = min(options["images"], count)
+    return Job(spec, job.analysis, options)
+
+
+def _as_many(job: Job, run: RunDirectory) -> bool:
+    """Whether an analysis was concluded from as many images as are asked for."""
+    result = AnalysisRecords(run, str(job.analysis)).read_result()
+    asked = dict(job.options).get("images")
+    return result is not None and (asked is None or result.settings.get("images") == asked)
+
+
+def _recorded(job: Job, run: RunDirectory) -> bool:
+    """Whether every row of an evaluation has a record of every image, good or failed."""
+    columns = run.columns()
+    tapes = expected_rows(run.recorded_spec())
+    there = {row: len(columns.rows[row]) if row in columns.rows else 0 for row in tapes}
+    for record in columns.failed:
+        there[record["row"]] = there.get(record["row"], 0) + 1
+    return all(there[row] >= count * (job.images or 1) for row, count in tapes.items())

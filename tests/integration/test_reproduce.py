@@ -1,0 +1,157 @@
+"""A small table to the end: interrupted, gone on with, read again, shown and said."""
+
+import json
+
+import pytest
+
+from dbpkit.foundation.errors import UserError
+from dbpkit.tables.page import write_page
+from dbpkit.tables.reproduce import reproduce
+from dbpkit.tables.table import read_published
+
+pytestmark = pytest.mark.slow  # two purifiers are checked and attacked
+
+TABLE = """
+title = "Small <table>"
+paper = "A paper of 2025"
+place = "table 1"
+setting = "A setting as published."
+stands_in = "Small models stand in."
+models = { classifier = "wrn-28-10", denoiser = "ddpm-cifar10" }
+[spec]
+knowledge = ["white_box"]
+purifier = { sampler = "one_step", steps = 1000 }
+attacks = [{ name = "pgd", options = { iterations = 20, eot = 10, step_size = "2/255" } }]
+draws = { report = 2 }
+[mini]
+images = 2
+iterations = 1
+eot = 1
+[[columns]]
+name = "clean"
+title = "Clean"
+reads = { row = "clean" }
+[[columns]]
+name = "attacked"
+title = "Attacked"
+reads = { row = "white_box" }
+[[columns]]
+name = "rate"
+title = "Compression rate"
+unit = ""
+[columns.reads]
+analysis = "compression"
+options = { tapes = 1, directions = 1, attack_iterations = 0 }
+number = "compression rate, gaussian x1"
+[[rows]]
+name = "first"
+label = "First"
+cells = { clean = 90.0, attacked = { value = 40.5, unconfirmed = "read off a figure" }, rate = 0.5 }
+[[rows]]
+name = "again"
+label = "The same with another classifier"
+models = { classifier = "a classifier that nobody published" }
+cells = { attacked = 45.0 }
+[[rows]]
+name = "dear"
+label = "Dear"
+spec = { purifier = { steps = 2000 } }
+no_mini = "it takes too long here."
+cells = { clean = 91.0 }
+[[claims]]
+words = "Attacked images are right less often."
+order = ["first/clean", "first/attacked"]
+[[claims]]
+words = "The other classifier is better."
+order = ["again/attacked", "first/attacked"]
+"""
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    path = tmp_path_factory.mktemp("table") / "small.toml"
+    path.write_text(TABLE)
+    return read_published(path)
+
+
+class _StopError(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def found(table, tmp_path_factory):
+    """Interrupted once while the attacks run, then to the end."""
+    out = tmp_path_factory.mktemp("out")
+
+    def stop(_share, what):
+        if "white_box" in what:
+            raise _StopError
+
+    with pytest.raises(_StopError):
+        reproduce([table], out=out, progress=stop)
+    left = reproduce([table], out=out, run=False)
+    assert left.left == 2
+    assert {c.placed.name for c in left.tables[0].cells if c.measured} == {"first/clean"}
+    return reproduce([table], out=out)
+
+
+def test_equal_settings_are_run_once(found):
+    assert len(found.seconds) == 2
+    assert len(list((found.out / "runs").iterdir())) == 2
+    assert found.left == 0
+
+
+def test_cells_are_measured_beside_what_is_published(found):
+    cells = {c.placed.name: c for c in found.tables[0].cells}
+    assert 0 <= cells["first/clean"].measured.shown.value <= 100
+    assert cells["again/attacked"].measured.shown == cells["first/attacked"].measured.shown
+    assert cells["again/attacked"].same == "first/attacked"
+    assert cells["dear/clean"].measured is None
+    assert "too long" in cells["dear/clean"].why
+    assert 0 < cells["first/rate"].measured.shown.value < 2
+    assert [c.verdict for c in found.tables[0].claims] == ["undecided", "not testable"]
+
+
+def test_reading_again_runs_nothing(found, table):
+    again = reproduce([table], out=found.out)
+    assert again.seconds == {}
+    assert again.tables == found.tables
+
+
+def test_fewer_images_than_there_are_take_those_there_are(found, table):
+    assert reproduce([table], out=found.out, limit=1).seconds == {}
+
+
+def test_page_csv_and_json_have_every_number(found, tmp_path):
+    page = write_page(found, tmp_path / "page.html")
+    text = page.read_text()
+    assert "Small &lt;table&gt;" in text
+    assert "<table>" not in text.split("Small")[1][:10]
+    assert "published 40.5?" in text
+    assert "read off a figure" in text
+    assert "too long" in text
+    assert "http" not in text.split("</head>")[1]
+    lines = page.with_suffix(".csv").read_text().splitlines()
+    assert len(lines) == 1 + len(found.tables[0].cells)
+    json.dumps(found.as_json(), allow_nan=False)
+
+
+def test_paper_scale_says_what_is_missing_and_runs_nothing(table, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DBPKIT_MODELS", raising=False)
+    told = reproduce([table], "paper", out=tmp_path / "paper", run=True)
+    lacks = told.tables[0].lacks
+    assert told.seconds == {}
+    assert not (tmp_path / "paper" / "runs").exists()
+    assert "wrn-28-10" in lacks["first/clean"].sentence
+    assert "nobody published" in lacks["again/attacked"].sentence
+    assert lacks["first/attacked"].cost.calls > 0
+    assert not lacks["first/attacked"].cost.measured
+    assert lacks["first/rate"].cost is None
+
+
+def test_a_wrong_name_or_scale_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="liu-dw-box"):
+        reproduce("liu-dw", out=tmp_path)
+    with pytest.raises(UserError, match="mini or paper"):
+        reproduce("liu-dw-box", "huge", out=tmp_path)
