@@ -50,6 +50,7 @@ WORDS: dict[str, list[str]] = {
     "compare": ["no-run", "no-run"],
     "findings": ["no-run"],
     "law": ["no-run"],
+    "reproduce": ["no-table"],
     "replay": ["no-run", "--example", "0"],
     "bundle": ["no-run"],
     "verify": ["no-bundle.zip"],

@@ -36,8 +36,12 @@ def reproduce_command(
         typer.Option(help="mini: the embedded models, in minutes. paper: the published settings."),
     ] = "mini",
     run: Annotated[
-        bool, typer.Option("--run", help="At paper scale: run what is here, which may take days.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--run/--no-run",
+            help="Whether to run what is not measured yet; mini does unless told otherwise, paper does not.",
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, max=MOST, help="Most images of every run.")] = None,
     out: Annotated[
         Path | None,
@@ -59,7 +63,7 @@ def reproduce_command(
     begin(computes=True)
     execution = Execution(device, batch_size, micro_batch)
     with working(as_json, talk) as progress:
-        found = reproduce(table, scale, out, execution, progress, run=run or scale == "mini", limit=limit)
+        found = reproduce(table, scale, out, execution, progress, run=run, limit=limit)
     _show(found, as_json)
 
 
