@@ -158,9 +158,6 @@ def test_tests_that_are_all_chance_give_a_verdict_in_one_table_of_twenty():
     draws = (4 * uniforms(200 * 11, 16, "probe", 5)).round() / 4
     names, false = ["a/x", *(f"c{k}/x" for k in range(10))], 0
     for table in draws.reshape(200, 11, 16):
-        cells = {
-            name: measured(*row)
-            for name, row in zip(["a/x", *(f"c{k}/x" for k in range(10))], table, strict=False)
-        }
+        cells = {name: measured(*row) for name, row in zip(names, table, strict=True)}
         false += any(j.verdict != "undecided" for j in judge(claims, cells, {}, {}, mini=True))
     assert false <= 17  # 5 % of 200 and two and a half standard errors
