@@ -10,7 +10,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
-LANGUAGES = ("python", "toml", "sh", "console", "json", "text")
+LANGUAGES = ("python", "toml", "sh", "console", "json", "bibtex", "text")
 """What a block may be. Each is run, read or parsed by a test, but `text`: output, signatures and drawings."""
 
 PROGRAMS = ("dbpkit", "make", "accelerate", "torchrun", "sbatch", "pip", "python")

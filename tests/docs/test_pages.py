@@ -236,6 +236,8 @@ def go(folder: Path, script: Block, run: Run, whole: bool) -> None:
 def lend_runs(words: list[str], last: str | None) -> str | None:
     """Copies a run to every place where a command expects one; returns the newest run."""
     if words[1] in ("evaluate", "analyse", "train"):
+        if "--out" not in words:
+            return last
         out = words[words.index("--out") + 1]
         if Path(out, "lent").is_file():  # what a page before took for granted is made here
             shutil.rmtree(out)
