@@ -23,6 +23,7 @@ FOLDER = Path(__file__).parent / "reference"
 NOTE = "<!-- written by docs/generated.py -->"
 
 TAKES = {
+    "Any": "a number or `auto`",
     "bool": "–",
     "str": "text",
     "int": "a whole number",
@@ -67,9 +68,9 @@ def commands() -> str:
         "",
         NOTE,
         "",
-        "`dbpkit COMMAND --help` prints the same. `python -m dbpkit` is `dbpkit`. A command ends with"
-        " exit code 0 if it did what it was asked, 1 if it found something that must be looked at, and 2"
-        " with one sentence if the user made a mistake.",
+        "`dbpkit COMMAND --help` prints the same, and `python -m dbpkit` is `dbpkit`. Exit codes: 0, done; 1,"
+        " `check` or `replay` found a fault, memory ran out, or something unforeseen happened; 2, a mistake that"
+        " you can correct, said in one sentence; 130, stopped by Ctrl-C.",
         "",
         *table("option|meaning", [[_names(p), _help(p)] for p in group.params]),
     ]
@@ -82,7 +83,8 @@ def commands() -> str:
 def _command(name: str, command: Any) -> Iterator[str]:
     arguments = [p for p in command.params if not p.opts[0].startswith("-")]
     options = [p for p in command.params if p not in arguments and not p.hidden]
-    said = [" ".join(a.opts[0].upper() if a.required else f"[{a.opts[0].upper()}]" for a in arguments)]
+    shown = [a.opts[0].upper() + ("..." if a.nargs == -1 else "") for a in arguments]
+    said = [name if a.required else f"[{name}]" for name, a in zip(shown, arguments, strict=True)]
     yield from (f"## {name}", "", cell(command.help or ""), "")
     yield from ("```text", " ".join(["dbpkit", name, *filter(None, said), "[OPTIONS]"]), "```", "")
     rows = [[_names(p), _takes(p), _default(p), _help(p)] for p in [*arguments, *options]]
