@@ -69,8 +69,8 @@ def commands() -> str:
         NOTE,
         "",
         "`dbpkit COMMAND --help` prints the same, and `python -m dbpkit` is `dbpkit`. Exit codes: 0, done; 1,"
-        " `check` or `replay` found a fault, memory ran out, or something unforeseen happened; 2, a mistake that"
-        " you can correct, said in one sentence; 130, stopped by Ctrl-C.",
+        " `check` or `replay` found a fault, memory ran out, or something unforeseen happened; 2, a mistake"
+        " that you can correct, said in one sentence; 130, stopped by Ctrl-C.",
         "",
         *table("option|meaning", [[_names(p), _help(p)] for p in group.params]),
     ]
