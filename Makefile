@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast coverage lint docs docs-serve bench clean
+.PHONY: demo test test-fast coverage lint docs docs-serve package bench clean
 
 # One process for each core, each with one thread; a file's tests stay together, for the runs they share.
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --dist loadfile
@@ -34,6 +34,11 @@ docs: $(VENV)/.installed-dev
 
 docs-serve: $(VENV)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+# Wheel and sdist into dist/, and the wheel tried on every Python that is installed.
+package: $(VENV)/.installed-dev
+	mkdir -p dist
+	$(BIN)/python .ci/package.py dist
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks
