@@ -28,8 +28,12 @@ PLACES = {"src/dbpkit/": "dbpkit/", "docs/": "dbpkit/docs/", "specs/": "dbpkit/s
 BESIDE = ("README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "SECURITY.md", "pyproject.toml")
 """What an sdist has beside them."""
 
-READING = "annotated-types filelock jinja2 numpy pydantic rich safetensors scipy tomli-w typer".split()
+READING = ["annotated-types", "filelock", "jinja2", "numpy", "pydantic", "rich", "safetensors", "scipy"]
+READING += ["tomli-w", "typer"]
 """What reading a run needs; the rest is torch and what computes or draws."""
+
+BARE = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "DBPKIT_DATA")}
+"""The environment without what would show a checkout or data to the installed package."""
 
 MINORS = (11, 12, 13)
 """Versions 3.x that the package is for."""
@@ -67,7 +71,7 @@ def tracked() -> list[str]:
 def built(tree: Path, dist: Path) -> tuple[Path, Path]:
     """The sdist and the wheel that is made from it; a wheel from the tree itself has the same bytes."""
     when = told("git", "-C", str(ROOT), "log", "-1", "--format=%ct").strip()
-    environment = {**os.environ, "SOURCE_DATE_EPOCH": when}
+    environment = {**BARE, "SOURCE_DATE_EPOCH": when}
     build = [sys.executable, "-m", "build", "--no-isolation"]
     run(*build, "--outdir", str(dist), str(tree), environment=environment)
     run(*build, "--wheel", "--outdir", str(dist / "again"), str(tree), environment=environment)
@@ -95,8 +99,13 @@ def looked_at(sdist: Path, wheel: Path) -> None:
     with tarfile.open(sdist) as archive:
         packed = {name.partition("/")[2] for name in archive.getnames()}
     complain("sdist", {*BESIDE, *(n for n in files if n.startswith(tuple(PLACES)))} - packed, set())
-    if metadata["Version"] != version() or f"version: {version()}\n" not in (ROOT / "CITATION.cff").read_text():
-        raise SystemExit(f"METADATA, CITATION.cff and dbpkit.__version__ ({version()}) are not of one version.")
+    if (
+        metadata["Version"] != version()
+        or f"version: {version()}\n" not in (ROOT / "CITATION.cff").read_text()
+    ):
+        raise SystemExit(
+            f"METADATA, CITATION.cff and dbpkit.__version__ ({version()}) are not of one version."
+        )
 
 
 def version() -> str:
@@ -111,7 +120,9 @@ def complain(what: str, missing: set[str], stray: set[str]) -> None:
     """Ends the program if there is anything to complain of."""
     for sets, says in ((missing, "lacks"), (stray, "has, and should not")):
         if sets:
-            raise SystemExit(f"the {what} {says}: {', '.join(sorted(sets))}. See package-data in pyproject.toml.")
+            raise SystemExit(
+                f"the {what} {says}: {', '.join(sorted(sets))}. See package-data in pyproject.toml."
+            )
 
 
 def interpreters() -> dict[int, str]:
@@ -156,17 +167,22 @@ def tried(python: str, minor: int, wheel: Path, folder: Path) -> None:
         (packages / "requirements.pth").write_text(sysconfig.get_path("purelib") + "\n")
     run(own, "-W", "error", "-m", "compileall", "-q", str(packages / "dbpkit"))
     (empty := folder / "empty").mkdir()
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "DBPKIT_DATA")}
     program = str(folder / "bin" / "dbpkit")
-    commands = [[program, "--version"], [own, "-m", "dbpkit", "docs"], [program, "show", str(FROZEN), "--json"]]
-    run(own, "-W", "error::DeprecationWarning:dbpkit", "-c", BY_ITSELF, environment=environment, folder=empty)
+    commands = [
+        [program, "--version"],
+        [own, "-m", "dbpkit", "docs"],
+        [program, "show", str(FROZEN), "--json"],
+    ]
+    run(own, "-W", "error::DeprecationWarning:dbpkit", "-c", BY_ITSELF, folder=empty)
     if whole:
         demo = str(packages / "dbpkit" / "assets" / "demo.toml")
-        small = [f"--set={leaf}" for leaf in ("examples.count=2", "purifier.steps=20", 'knowledge=["dw_both"]')]
+        small = [
+            f"--set={leaf}" for leaf in ("examples.count=2", "purifier.steps=20", 'knowledge=["dw_both"]')
+        ]
         commands.append([own, "-m", "dbpkit", "list"])
         commands.append([program, "evaluate", demo, "--out", "demo", "--quiet", *small])
     for command in commands:
-        run(*command, environment=environment, folder=empty)
+        run(*command, folder=empty)
     print(f"Python 3.{minor}: {len(commands)} commands of the installed wheel ran")
 
 
@@ -179,7 +195,7 @@ def told(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def run(*command: str, environment: dict[str, str] | None = None, folder: Path | None = None) -> None:
+def run(*command: str, environment: dict[str, str] = BARE, folder: Path | None = None) -> None:
     """Runs a command; SystemExit with what it printed if it fails."""
     done = subprocess.run(command, env=environment, cwd=folder, text=True, capture_output=True)
     if done.returncode:

@@ -1,4 +1,5 @@
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -296,5 +297,10 @@ def test_train_prints_figures_and_names_the_card(run, tmp_path: Path) -> None:
     code, out, _ = run("train", tmp_path / "train.toml", "--out", tmp_path / "run")
     assert code == 0
     assert "card.md" in out
+    assert "{" not in out
+    assert re.search(
+        r"^Root mean square error of the denoised images, in \[-1, 1\] units: \d\.\d{4} at t = 100 of 1000",
+        out,
+    )
     code, out, _ = run("train", tmp_path / "train.toml", "--out", tmp_path / "run", "--json")
     assert "100" in json.loads(out)["denoising"]

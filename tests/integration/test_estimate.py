@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from dbpkit import EvaluationSpec, Execution, estimate, evaluate
 from dbpkit.attacks import AttackOutcome
 from dbpkit.evaluation import timing
-from dbpkit.evaluation.estimate import Estimate, duration
+from dbpkit.evaluation.estimate import Estimate, duration, of_parts
 from dbpkit.evaluation.rows import Rows
+from dbpkit.evaluation.run import _Runner
 from dbpkit.evaluation.timing import Clock
 from dbpkit.experiment.build import build
-from dbpkit.experiment.sizing import Need
+from dbpkit.experiment.sizing import Need, settled
 from dbpkit.purification.replay import DEFAULT_MEMORY
 from dbpkit.results.run_directory import RunDirectory
 from tests.oracles import GaussianDenoiser
@@ -161,6 +162,23 @@ def test_machines_take_whole_batches_and_the_fullest_is_told() -> None:
 )
 def test_duration_is_in_words(seconds: float, words: str) -> None:
     assert duration(seconds / 3600) == words
+
+
+def test_progress_is_a_share_of_the_forecast_time(tiny: Tiny, tmp_path: Path) -> None:
+    """Each unit of work counts as much as its row takes."""
+    spec = tiny(knowledge=["white_box", {"name": "fixed", "tapes": 2}])
+    parts = build(spec, "cpu")
+    execution = settled(Execution("cpu"), parts)
+    forecast = of_parts(spec, parts, execution)
+    seen: dict[str, float] = {}
+    runner = _Runner(spec, parts, execution, RunDirectory(tmp_path / "run"), lambda s, what: None)
+    guessed = [unit.cost for unit in runner.units]
+    runner.weigh(None)
+    assert [unit.cost for unit in runner.units] == guessed
+    runner.weigh(forecast)
+    for unit in runner.units:
+        seen[unit.rows[0]] = seen.get(unit.rows[0], 0.0) + unit.cost * runner.examples / runner.total
+    assert seen == pytest.approx({row.rows[0]: row.hours / forecast.hours for row in forecast.rows})
 
 
 def test_evaluate_says_the_line_before_it_starts_and_once(

@@ -7,8 +7,6 @@ along the grid through DDIM.
 
 import itertools
 import math
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,7 +24,7 @@ from dbpkit.foundation.spec import validate
 from dbpkit.training.compressing import Compress, Consistency, ThroughChain, shrinkage
 from dbpkit.training.levels import noise_levels
 from dbpkit.training.objectives import Batch, Denoising, make_objective, objectives
-from tests.oracles import TinyClassifier, tiny_denoiser, uniform
+from tests.oracles import tiny_denoiser, uniform
 
 GUIDE = "users_guides:guide"
 TOP = 0.3422596990130316
@@ -56,16 +54,6 @@ class Watched(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         self.seen.append((self.training, any(p.requires_grad for p in self.parameters())))
         return self.network(*inputs)
-
-
-@pytest.fixture
-def guides() -> Iterator[ModuleType]:
-    """A module of the user's own, whose ``guide`` is a classifier with trainable weights."""
-    made = ModuleType("users_guides")
-    made.guide = TinyClassifier()
-    sys.modules[made.__name__] = made
-    yield made
-    del sys.modules[made.__name__]
 
 
 def batch_of(count: int = 3, low: float = 0.4, high: float = 0.6) -> Batch:

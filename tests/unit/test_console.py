@@ -145,6 +145,19 @@ def test_lines_time_left_counts_only_what_this_session_did() -> None:
     assert said == ["dw_both: 91.0 % done after 2 min, about 15 min left"]
 
 
+def test_lines_time_left_does_not_count_the_checks_before_the_work() -> None:
+    """Checks take 90 s and leave the share where it is; then a tenth takes 10 s, so 69 s are left at 31 %."""
+    clock, said = Clock(), []
+    lines = Lines(said.append, clock)
+    for second, share, what in ((0, 0.0, "checks: a"), (60, 0.0, "checks: b"), (90, 0.0, "clean")):
+        clock.now = float(second)
+        lines.report(share, what)
+    said.clear()
+    clock.now = 121.0
+    lines.report(0.31, "white_box")
+    assert said == ["white_box: 31.0 % done after 2 min, about 69 s left"]
+
+
 def test_lines_verbose_has_a_line_for_every_new_thing() -> None:
     clock, said = Clock(), []
     lines = Lines(said.append, clock, verbose=True)

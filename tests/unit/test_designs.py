@@ -12,10 +12,13 @@ from torch import Tensor, nn
 import dbpkit.attacks.libraries  # noqa: F401 - registers their attacks
 from benchmarks.gradient_error import errors, moments
 from dbpkit import PurifiedClassifier, Purifier, evaluate
-from dbpkit.attacks import Design, Target, accepted_options, attacks, designed, make_attack
+from dbpkit.attacks import AttackOutcome, Design, Target, accepted_options, attacks, designed, make_attack
 from dbpkit.attacks import designs as of_designs
 from dbpkit.attacks.designs import controlled
+from dbpkit.checks import Checked
 from dbpkit.evaluation.counting import passes
+from dbpkit.evaluation.rows import Rows
+from dbpkit.evaluation.trial import try_attacks
 from dbpkit.experiment.build import build
 from dbpkit.experiment.execution import Execution
 from dbpkit.experiment.spec import DesignSpec, EvaluationSpec
@@ -448,3 +451,29 @@ def test_benchmark_of_the_error_finds_the_moments_of_a_known_gradient() -> None:
     assert error["antithetic"][0] / error["plain"][0] == pytest.approx(4 * b**2 / (a**2 + 2 * b**2), rel=0.06)
     left = 1 - 8 / 9 * (a * c + 2 * b) ** 2 / (c**2 + 2) / (a**2 + 2 * b**2)
     assert error["control, M = 8 R"][0] / error["plain"][0] == pytest.approx(1.9 * left, abs=0.03)
+
+
+def test_design_of_an_attack_without_gradients_is_refused_before_the_run(tmp_path: Path) -> None:
+    """It would change nothing, and nobody would notice."""
+    spec = validate({**TINY, "attacks": [SQUARE]}, EvaluationSpec, "tiny")
+    with pytest.raises(UserError, match="attack 'square' takes no gradients, so its design changes nothing"):
+        evaluate(spec, tmp_path / "run", Execution("cpu"), checks=lambda *_: Checked([], ()))
+    assert not (tmp_path / "run" / "records.jsonl").exists()
+
+
+SQUARE = {"name": "square", "options": {"iterations": 4, "eot": 1}, "design": {"antithetic": True}}
+
+
+def late(target: Any, x: Tensor, y: Tensor, *, threat: Any, noise: NoisePlan, iterations: int = 5) -> Any:
+    """Differentiates in its last iteration alone, which a short trial does not reach."""
+    if iterations > 2:
+        target.gradient(x, y, noise=noise, eot=2)
+    return AttackOutcome(x, x.new_zeros(len(x), 0), x.new_zeros(len(x), 0))
+
+
+def test_design_of_an_attack_that_differentiates_late_is_taken(tmp_path: Path) -> None:
+    attack = {"name": f"{__name__}:late", "design": {"antithetic": True}}
+    spec = validate({**TINY, "attacks": [attack], "knowledge": ["white_box"]}, EvaluationSpec, "tiny")
+    parts, execution = build(spec, "cpu"), Execution("cpu", micro_batch=32)
+    try_attacks(spec, parts, Rows(spec, parts, execution, RunDirectory(tmp_path)))
+    evaluate(spec, tmp_path / "run", execution, parts=parts, checks=lambda *_: Checked([], ()))

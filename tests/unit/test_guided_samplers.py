@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dbpkit.checks.levels import suspicious_grid
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.purification.diffusion import Purifier
@@ -183,6 +184,16 @@ def test_multi_stage_rounds_have_noise_of_their_own() -> None:
     sampler = make_sampler("multi_stage", 0.1, 50, {"rounds": [[0.5, 3], [1.0, 2]], "inner": "gdmp"})
     drive(sampler, DENOISER, images(), Watched())  # type: ignore[arg-type]
     assert len(seen) == len(set(seen)) > 30
+
+
+@pytest.mark.parametrize("steps", [1000, 20])
+def test_multi_stage_says_which_rounds_fall_together_on_a_coarse_grid(steps: int) -> None:
+    """Times 30, 50 and 125 of 1000; with 20 steps levels are 50 apart."""
+    sampler: Any = make_sampler("multi_stage", 0.125, steps)
+    flags = suspicious_grid("multi_stage", sampler.steps, sampler)
+    assert len(set(sampler.starts)) == (3 if steps == 1000 else 2)
+    assert [f.name for f in flags] == ([] if steps == 1000 else ["suspicious_grid"])
+    assert steps == 1000 or "start at 0.24 and 0.4 of t* start at the same level" in flags[0].message
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,7 @@
 Guides come in by import path, as a user's would; a module made for the test holds them.
 """
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -69,16 +68,6 @@ class Wrapper(nn.DataParallel):
     def forward(self, *inputs: Tensor) -> Tensor:
         self.calls += 1
         return self.module(*inputs)
-
-
-@pytest.fixture
-def guides() -> Iterator[ModuleType]:
-    """A module of the user's own, whose ``guide`` is a classifier with trainable weights."""
-    made = ModuleType("users_guides")
-    made.guide = TinyClassifier()
-    sys.modules[made.__name__] = made
-    yield made
-    del sys.modules[made.__name__]
 
 
 def batch_of(count: int = 4, dtype: torch.dtype = torch.float64) -> Batch:

@@ -101,6 +101,32 @@ def test_read_spec_no_toml_raises(tmp_path: Path, content: bytes) -> None:
         read_spec(tmp_path / "s.toml", Outer)
 
 
+def test_override_without_a_value_leaves_the_key_out() -> None:
+    plain = read_spec("cifar10-ddpm", EvaluationSpec)
+    assert plain.denoiser.name == "embedded"
+    gone = ["purifier={name='median'}", "denoiser=", "examples.count = ", "threat="]
+    spec = read_spec("cifar10-ddpm", EvaluationSpec, gone)
+    assert spec.denoiser.name == "none", "a purifier without a network has none unless one is named"
+    assert spec.examples.count is None
+    assert spec.threat == EvaluationSpec().threat
+    two = [*gone, "attacks=['pgd', 'square']", "attacks.0="]
+    assert [a.name for a in read_spec("cifar10-ddpm", EvaluationSpec, two).attacks] == ["square"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("denoyser=", "the spec does not have 'denoyser', so it cannot be left out"),
+        ("purifier.clamp=", "the spec does not have 'purifier.clamp'"),
+        ("attacks.7=", "'7' is not a position in the list"),
+        ("name=None", "leave the key out, as in --set name=."),
+    ],
+)
+def test_override_that_leaves_out_nothing_is_one_sentence(text: str, said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        read_spec("cifar10-ddpm", EvaluationSpec, [text])
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [

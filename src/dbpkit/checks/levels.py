@@ -67,7 +67,7 @@ def check_grid(probe: Probe) -> list[Flag]:
     spec, purifier = probe.planned.spec, probe.diffusion
     if spec is None or purifier is None:
         return []
-    return suspicious_grid(spec.purifier.sampler, purifier.sampler.steps)
+    return suspicious_grid(spec.purifier.sampler, purifier.sampler.steps, purifier.sampler)
 
 
 @checks.add(
@@ -168,8 +168,16 @@ def reach_of(norm: str, eps: float, values: int) -> float:
     return {"linf": 2 * eps, "l2": 2 * eps / root}.get(norm, 0.0)
 
 
-def suspicious_grid(sampler: str, calls: int) -> list[Flag]:
-    """Flags a chain of very few steps, for samplers that are not made for it."""
+def suspicious_grid(sampler: str, calls: int, made: Any = None) -> list[Flag]:
+    """Flags a chain of very few steps, for samplers that are not made for it, and rounds that fall together.
+
+    Args:
+        sampler: its name.
+        calls: steps from t* down to 0.
+        made: the sampler itself; one of several rounds says of its grid which start at the same level.
+    """
+    if together := getattr(getattr(made, "chain", made), "fallen_together", str)():
+        return [Flag("suspicious_grid", "warning", together)]
     if calls >= FEW_STEPS or sampler in ("one_step", "ddim", "heun", "likelihood"):
         return []
     message = (

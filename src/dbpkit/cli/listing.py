@@ -1,6 +1,7 @@
 """What a spec can name, and what each part takes: the text of ``dbpkit list`` and ``dbpkit show``."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import torch
@@ -131,7 +132,22 @@ def default(option: Option) -> str:
     if option.needed:
         return "needed"
     value = list(option.default) if isinstance(option.default, tuple) else option.default
+    if isinstance(value, float) and (written := in_255ths(value)):
+        return written
     return "unset" if value is None else shown(value, 40).replace("'", '"')
+
+
+def in_255ths(value: float) -> str:
+    """Returns a number as the fraction of 255 that it is, as papers write budgets and steps; or nothing.
+
+    Example:
+        >>> in_255ths(2 / 255), in_255ths(0.5 / 255), in_255ths(0.2), in_255ths(2 / 3)
+        ('2/255', '0.5/255', '', '')
+    """
+    halves = round(510 * value)
+    exact = 0 < value < 1 and halves / 2 / 255 == value
+    simpler = float(Fraction(value).limit_denominator(12)) == value  # 0.2 is 51/255 too
+    return f"{halves / 2:g}/255" if exact and not simpler else ""
 
 
 def as_data(kind: str, name: str) -> dict[str, dict[str, str]]:

@@ -63,7 +63,9 @@ Runs = Annotated[list[Path], typer.Argument(help="Run directories.")]
 Out = Annotated[Path, typer.Option("--out", help="Run directory; the same command continues it.")]
 Set = Annotated[
     list[str],
-    typer.Option("--set", help="Override a leaf of the spec, such as purifier.steps=200."),
+    typer.Option(
+        "--set", help="Override a leaf of the spec, such as purifier.steps=200; denoiser= leaves it out."
+    ),
 ]
 Plugin = Annotated[
     list[str],

@@ -236,12 +236,13 @@ def replayed(found: "Reproduction", out: Path | None, as_json: bool) -> None:
 
 def trained(found: "Trained", as_json: bool) -> None:
     """The figures of a trained network, and where its weights lie."""
+    from dbpkit.training.card import figures_in_words
+
     if as_json:
         console.as_json({"weights": str(found.weights), **found.figures})
         return
-    console.as_json(found.figures)
-    console.say(f"Weights: {found.weights}", whole=True)
-    console.say(f"Model card: {found.weights.with_name('card.md')}", whole=True)
+    console.say("\n".join(figures_in_words(found.figures)))
+    console.say(f"Weights: {found.weights}\nModel card: {found.weights.with_name('card.md')}", whole=True)
 
 
 def quality(found: "Quality", as_json: bool) -> None:

@@ -47,7 +47,7 @@ class Lines:
         self._clock = clock
         self._verbose = verbose
         self._start = self._last = clock()
-        self._first: tuple[float, float] | None = None  # when and from what share on this session works
+        self._first: tuple[float, float] | None = None  # when and from what share on the share grows
         self._share, self._what = 0.0, "starting"
         self._lock = threading.Lock()
 
@@ -56,8 +56,8 @@ class Lines:
         with self._lock:
             is_new = what != self._what
             self._share, self._what = share, what
-            if self._first is None and what != "starting":
-                self._first = self._clock(), share
+            if what != "starting" and (self._first is None or share <= self._first[1]):
+                self._first = self._clock(), share  # checks come before, and take a time of their own
             if self._verbose and is_new:
                 self._say()
         self.tick()

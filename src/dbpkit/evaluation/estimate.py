@@ -151,17 +151,20 @@ def of_parts(
     return Estimate(found, count, calls, hours, machines, batches, peak, executed([noted]), checks)
 
 
-def foretell(spec: EvaluationSpec, parts: Parts, execution: Execution) -> None:
-    """Logs what an evaluation that begins will take, from one step; nothing where that does not work.
+def foretell(spec: EvaluationSpec, parts: Parts, execution: Execution) -> Estimate | None:
+    """Logs what an evaluation that begins will take, from one step, and returns it.
 
-    Nothing is computed where nobody reads it.
+    Nothing is computed where nobody reads it, and there is nothing where that does not work.
     """
     if not log.isEnabledFor(logging.INFO):
-        return
+        return None
     try:
-        log.info("%s", of_parts(spec, parts, execution, execution.world, steps=1).sentence)
+        found = of_parts(spec, parts, execution, execution.world, steps=1)
     except Exception:  # whatever is wrong with a model is told where it is used
         log.debug("no estimate", exc_info=True)
+        return None
+    log.info("%s", found.sentence)
+    return found
 
 
 def _of_checks(spec: EvaluationSpec, parts: Parts, clock: Clock) -> float:

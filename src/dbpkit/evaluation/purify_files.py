@@ -160,5 +160,5 @@ def chain_flags(purifier: PurifiesImages, spec: PurifierSpec) -> list[Flag]:
         return []
     return [
         *outside_trained_levels(purifier.denoiser, [purifier.sampler.highest]),
-        *suspicious_grid(spec.sampler, purifier.calls),
+        *suspicious_grid(spec.sampler, purifier.calls, purifier.sampler),
     ]

@@ -127,13 +127,18 @@ class Rows:
         worst, attacked = worst_image(attacker, batch)
         return worst, self._counted(row, attacker, batch, worst, attacked)
 
-    def try_one(self, row: str, attack: Attack, index: Tensor) -> None:
-        """Runs an attack on examples as an attacker of a row, and judges what it returns; records nothing."""
+    def try_one(self, row: str, attack: Attack, index: Tensor) -> int:
+        """Runs an attack on examples as an attacker of a row, and judges what it returns; records nothing.
+
+        Returns:
+            How many passes the attack differentiated.
+        """
         batch = self.batch(index)
         noise = self._knows(row).apply(batch.noise.on("attack"), 0).in_lane(1)
         target = self.target(self._view(row))
         outcome = attack(target, batch.x, batch.y, threat=self.parts.threat, noise=noise)
         self.logits(row, 0, batch, self.parts.threat.project(batch.x, outcome.x_adv.detach()))
+        return target.gradient_passes.total()
 
     def _attacks(self, row: str) -> list[tuple[str, Attack]]:
         """What attacks a row: by single draws where nothing is left to chance in what it differentiates.

@@ -8,6 +8,7 @@ remembers one from batch to batch.
 import contextlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from dbpkit.checks import Checked
 from dbpkit.checks.preflight import SharedPreflight, preflight
-from dbpkit.evaluation.estimate import foretell
+from dbpkit.evaluation.estimate import Estimate, foretell
 from dbpkit.evaluation.rows import Rows
 from dbpkit.evaluation.session import enter_session, refuse_other_parts
 from dbpkit.evaluation.strip import write_strip
@@ -125,7 +126,7 @@ def evaluate_share(
         state = parts_state(parts)
         runner, found = _Runner(spec, parts, execution, run, progress), None
         if run.checks() is None:  # before the lock, so that it is also told by a rank that waits
-            foretell(spec, parts, execution)
+            runner.weigh(foretell(spec, parts, execution))
         with setting_up(run.path, shard, lambda: progress(0.0, "waiting for another rank's checks")):
             refuse_other_parts(run, parts)
             if run.checks() is None:
@@ -168,9 +169,20 @@ class _Runner:
         self.units = self.rows.units()
         self.batches = self._batches()
         self.examples = sum(map(len, self.batches))
-        self.total = sum(u.cost for u in self.units) * self.examples
         self.done = 0.0
         self.failures: dict[tuple[str, ...], int | None] = {}  # failed records by unit; None once one worked
+
+    @property
+    def total(self) -> float:
+        """Cost of all units of all examples."""
+        return sum(u.cost for u in self.units) * self.examples
+
+    def weigh(self, forecast: Estimate | None) -> None:
+        """Takes the hours of a forecast for the costs of units, so that the progress tells the time left."""
+        hours = {row.rows: row.hours for row in forecast.rows} if forecast else {}
+        if all(hours.get(unit.rows, 0) > 0 for unit in self.units):
+            tapes = Counter(unit.rows for unit in self.units)
+            self.units = [u._replace(cost=hours[u.rows] / tapes[u.rows]) for u in self.units]
 
     def run_all(self) -> None:
         """Does every unit of every batch that is not recorded yet."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from dbpkit.evaluation.counting import passes
 from dbpkit.evaluation.rows import UNDEFENDED, Rows
 from dbpkit.experiment.build import Parts, accepted_options, attack_of, attack_options, single_draw
 from dbpkit.experiment.spec import AttackSpec, DesignSpec, EvaluationSpec
@@ -79,7 +80,7 @@ def _try(
     failure: Exception | None = None
     for position in dict.fromkeys(positions):
         try:
-            rows.try_one(row, made, torch.tensor([position]))
+            differentiated = rows.try_one(row, made, torch.tensor([position]))
         except NonFiniteError as error:  # the example may be at fault
             failure = error
         except OutputError:
@@ -89,12 +90,26 @@ def _try(
         except Exception as error:
             failure = error
         else:
+            if not differentiated and not attack.design.resolve().plain:
+                _refuse_idle_design(attack, rows)
             return
     if failure is not None:
         raise UserError(
             f"attack '{attack.name}' fails on every example that was tried: {one_line(failure)}"
             f" ({place_of(failure)}). Fix it or its options and run the same command again."
         ) from failure
+
+
+def _refuse_idle_design(attack: AttackSpec, rows: Rows) -> None:
+    """Raises UserError if an attack with all its iterations takes no gradient that a design could make."""
+    alone = rows.spec.model_copy(update={"attacks": [attack]})
+    parts = rows.parts._replace(attacks=[(attack.name, attack_of(attack, attack_options(attack)))])
+    counted = passes(alone, parts, rows.execution)
+    if not any(row.gradient for row in counted):
+        raise UserError(
+            f"attack '{attack.name}' takes no gradients, so its design changes nothing. Leave design out, or"
+            " use an attack that differentiates, such as pgd."
+        )
 
 
 def _is_more(value: Any, least: int) -> bool:

@@ -1,4 +1,4 @@
-"""``--set key.path=value``: one leaf of a spec, changed from outside.
+"""``--set key.path=value``: one leaf of a spec, changed from outside; ``--set key.path=`` takes it out.
 
 A spec may say ``denoiser = "embedded"`` for ``denoiser.name = "embedded"``, and may leave out what has a
 default. A path leads through both.
@@ -19,7 +19,8 @@ def override(table: dict[str, Any], text: str, model: type[BaseModel]) -> None:
 
     Args:
         table: the spec as read.
-        text: ``"purifier.steps=20"``; the value is read as TOML, or as text if it is none.
+        text: ``"purifier.steps=20"``; the value is read as TOML, or as text if it is none. With no value, as
+            in ``"denoiser="``, the key is taken out, and its default holds; of a list, the entry.
         model: what the table describes.
 
     Raises:
@@ -29,10 +30,23 @@ def override(table: dict[str, Any], text: str, model: type[BaseModel]) -> None:
     path = [part.strip() for part in key.split(".")]
     if not separator or not all(path):
         raise UserError(f"override '{text}' is not of the form key.path=value.")
+    if not written.strip():
+        _apply(table, path, _LEFT_OUT, model, text)
+        return
     try:
         value = parsed_value(written)
     except ValueError as error:
-        raise UserError(f"override '{text}': {error}.") from error
+        hint = f", as in --set {key}=" if "leave the key out" in str(error) else ""
+        raise UserError(f"override '{text}': {error}{hint}.") from error
+    _apply(table, path, value, model, text)
+
+
+_LEFT_OUT = object()
+"""Stands for no value: the key is taken out."""
+
+
+def _apply(table: dict[str, Any], path: list[str], value: Any, model: type[BaseModel], text: str) -> None:
+    """Sets the value at a path, or takes it out; UserError says where the path ends."""
     try:
         _set(table, path, value, model)
     except LookupError as error:
@@ -52,7 +66,13 @@ def _set(table: dict[str, Any], path: list[str], value: Any, model: type[BaseMod
         if not isinstance(current[place], dict | list):
             current[place] = _long_form(current[place], model, path[: depth + 1])
         current = current[place]
-    current[_position(current, path[-1]) if isinstance(current, list) else path[-1]] = value
+    last: Any = _position(current, path[-1]) if isinstance(current, list) else path[-1]
+    if value is not _LEFT_OUT:
+        current[last] = value
+    elif isinstance(current, dict) and last not in current:
+        raise LookupError(f"the spec does not have '{'.'.join(path)}', so it cannot be left out")
+    else:
+        del current[last]
 
 
 def _position(items: list[Any], step: str) -> int:

@@ -3,6 +3,7 @@
 The card is a function of the spec and the measured figures; nothing in it is written by hand.
 """
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dbpkit.foundation.spec import as_toml
@@ -60,3 +61,22 @@ def model_card(spec: TrainingSpec, figures: dict[str, Any], data_sha256: str) ->
             f"| {t} | {e['sigma']:.4f} | {e['rms_error']:.4f} |" for t, e in figures["denoising"].items()
         ]
     return "\n".join([*lines, "", "```toml", as_toml(spec.model_dump(mode="json")).strip(), "```", ""])
+
+
+def figures_in_words(figures: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what a finished network was measured with, in sentences; all of it is in ``figures.json``."""
+    count = f"{figures['parameters']:,} parameters, {figures.get('test_images', 0):,} test images"
+    if "accuracy" in figures:
+        under = figures.get("adversarial_accuracy")
+        attacked = "" if under is None else f", and {under:.1%} under the attack it was trained with"
+        yield f"The classifier is right on {figures['accuracy']:.1%} of the test images{attacked} ({count})."
+    if "denoising" in figures:
+        errors = ", ".join(f"{e['rms_error']:.4f} at t = {t}" for t, e in figures["denoising"].items())
+        yield f"Root mean square error of the denoised images, in [-1, 1] units: {errors} of 1000 ({count})."
+    for name, value in figures.items():
+        if isinstance(value, int | float) and name not in _SAID:
+            yield f"{name}: {value:g}"
+
+
+_SAID = ("parameters", "test_images", "accuracy", "adversarial_accuracy")
+"""Figures of a training that have a sentence; an objective of the user's own may have others."""

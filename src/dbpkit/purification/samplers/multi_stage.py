@@ -59,12 +59,31 @@ class MultiStage(Chain):
         if not (isinstance(part, type) and issubclass(part, Chain)) or issubclass(part, MultiStage):
             raise UserError(f"{what} of 'multi_stage' must be a sampler of one round, such as 'ddpm'.")
         chosen = checked_options(part, self.inner_options or {}, what, GIVEN)
-        times = vp_time(torch.tensor(self.levels[:-1], dtype=torch.float64))
         made = []
-        for share, count in self.rounds:
-            first = int((times - share * times[0]).abs().argmin())
+        for first, (_, count) in zip(self.starts, self.rounds, strict=True):
             made += [part(self.levels[first:], **chosen)] * count
         return tuple(made)
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """Position in the grid where the rounds of each pair start."""
+        times = vp_time(torch.tensor(self.levels[:-1], dtype=torch.float64))
+        return tuple(int((times - share * times[0]).abs().argmin()) for share, _ in self.rounds)
+
+    def fallen_together(self) -> str:
+        """Says which rounds of different shares start at one level of the grid; nothing if none do."""
+        shares: dict[int, list[float]] = {}
+        for start, (share, _) in zip(self.starts, self.rounds, strict=True):
+            own = shares.setdefault(start, [])
+            own += [share] * (share not in own)
+        both = next((own for own in shares.values() if len(own) > 1), None)
+        if both is None:
+            return ""
+        said = " and ".join(f"{share:g}" for share in both)
+        return (
+            f"Rounds of 'multi_stage' that should start at {said} of t* start at the same level, because the"
+            f" grid has only {len(self.levels) - 1} levels above 0 from t* down. Raise steps."
+        )
 
     @cached_property
     def _places(self) -> tuple[tuple[int, int], ...]:
