@@ -236,12 +236,10 @@ def replayed(found: "Reproduction", out: Path | None, as_json: bool) -> None:
 
 def trained(found: "Trained", as_json: bool) -> None:
     """The figures of a trained network, and where its weights lie."""
-    from dbpkit.training.card import figures_in_words
-
     if as_json:
         console.as_json({"weights": str(found.weights), **found.figures})
         return
-    console.say("\n".join(figures_in_words(found.figures)))
+    console.say(found.words)
     console.say(f"Weights: {found.weights}\nModel card: {found.weights.with_name('card.md')}", whole=True)
 
 

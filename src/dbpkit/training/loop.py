@@ -26,7 +26,7 @@ from dbpkit.foundation.precision import Precision
 from dbpkit.models.weights import fill, rounded, save_weights
 from dbpkit.training.average import Average
 from dbpkit.training.average import ema_weight as ema_weight
-from dbpkit.training.card import model_card
+from dbpkit.training.card import figures_in_words, model_card
 from dbpkit.training.checkpoints import checkpoint, restore
 from dbpkit.training.directory import TrainingDirectory
 from dbpkit.training.feed import Feed
@@ -50,6 +50,11 @@ class Trained(NamedTuple):
     weights: Path
     sha256: str
     figures: dict
+
+    @property
+    def words(self) -> str:
+        """The figures in sentences, a line each."""
+        return "\n".join(figures_in_words(self.figures))
 
 
 def train(
