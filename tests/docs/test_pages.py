@@ -88,7 +88,7 @@ def _lent(folder: Path, run: Run) -> None:
 
 @pytest.fixture(scope="module")
 def taken_for_granted(folder: Path) -> dict[str, Any]:
-    """The names that fragments use: those of the README's first block, in small, and modules."""
+    """The names that fragments use: a model, data and noise, in small, and modules."""
     import foolbox
 
     names: dict[str, Any] = {"dbpkit": dbpkit, "foolbox": foolbox, "Linf": Linf, "NoisePlan": NoisePlan}
@@ -113,8 +113,6 @@ def taken_for_granted(folder: Path) -> dict[str, Any]:
 def test_python_fragment_runs(
     folder: Path, block: Block, taken_for_granted: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if block.page.name == "README.md":
-        pytest.skip("tests/integration/test_readme.py runs it and looks at what it says")
     exec(compile(block.text, str(block), "exec"), dict(taken_for_granted))
     if block.place == "reference/run-directory.md":  # recomputes the headline from the records alone
         summary = json.loads(Path("runs/a/summary.json").read_text())
