@@ -233,6 +233,11 @@ def go(folder: Path, script: Block, run: Run, whole: bool) -> None:
 
 def lend_runs(words: list[str], last: str | None) -> str | None:
     """Copies a run to every place where a command expects one; returns the newest run."""
+    for place in map(Path, re.findall(r"runs/[\w-]+/weights\.safetensors", " ".join(words))):
+        if not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / "src/dbpkit/assets/cifar10-unet.safetensors", place)
+            (place.parent / "lent").touch()
     if words[1] in ("evaluate", "analyse", "train"):
         if "--out" not in words:
             return last
@@ -245,10 +250,6 @@ def lend_runs(words: list[str], last: str | None) -> str | None:
         if re.fullmatch(r"runs/[\w-]+", word) and not place.exists():
             shutil.copytree(last if last and Path(last).exists() else "runs/a", place)
             (place / "lent").touch()
-        if word.startswith("runs/") and place.name == "weights.safetensors" and not place.exists():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / "src/dbpkit/assets/cifar10-unet.safetensors", place)
-            (place.parent / "lent").touch()
     return last
 
 
