@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from benchmarks import gpu, linear, run, table, timing
+from benchmarks import gpu, linear, reproduce, run, table, timing
 from benchmarks.costs import counted, equal_in_double, purifier_gradient
 from benchmarks.plain import Trainable, apart, draws, plain_gradient
 from benchmarks.subjects import subject
@@ -133,3 +133,11 @@ def test_page_of_speed_shows_the_kept_results() -> None:
     page = (root / table.PAGE).read_text()
     assert table.filled(page, held) == page, "run `python -m benchmarks.table --pages`"
     assert {name for _, name, _ in table.MARKS.findall(page)} == set(run.SECTIONS)
+
+
+def test_page_of_reproduced_tables_shows_the_kept_results() -> None:
+    root = Path(__file__).parents[2]
+    found = reproduce.MARKS.search((root / reproduce.PAGE).read_text())
+    assert found is not None
+    kept = json.loads((root / reproduce.RESULTS).read_text())
+    assert reproduce.in_words(kept) in found[0], "run `python -m benchmarks.reproduce`"

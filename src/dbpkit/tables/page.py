@@ -5,7 +5,7 @@ from pathlib import Path
 from dbpkit.foundation.files import write_atomically
 from dbpkit.reporting.page import rendered
 from dbpkit.tables.reproduce import Reproduction
-from dbpkit.tables.view import table_view, tally
+from dbpkit.tables.view import counted, table_view
 
 
 def write_page(found: Reproduction, path: Path | None = None) -> Path:
@@ -35,15 +35,7 @@ def write_page(found: Reproduction, path: Path | None = None) -> Path:
 
 def answer_of(found: Reproduction) -> str:
     """Returns what came out, in a sentence or two."""
-    if len(found.tables) == 1:
-        said = tally(found.tables[0])
-    else:
-        verdicts = [claim.verdict for table in found.tables for claim in table.claims]
-        counts = {v: verdicts.count(v) for v in ("holds", "does not hold", "undecided", "not testable")}
-        said = (
-            f"Of {len(verdicts)} claims in {len(found.tables)} tables {counts['holds']} hold,"
-            f" {counts['does not hold']} do not, {counts['undecided']} are undecided and"
-            f" {counts['not testable']} cannot be tested at this scale."
-        )
+    verdicts = [claim.verdict for table in found.tables for claim in table.claims]
+    said = counted(verdicts, "" if len(found.tables) == 1 else f" in {len(found.tables)} tables")
     rest = f" {found.left} runs are not done yet: the same command goes on." if found.left else ""
     return said + rest

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dbpkit.evaluation.estimate import duration
 from dbpkit.experiment.execution import Execution
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.inputs import whole
@@ -165,12 +166,29 @@ def reproduce(
         if one.job is not None and not is_lacking(missing.get(name, {}), one.name)
     ]
     planned = plan(can_run, folder / "runs", limit)
-    seconds = (
-        run_jobs(planned, execution, progress, patience) if run or (run is None and scale == "mini") else {}
-    )
+    runs = scale == "mini" if run is None else run
+    if runs and scale == "paper":
+        progress(0.0, _hours(found, missing, planned))
+    seconds = run_jobs(planned, execution, progress, patience) if runs else {}
     left = sum(not one.is_done for one in planned.values())
     shown = [_table(t, scale, found[t.name], planned, missing.get(t.name, {})) for t in wanted]
     return Reproduction(shown, seconds, left, folder)
+
+
+def _hours(
+    found: Mapping[str, Sequence[Placed]],
+    missing: Mapping[str, Mapping[str, Lack]],
+    planned: Mapping[str, Planned],
+) -> str:
+    """What all runs that can be made here will take, before the first begins."""
+    costs = {
+        one.job.key: missing[name][one.name].hours
+        for name, cells in found.items()
+        for one in cells
+        if one.job is not None and one.job.key in planned and one.name in missing.get(name, {})
+    }
+    known = [hours for hours in costs.values() if hours is not None]
+    return f"{len(planned)} runs, about {duration(sum(known))} on this machine for all images of the tables"
 
 
 def is_lacking(missing: Mapping[str, Lack], name: str) -> bool:

@@ -12,7 +12,7 @@ def grid(found: ReproducedTable) -> Grid:
     made = Grid(title=f"{view.title} ({view.source})", title_justify="left", header_style="bold", box=None)
     made.add_column("")
     for column, unit in view.columns:
-        made.add_column(f"{column}{f' ({unit})' if unit else ''}", justify="right")
+        made.add_column(f"{column}{f', {unit}' if unit else ''}", justify="right")
     for label, cells in view.rows:
         made.add_row(label, *(_text(cell) for cell in cells))
     return made

@@ -1,7 +1,8 @@
 """What a page and a terminal show of a reproduced table: the numbers as text, and sentences about them."""
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from dbpkit.statistics.intervals import Interval
@@ -71,6 +72,7 @@ def table_view(found: ReproducedTable) -> TableView:
         (r.label, [_cell(cells[r.name, c.name]) if (r.name, c.name) in cells else None for c in used])
         for r in table.rows
     ]
+    labels = {c.placed.name: f"{c.placed.row.label}, {c.placed.column.title}" for c in found.cells}
     counts = sorted({c.measured.found.examples for c in found.cells if c.measured})
     images = "" if not counts else f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     facts = [table.setting, *([table.note] if table.note else [])]
@@ -85,23 +87,39 @@ def table_view(found: ReproducedTable) -> TableView:
         stands_in,
         [(c.title, c.unit) for c in used],
         rows,
-        [_claim(one) for one in found.claims],
+        [_claim(one, labels) for one in found.claims],
         list(_notes(found)),
         images,
         f"{LEVEL:.0%}",
     )
 
 
-def tally(found: ReproducedTable) -> str:
-    """Returns how many claims hold, in a sentence."""
-    counts = {v: sum(c.verdict == v for c in found.claims) for v in ("holds", "does not hold", "undecided")}
-    rest = len(found.claims) - sum(counts.values())
-    said = [
-        f"{counts['holds']} hold",
-        f"{counts['does not hold']} do not",
-        f"{counts['undecided']} undecided",
-    ]
-    return f"Of {len(found.claims)} claims {', '.join(said)}, {rest} not testable here."
+def counted(verdicts: Sequence[str], where: str = "") -> str:
+    """Returns how many verdicts are which, in a sentence.
+
+    Example:
+        >>> counted(["holds", "undecided", "undecided"])
+        'Of 3 claims, 1 holds and 2 are undecided.'
+        >>> counted(["not testable"])
+        'Of 1 claim, 1 is not testable here.'
+    """
+    if not verdicts:
+        return f"No claim is made{where}."
+    said = []
+    for verdict, (one, several) in _SAID.items():
+        if count := list(verdicts).count(verdict):
+            said.append(f"{count} {one if count == 1 else several}")
+    parts = " and ".join(filter(None, [", ".join(said[:-1]), said[-1]]))
+    return f"Of {len(verdicts)} claim{'' if len(verdicts) == 1 else 's'}{where}, {parts}."
+
+
+_SAID = {
+    "holds": ("holds", "hold"),
+    "does not hold": ("does not hold", "do not hold"),
+    "undecided": ("is undecided", "are undecided"),
+    "not testable": ("is not testable here", "are not testable here"),
+}
+"""Verdicts as predicates."""
 
 
 def number(value: float, unit: str) -> str:
@@ -132,23 +150,43 @@ def ends(found: Interval, unit: str) -> str:
     return f"{number(found.low, unit)} to {number(found.high, unit)}"
 
 
-def _claim(judged: Judged) -> ClaimView:
-    tests = [
-        TestView(
-            test.words,
-            f"{test.found.value:+.3g}",
-            "" if math.isnan(test.found.low) else f"{test.found.low:+.3g} to {test.found.high:+.3g}",
-            test.found.examples,
-            "" if math.isnan(test.adjusted) else f"{test.adjusted:.2g}",
+def _same(name: str, labels: Mapping[str, str]) -> str:
+    """What a cell says that is no measurement of its own."""
+    return f"The same measurement as {labels[name]}: what tells them apart is not embedded."
+
+
+def _claim(judged: Judged, labels: Mapping[str, str]) -> ClaimView:
+    """One claim as text, its cells under their headings."""
+    tests = []
+    for test in judged.tests:
+        low, high = test.found.low, test.found.high
+        tests.append(
+            TestView(
+                _in_words(test.words, labels),
+                _signed(test.found.value),
+                "" if math.isnan(low) else f"{_signed(low)} to {_signed(high)}",
+                test.found.examples,
+                "" if math.isnan(test.adjusted) else f"{test.adjusted:.2g}",
+            )
         )
-        for test in judged.tests
-    ]
-    return ClaimView(judged.claim.words, judged.verdict, judged.reason, tests)
+    return ClaimView(judged.claim.words, judged.verdict, _in_words(judged.reason, labels), tests)
+
+
+def _in_words(text: str, labels: Mapping[str, str]) -> str:
+    """A text with cells' headings in the place of their names."""
+    named = re.sub(r"[a-z0-9-]+/[a-z0-9-]+", lambda found: labels.get(found[0], found[0]), text)
+    return named.replace(" - ", " − ")
+
+
+def _signed(value: float) -> str:
+    """A difference with its sign, a minus being one."""
+    return f"{value:+.3g}".replace("-", "−")
 
 
 def _notes(found: ReproducedTable) -> Iterator[tuple[str, str]]:
     """Sentences about rows and cells, each once: what stands in, what is not certain, what is left out."""
     told: set[tuple[str, str]] = set()
+    labels = {c.placed.name: f"{c.placed.row.label}, {c.placed.column.title}" for c in found.cells}
     for cell in found.cells:
         placed = cell.placed
         where, row = f"{placed.row.label}, {placed.column.title}", placed.row.label
@@ -158,9 +196,7 @@ def _notes(found: ReproducedTable) -> Iterator[tuple[str, str]]:
             said += [(row, s) for s in placed.stands_in]
             said += [(where, f"Not measured at this scale: {placed.skipped}")] if placed.skipped else []
         if found.scale == "mini" and cell.same:
-            said.append(
-                (where, f"The same measurement as {cell.same}: what tells them apart is not embedded.")
-            )
+            said.append((where, _same(cell.same, labels)))
         if placed.cell.unconfirmed:
             said.append((where, f"Not certain: {placed.cell.unconfirmed}"))
         if lack is not None:
