@@ -87,8 +87,8 @@ def _cost(found: Mapping[str, Any]) -> str:
 def _tests(claim: Mapping[str, Any]) -> str:
     """The differences behind a claim."""
     return "; ".join(
-        f"{t['compares'].replace(' - ', ' − ')}: {_signed(t['difference'])}, 95 % interval {_signed(t['low'])} to"
-        f" {_signed(t['high'])}, {t['images']} images"
+        f"{t['compares'].replace(' - ', ' − ')}: {_signed(t['difference'])}, 95 % interval"
+        f" {_signed(t['low'])} to {_signed(t['high'])}, {t['images']} images"
         for t in claim["tests"]
     )
 
