@@ -1,5 +1,6 @@
 """The figure and the table of rooms in docs/design.md are those of the imports."""
 
+import re
 import runpy
 import subprocess
 import sys
@@ -44,3 +45,23 @@ def test_last_column_is_filled_from_the_imports(rooms: dict[str, Any]) -> None:
     page = "| room | holds | imports |\n|---|---|---|\n| `b` | x, y | old |\n| `a` | z | |\n\n"
     filled = rooms["with_imports"](page, {"a": set(), "b": {"a"}})
     assert filled.splitlines()[2:4] == ["| `b` | x, y | a |", "| `a` | z | – |"]
+
+
+def test_map_of_the_repository_has_every_folder() -> None:
+    root = SCRIPT.parents[1]
+    page = (root / "docs" / "design.md").read_text(encoding="utf-8")
+    shown = page[page.index("## Map of the repository") : page.index("## Abstractions")]
+    tests = {f"tests/{p.name}/" for p in (root / "tests").iterdir() if p.is_dir() and any(p.glob("[!_]*"))}
+    pages = {p.name for p in (root / "docs").iterdir() if p.is_dir() and any(p.glob("[!_]*"))}
+    scripts = {p.name for p in (root / "docs").glob("*.py")}
+    named = {name for cell in re.findall(r"`([^`]+)`", shown) for name in (cell, cell.removesuffix("/"))}
+    assert {
+        "src/dbpkit/",
+        "specs/",
+        "docs/",
+        "benchmarks/",
+        ".ci/run",
+        *tests,
+        *pages,
+        *scripts,
+    } - named == set()
