@@ -83,19 +83,19 @@ def make(folder: Path, images: int) -> None:
 
 def step(name: str, folder: Path) -> dict[str, Any]:
     """Does one step; returns what it says."""
-    from dbpkit import board, bundle, verify
+    import dbpkit
     from dbpkit.bundles.opening import opened_bundle
 
     path = folder / "run.zip"
     match name:
         case "pack":
-            return {"bytes": bundle(folder / "run", path).bytes}
+            return {"bytes": dbpkit.bundle(folder / "run", path).bytes}
         case "open":
             with opened_bundle(path) as opened:
                 return {"members": len(opened.manifest.members)}
         case "board":
-            return {"groups": len(board([path, path, path], folder / "board.html").groups)}
-    found = verify(path, **NAMED, examples=100 if "100" in name else None, fresh_seed=0)
+            return {"groups": len(dbpkit.board([path, path, path], folder / "board.html").groups)}
+    found = dbpkit.verify(path, **NAMED, examples=100 if "100" in name else None, fresh_seed=0)
     gaps = [row.gap for row in found.rows if row.gap is not None]
     return {"verdict": found.verdict, "equal": found.equal, "largest_gap": max(gaps)}
 

@@ -29,6 +29,9 @@ from dbpkit.results.run_directory import REPAIR
 from dbpkit.results.schemas import HOW
 from dbpkit.results.shards import as_tensor
 
+FRESH_AT_ONCE = 32
+"""Fresh draws of a batch that are held in memory."""
+
 KEPT_SHARDS = 4
 """Files of images that are kept, for the rows of a batch share them."""
 
@@ -127,8 +130,16 @@ class Court:
         if (knowledge := rows.knowledge.get(row)) is not None:
             plan = plan.sharing(knowledge.sites, batch.noise.on("report").in_lane(0).at(tape))
         model = rows.judge(row, tape, batch.noise).model
-        predicted = rows.target(model).draws(x, noise=plan, count=fresh.draws).argmax(dim=2).cpu()
-        right = (predicted == batch.y.cpu()[:, None]).sum(dim=1)
+        labels, target, right = (
+            batch.y.cpu()[:, None],
+            rows.target(model),
+            torch.zeros(len(x), dtype=torch.long),
+        )
+        at_once = min(fresh.draws, FRESH_AT_ONCE)
+        for first in range(0, fresh.draws, at_once):
+            logits = target.draws(x, noise=plan.at(first // at_once), count=at_once)
+            left = fresh.draws - first
+            right += (logits.argmax(dim=2).cpu()[:, :left] == labels).sum(dim=1)
         fresh.note_fresh(batch.noise.example_ids.tolist(), right.tolist())
 
     def _images(self, rows: Rows, row: str, tape: int, batch: Batch) -> Tensor:

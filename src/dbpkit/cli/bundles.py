@@ -59,7 +59,8 @@ def verify_command(
         typer.Option(min=0, max=2**32 - 1, help="Of fresh draws and the choice; random if not given."),
     ] = None,
     trust: Annotated[
-        bool, typer.Option("--trust", help="Follow import paths of the bundle: it can run any code.")
+        bool,
+        typer.Option("--trust", help="Follow import paths of the bundle and its files: any code can run."),
     ] = False,
     device: Device = AUTO,
     plugin: Plugin = [],
@@ -69,7 +70,7 @@ def verify_command(
     """Judge a bundle's images with your models; exit code 0 stands, 1 does not stand, 2 cannot be judged."""
     from dbpkit import verify
 
-    begin(plugin, computes=True, share=False)  # it has as many threads as the run had
+    begin(plugin, computes=True, share=False, trusting=trust)  # it has as many threads as the run had
     with working(as_json, talk, continues=False) as progress:
         found = verify(
             bundle,

@@ -16,13 +16,16 @@ from dbpkit.foundation.toml import read_table
 
 @app.command()
 def show(
-    path: Annotated[Path, typer.Argument(help="Spec or run directory.", autocompletion=complete_spec)],
+    path: Annotated[
+        Path, typer.Argument(help="Spec, run directory or bundle.", autocompletion=complete_spec)
+    ],
     overrides: Set = [],
     plugin: Plugin = [],
     as_json: AsJson = False,
 ) -> None:
-    """Print a spec with every default filled in, or the table of a run."""
-    (_show_run if path.is_dir() else _show_spec)(path, overrides, plugin, as_json)
+    """Print a spec with every default filled in, or the table of a run or a bundle."""
+    shows = _show_run if path.is_dir() else _show_bundle if path.suffix == ".zip" else _show_spec
+    shows(path, overrides, plugin, as_json)
 
 
 def _show_run(path: Path, _overrides: list[str], plugin: list[str], as_json: bool) -> None:
@@ -35,6 +38,18 @@ def _show_run(path: Path, _overrides: list[str], plugin: list[str], as_json: boo
     printing.summary(summarise(run), as_json)
     if not as_json and (said := unfinished(run)):
         console.say(said)
+
+
+def _show_bundle(path: Path, _overrides: list[str], plugin: list[str], as_json: bool) -> None:
+    """Prints the table of a bundle, which nobody has judged again."""
+    from dbpkit.bundles.opening import opened_bundle
+
+    begin(plugin)
+    with opened_bundle(path, light=True) as opened:
+        printing.summary(opened.summary, as_json)
+        if not as_json:
+            said = "This is what the bundle claims; judge it with dbpkit verify."
+            console.say(f"{opened.manifest.unfinished} {said}".strip())
 
 
 def _show_spec(path: Path, overrides: list[str], plugin: list[str], as_json: bool) -> None:

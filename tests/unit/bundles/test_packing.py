@@ -14,6 +14,7 @@ from dbpkit.bundles.manifest import names_in
 from dbpkit.bundles.opening import opened_bundle
 from dbpkit.bundles.packing import bundle
 from dbpkit.results.summary import summarise
+from tests.bundled import REPOSITORY
 
 
 def test_bytes_depend_on_neither_time_order_rights_nor_place(
@@ -136,3 +137,9 @@ def test_names_that_remain_are_told() -> None:
     assert found.code == ["mine:denoiser"]
     assert found.paths == ["/home/ann/pictures", "models/mine.safetensors"]
     assert found.elsewhere == ["/opt/x/y.py"]
+
+
+def test_bytes_of_a_frozen_run_are_those_of_another_machine(tmp_path: Path) -> None:
+    """Made elsewhere, once; a change of this number is a change of the layout."""
+    made = bundle(REPOSITORY / "tests" / "golden" / "run-schema-2", tmp_path / "frozen.zip")
+    assert made.sha256 == "7aff30ba390f8cc79110de56a4bbe2da9e4924927f63d2d053ebda3449d6fdfc"

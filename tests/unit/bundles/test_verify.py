@@ -175,6 +175,8 @@ def test_commands_say_the_verdict_in_their_exit_codes(
     assert "tests.parts:ChannelMean" in out
     assert (tmp_path / "c.zip").read_bytes() == packed.read_bytes()
     own = [word for part, name in PARTS.items() for word in (f"--{part}", name)]
+    code, out, _ = run("show", packed)
+    assert (code, "judge it with dbpkit verify" in out) == (0, True)
     code, out, _ = run("verify", packed, *own, "--row", "white_box", "--fresh-seed", 1)
     assert code == 0
     assert "'tiny' stands (5 of 5 examples judged again)." in out

@@ -31,6 +31,8 @@ commands = (
     ["--version"], ["--help"], ["evaluate", "--help"], ["docs", "flags"], ["init", f"{folder}/my.toml"],
     ["show", run], ["show", run, "--json"], ["findings", run, analysed], ["compare", run, run],
     ["report", analysed], ["report", run, run],
+    ["bundle", run, "--unfinished", "--out", f"{folder}/b.zip"], ["show", f"{folder}/b.zip"],
+    ["board", f"{folder}/b.zip", run, "--out", f"{folder}/board.html"],
 )
 for words in commands:
     sys.argv = ["dbpkit", *words]
