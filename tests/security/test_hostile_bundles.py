@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from dbpkit import UserError, verify
+from dbpkit import RunDirectory, UserError, verify
 from dbpkit.bundles import archive as archives
 from dbpkit.bundles.archive import write_archive
 from dbpkit.bundles.manifest import Manifest
@@ -312,13 +313,7 @@ def test_code_that_a_bundle_names_is_not_imported(
     spec["spec"][part] = own
     if part == "purifier":
         spec["spec"]["denoiser"] = {"name": "none", "options": {}}
-    identity = {
-        **spec["spec"],
-        "examples": {k: v for k, v in spec["spec"]["examples"].items() if k != "count"},
-    }
-    spec["hash"] = canonical_hash(identity)
-    (run / "spec.json").write_text(json.dumps(spec))
-    resealed(run, canonical_hash(identity)[:16])
+    respecced(run, spec)
     forged = bundle(run, tmp_path / "forged.zip").path
     (tmp_path / "trap.py").write_text("open('EXECUTED', 'w')\ndef x(*_, **__): pass\n")
     monkeypatch.chdir(tmp_path)
@@ -330,6 +325,36 @@ def test_code_that_a_bundle_names_is_not_imported(
     found = verify(forged, **given)
     assert found.verdict == "cannot be judged"
     assert not (tmp_path / "EXECUTED").exists()
+
+
+@pytest.mark.parametrize("change", ["rows of a call", "draws of an image"])
+def test_numbers_of_a_bundle_do_not_fill_the_memory(change: str, packed: Path, tmp_path: Path) -> None:
+    """Calls of 2**30 rows that are filled up, and a million draws."""
+    with zipfile.ZipFile(packed) as archive:
+        archive.extractall(tmp_path)
+    run = RunDirectory(tmp_path / "run")
+    if change == "rows of a call":
+        records = [r for r in run.records() if r["row"] == "white_box" and r["example"] <= 102]
+        how = {"micro_batch": 2**30, "deterministic": True, "threads": 1}
+        ids, logits, _ = run.read_logits("white_box", 0, 100)[0]
+        images = run.write_images("x", ids, torch.stack(list(run.read_images(records[0]["images"]).values())))
+        stored = run.write_logits("white_box-0-100-102-3", ids, logits, how)
+        run.append([{**r, "images": images.name} for r in records], [images, stored])
+        assert verify(bundle(run, tmp_path / "b.zip").path, **PARTS, rows=["white_box"], fresh=0).stands
+        return
+    spec = json.loads((tmp_path / "run" / "spec.json").read_text())
+    spec["spec"]["draws"]["report"] = 10**6
+    respecced(tmp_path / "run", spec)
+    with pytest.raises(UserError, match="draws, its records have fewer"):
+        verify(bundle(tmp_path / "run", tmp_path / "b.zip").path, **PARTS, fresh=0)
+
+
+def respecced(run: Path, spec: dict[str, Any]) -> None:
+    """Puts a changed spec in its place with every hash made anew."""
+    examples = {k: v for k, v in spec["spec"]["examples"].items() if k != "count"}
+    spec["hash"] = canonical_hash({**spec["spec"], "examples": examples})
+    (run / "spec.json").write_text(json.dumps(spec))
+    resealed(run, spec["hash"][:16])
 
 
 def resealed(run: Path, short: str) -> None:

@@ -28,7 +28,7 @@ class Strength(NamedTuple):
 
     Attributes:
         names: of the attacks; the worst image of each example counts.
-        iterations: of the longest.
+        iterations: of the longest; 0 where the attack left no path of its loss.
         eot: draws per gradient; None where that is not the same everywhere.
         exact: whether its gradient is the exact one.
         random: whether the defence draws noise that it does not know.
@@ -44,7 +44,7 @@ class Strength(NamedTuple):
         """Returns in what this attack is weaker than another; nothing if in nothing that was recorded."""
         found = []
         if self.iterations < other.iterations:
-            found.append(f"{self.iterations} iterations against {other.iterations}")
+            found.append(f"{self.iterations or 'unknown'} iterations against {other.iterations}")
         if self.random and other.random and (self.eot or 0) < (other.eot or 0):
             found.append(f"EoT {self.eot or 'unknown'} against {other.eot}")
         if other.exact and not self.exact:
@@ -56,7 +56,7 @@ class Strength(NamedTuple):
     def __str__(self) -> str:
         eot = "" if not self.random else f", EoT {self.eot or 'varies'}"
         gradient = "" if self.exact else ", inexact gradient"
-        return f"{' + '.join(self.names)}, {self.iterations} iterations{eot}{gradient}"
+        return f"{' + '.join(self.names)}, {self.iterations or 'unknown'} iterations{eot}{gradient}"
 
 
 class Entry(NamedTuple):

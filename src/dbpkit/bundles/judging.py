@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dbpkit.bundles.archive import refused
 from dbpkit.bundles.opening import Opened, own_words
 from dbpkit.bundles.tally import Fresh, RowTally, count_batch
 from dbpkit.evaluation.averaging import ensemble_classes
@@ -31,6 +32,12 @@ from dbpkit.results.shards import as_tensor
 
 FRESH_AT_ONCE = 32
 """Fresh draws of a batch that are held in memory."""
+
+MOST_ROWS = 4096
+"""Rows in one call, whatever a bundle says that it had: a stranger's number must not fill the memory."""
+
+MOST_DRAWS = 1000
+"""Draws of an image that are judged at once where its records have fewer."""
 
 KEPT_SHARDS = 4
 """Files of images that are kept, for the rows of a batch share them."""
@@ -73,6 +80,9 @@ class Court:
             fresh: draws that the run never saw, beside its own; they are counted in it.
         """
         group, tally = self.run.columns().rows[row], RowTally(row)
+        most = max(MOST_DRAWS, int(group.draws.max()))
+        if self.spec.draws.report > most:
+            raise refused(self.path, f"its spec has {self.spec.draws.report:,} draws, its records have fewer")
         for stored in self._batches(row, group):
             chosen = [i for i in stored.ids if i in stored.record and (wanted is None or i in wanted)]
             whole = wanted is None and all(i in self.place for i in stored.ids)
@@ -183,7 +193,7 @@ class Court:
     @contextlib.contextmanager
     def _as_recorded(self, how: Mapping[str, Any]) -> Iterator[Rows]:
         """Inside, as many rows in a call and as many CPU threads as the batch was recorded with."""
-        key = int(how.get("micro_batch", DEFAULT_ROWS)), bool(how.get("deterministic", False))
+        key = min(int(how.get("micro_batch", DEFAULT_ROWS)), MOST_ROWS), bool(how.get("deterministic", False))
         if key not in self._rows:
             execution = Execution(self.device, micro_batch=key[0], deterministic=key[1])
             self._rows[key] = Rows(self.spec, self.parts, execution, self.run)

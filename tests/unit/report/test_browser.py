@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dbpkit import board
 from dbpkit.reporting import write_report
 from dbpkit.reporting.figures.charts import chart_csv
 from dbpkit.results.run_directory import RunDirectory
@@ -104,6 +105,16 @@ def test_page_with_analyses_asks_for_nothing_says_nothing_and_fits(tab: Tab, pag
     images = tab.eval("[...document.images].map(i => [i.alt, i.complete && i.naturalWidth])")
     assert len(images) >= 3
     assert all(alt and size for alt, size in images)
+
+
+def test_board_asks_for_nothing_says_nothing_and_fits(tab: Tab, make_run: MakeRun, tmp_path: Path) -> None:
+    name = "<script>console.error('broken out')</script><img src='http://example.com/x.png'>"
+    path = board([make_run(name).path, make_run("b").path], tmp_path / "board.html").page
+    for width in (390, 1200):
+        tab.open(path, width=width)
+        assert tab.complaints() == []
+        assert tab.eval("document.documentElement.scrollWidth") <= width
+    assert tab.eval("document.querySelectorAll('table.board tbody tr').length") == 2
 
 
 def test_charts_follow_the_colour_scheme_and_print_is_light(tab: Tab, page: Pages) -> None:
