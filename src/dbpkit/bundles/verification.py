@@ -74,13 +74,12 @@ def verify(
     with opened_bundle(bundle) as opened:
         spec, changed = chosen_spec(opened, named, overrides)
         chosen, wanted = _rows(opened, rows), _wanted(opened, examples, seed)
-        execution = Execution(device)
+        execution, luck = Execution(device), _draws(opened, fresh, seed)
         typed = [*(v for v in named.values() if v), *(_value(text) for text in overrides)]
         try:
             parts = parts or judging_parts(opened, spec, typed, trust, execution)
             _refuse_missing(opened, parts, wanted)
             court = Court(opened, judged_spec(spec), parts, execution.device)
-            luck = _draws(opened, fresh, seed)
             tallies = _judged(court, chosen, wanted, luck, progress)
         except CannotJudgeError as error:
             return Verification.impossible(opened, changed, seed, str(error))
