@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dbpkit.tables.view import counted
+
 RESULTS = Path("benchmarks/results/reproduce-mini.json")
 PAGE = Path("docs/how-to/reproduce.md")
 MARKS = re.compile(r"(<!-- table reproduce-mini -->\n).*?(<!-- /table -->)", re.DOTALL)
-WORDS = ("holds", "does not hold", "undecided", "not testable")
+WORDS = ("holds", "does not hold", "undecided", "not testable", "not measured")
 
 
 def collected(out: Path) -> dict[str, Any]:
@@ -52,14 +54,12 @@ def _rounded(value: Any) -> Any:
 def in_words(found: Mapping[str, Any]) -> str:
     """The section of the page."""
     claims = [claim for table in found["tables"] for claim in table["claims"]]
-    counts = {word: sum(c["verdict"] == word for c in claims) for word in WORDS}
+    where = f" in {len(found['tables'])} tables" if len(found["tables"]) > 1 else ""
     lines = [
-        f"Of {len(claims)} claims in {len(found['tables'])} tables, {counts['holds']} hold,"
-        f" {counts['does not hold']} do not hold, {counts['undecided']} are undecided and"
-        f" {counts['not testable']} are not testable at this scale.{_cost(found)}",
+        counted([claim["verdict"] for claim in claims], where) + _cost(found),
         "",
-        "| table | cells measured | holds | does not hold | undecided | not testable |",
-        "|---|---|---|---|---|---|",
+        f"| table | cells measured | {' | '.join(WORDS)} |",
+        f"|---|---|{'---|' * len(WORDS)}",
     ]
     for table in found["tables"]:
         own = [sum(c["verdict"] == word for c in table["claims"]) for word in WORDS]

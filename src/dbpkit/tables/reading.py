@@ -78,5 +78,5 @@ def _of_analysis(run: RunDirectory, reads: Reads, where: str, scale: float) -> M
             f"cell {where} reads '{reads.number}' of analysis '{reads.analysis}', which it does not have."
             f"{nearest(str(reads.number), numbers)} It has: {', '.join(numbers)}."
         )
-    ends = (math.nan if end is None else end for end in (number.low, number.high))
-    return Measured(Interval(number.value, *ends, number.examples, number.method), None, scale)
+    low, high = (math.nan if end is None else end for end in (number.low, number.high))
+    return Measured(Interval(number.value, low, high, number.examples, number.method), None, scale)

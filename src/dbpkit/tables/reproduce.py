@@ -15,7 +15,7 @@ from dbpkit.tables.missing import Cost, Lack, lacks
 from dbpkit.tables.reading import Measured, read_cell
 from dbpkit.tables.running import Planned, Progress, plan, run_jobs
 from dbpkit.tables.table import Table, load_table, table_names
-from dbpkit.tables.verdicts import Judged, judge
+from dbpkit.tables.verdicts import NOT_YET, Judged, judge
 
 OUT = Path("runs/reproduce")
 """Where runs are unless told otherwise, in a folder for each scale."""
@@ -217,7 +217,7 @@ def _table(
         plan_of = planned.get(one.job.key) if one.job else None
         measured = read_cell(one, plan_of.folder) if plan_of else None
         lack = missing.get(one.name)
-        why = "" if measured else one.skipped or (lack.sentence if lack else "") or "not measured yet"
+        why = "" if measured else one.skipped or (lack.sentence if lack else "") or NOT_YET
         same = ""
         if one.job is not None and scale == "mini":
             what = (one.job.key, one.reads.row, one.reads.protocol, one.reads.number)

@@ -16,7 +16,10 @@ from dbpkit.statistics.multiple import apart_p, difference_p, holm, sign_flip_p
 from dbpkit.tables.reading import Measured
 from dbpkit.tables.table import TableClaim
 
-Verdict = Literal["holds", "does not hold", "undecided", "not testable"]
+Verdict = Literal["holds", "does not hold", "undecided", "not testable", "not measured"]
+
+NOT_YET = "not measured yet"
+"""Why a cell has no number whose run has not been made; what runs later may change its claims."""
 
 LEVEL = 0.05
 """Chance of one false verdict or more in a table, at most."""
@@ -140,8 +143,8 @@ def _against(name: str, cell: Measured, end: float, sign: float) -> Test:
         reach = max(1.0, float(np.abs(values).max()))
         return _of_values(words, values, reach, cell.scale, paired=False)
     f = cell.found
-    apart = sorted(sign * (x - constant) for x in (f.low, f.high))
-    shown = Interval(sign * (f.value - constant), *apart, f.examples, f.method)
+    low, high = sorted(sign * (x - constant) for x in (f.low, f.high))
+    shown = Interval(sign * (f.value - constant), low, high, f.examples, f.method)
     exact = Interval(constant, constant, constant, f.examples, "")
     return Test(words, shown.scaled(cell.scale), apart_p(f, exact))
 
@@ -162,9 +165,11 @@ def _refused(
     """Why a claim is not tested; empty if it is."""
     if mini and claim.not_mini:
         return claim.not_mini
-    without = [name for name in claim.cells if name not in cells]
-    if without:
-        return f"{without[0]}: {missing.get(without[0], 'it has not been measured')}"
+    without = sorted(
+        (name for name in claim.cells if name not in cells), key=lambda name: missing.get(name) == NOT_YET
+    )
+    if without:  # what will never be measured comes first
+        return f"{without[0]}: {missing.get(without[0], NOT_YET)}"
     own = [same.get(name, name) for name in claim.cells]
     if len(set(own)) < len(own):
         first, second = next(
@@ -177,7 +182,7 @@ def _refused(
 def _judged(claim: TableClaim, refused: str, tests: Sequence[Test]) -> Judged:
     """The verdict over all tests of a claim."""
     if refused:
-        return Judged(claim, "not testable", refused, [])
+        return Judged(claim, "not measured" if refused.endswith(NOT_YET) else "not testable", refused, [])
     seen = [test.sees for test in tests]
     if -1 in seen:
         return Judged(claim, "does not hold", "", tests)

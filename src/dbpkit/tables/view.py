@@ -90,7 +90,7 @@ def table_view(found: ReproducedTable) -> TableView:
         [_claim(one, labels) for one in found.claims],
         list(_notes(found)),
         images,
-        f"{LEVEL:.0%}",
+        f"{100 * LEVEL:g} %",
     )
 
 
@@ -118,6 +118,7 @@ _SAID = {
     "does not hold": ("does not hold", "do not hold"),
     "undecided": ("is undecided", "are undecided"),
     "not testable": ("is not testable here", "are not testable here"),
+    "not measured": ("is not measured yet", "are not measured yet"),
 }
 """Verdicts as predicates."""
 

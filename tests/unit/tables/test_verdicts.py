@@ -11,7 +11,7 @@ from dbpkit.statistics.intervals import Interval, difference
 from dbpkit.statistics.multiple import apart_p, difference_p, holm, sign_flip_p
 from dbpkit.tables.reading import Measured
 from dbpkit.tables.table import TableClaim
-from dbpkit.tables.verdicts import FEWEST, judge
+from dbpkit.tables.verdicts import FEWEST, NOT_YET, judge
 
 
 def measured(*values, first=0):
@@ -77,6 +77,8 @@ def test_what_cannot_be_compared_says_why():
     claim, cells = {"order": ["a/x", "b/x"]}, {"a/x": ALL, "b/x": ALL}
     assert verdict(claim, cells, same={"b/x": "a/x"})[1].startswith("a/x and b/x are the same measurement")
     assert verdict(claim, {"a/x": ALL}, {"b/x": "too dear"}) == ("not testable", "b/x: too dear")
+    assert verdict(claim, {"a/x": ALL}, {"b/x": NOT_YET}) == ("not measured", "b/x: not measured yet")
+    assert verdict(claim, {}, {"a/x": NOT_YET, "b/x": "too dear"}) == ("not testable", "b/x: too dear")
     told = {**claim, "not_mini": "other models differ"}
     assert verdict(told, cells) == ("not testable", "other models differ")
     assert verdict(told, cells, mini=False)[0] == "undecided"
