@@ -101,7 +101,7 @@ def _placed(
 ) -> Placed:
     """One cell at one scale."""
     _, column, row, cell = layers
-    models = Models(**reduce(lambda a, b: {**a, **b.models.model_dump(exclude_none=True)}, layers, {}))
+    models = Models(**{k: v for one in layers for k, v in one.models.model_dump(exclude_none=True).items()})
     reads = reduce(_reads, layers, Reads())
     skipped = next((layer.no_mini for layer in reversed(layers) if layer.no_mini), None)
     stands_in = tuple(dict.fromkeys(layer.stands_in for layer in layers[1:] if layer.stands_in))

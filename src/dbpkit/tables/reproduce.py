@@ -1,6 +1,7 @@
 """Published tables measured here, or with models that stand in: values, intervals and claims side by side."""
 
 import csv
+import importlib
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -106,10 +107,10 @@ class Reproduction(NamedTuple):
     def to_frame(self) -> Any:
         """Returns a pandas frame with a row for every cell; UserError if pandas is not installed."""
         try:
-            import pandas as pd
+            pandas = importlib.import_module("pandas")
         except ImportError as error:
             raise UserError("a frame needs a library that is missing: pip install pandas.") from error
-        return pd.DataFrame(self.rows())
+        return pandas.DataFrame(self.rows())
 
     def as_csv(self) -> str:
         """Returns the same as CSV."""
