@@ -78,7 +78,7 @@ def test_a_page_is_filled_from_its_own_files_and_commands(recorded: dict[str, An
 
 
 @pytest.mark.slow  # a run of two images and one step of attack for each
-@pytest.mark.parametrize("page", ["tutorials/evaluate.md", "start.md"])
+@pytest.mark.parametrize("page", ["tutorials/evaluate.md", pytest.param("start.md", marks=pytest.mark.long)])
 def test_table_of_a_page_has_the_rows_that_its_command_prints(
     recorded: dict[str, Any],
     page: str,
