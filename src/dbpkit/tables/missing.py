@@ -96,8 +96,10 @@ def lacks(table: Table, costs: dict[str, Cost | None] | None = None) -> Looked:
     seen: dict[str, str] = {}
     costs, cells = {} if costs is None else costs, {}
     for one in resolve(table, "paper", paths):
+        if one.job is None:
+            continue
         missing = tuple(_models(one, found)) + tuple(_data(one, seen))
-        cost = None if one.job is None else _cost(one.job, costs, here=not missing)
+        cost = _cost(one.job, costs, here=not missing)
         cells[one.name] = Lack(missing, cost, torch.cuda.is_available())
     return Looked(paths, cells)
 
@@ -135,7 +137,7 @@ def _data(placed: Placed, seen: dict[str, str]) -> list[str]:
             load_dataset(data.name, data.options)
             seen[key] = ""
         except UserError as error:
-            seen[key] = f"data {data.name} ({str(error).rstrip('.')})"
+            seen[key] = str(error).rstrip(".")
     return [seen[key]] if seen[key] else []
 
 

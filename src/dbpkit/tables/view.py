@@ -190,20 +190,27 @@ def _notes(found: ReproducedTable) -> Iterator[tuple[str, str]]:
     labels = {c.placed.name: f"{c.placed.row.label}, {c.placed.column.title}" for c in found.cells}
     for cell in found.cells:
         placed = cell.placed
-        where, row = f"{placed.row.label}, {placed.column.title}", placed.row.label
+        where, row = labels[placed.name], placed.row.label
         lack = found.lacks.get(placed.name)
-        said = [(row, s) for s in placed.notes] if placed.notes else []
+        said = [(row, s) for s in placed.notes]
         if found.scale == "mini":
             said += [(row, s) for s in placed.stands_in]
-            said += [(where, f"Not measured at this scale: {placed.skipped}")] if placed.skipped else []
-        if found.scale == "mini" and cell.same:
+        said += [(where, f"Not measured at this scale: {placed.skipped}")] if placed.skipped else []
+        if cell.same:
             said.append((where, _same(cell.same, labels)))
         if placed.cell.unconfirmed:
             said.append((where, f"Not certain: {placed.cell.unconfirmed}"))
         if lack is not None:
             said += [(row, lack.sentence)] if lack.missing else []
-            said += [(where, lack.cost.sentence)] if lack.cost else []
+            said += [(_columns(found, cell), lack.cost.sentence)] if lack.cost else []
         for one in said:
             if one not in told:
                 told.add(one)
                 yield one[0], one[1] if one[1].endswith((".", "?")) else f"{one[1]}."
+
+
+def _columns(found: ReproducedTable, cell: ShownCell) -> str:
+    """A row and all of its columns that are read from the same run."""
+    job, row = cell.placed.job, cell.placed.row
+    own = [c.placed for c in found.cells if c.placed.row.name == row.name and c.placed.job]
+    return f"{row.label}: {', '.join(p.column.title for p in own if job and p.job and p.job.key == job.key)}"
