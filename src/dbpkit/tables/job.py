@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from dbpkit.experiment.spec import EvaluationSpec
+from dbpkit.purification.purifier import DIFFUSION
 from dbpkit.results.layout import canonical_hash
 
 
@@ -38,6 +39,8 @@ class Job(NamedTuple):
         """Returns the name of an evaluation, which is a part of its hash, from its settings alone."""
         purifier = spec.get("purifier", {})
         table = {"name": purifier} if isinstance(purifier, str) else purifier
-        chain = table.get("name") or f"{table.get('sampler', 'ddpm')}, {table.get('steps', 1000)} steps"
+        chain = table.get("name", DIFFUSION)
+        if chain == DIFFUSION:
+            chain = f"{table.get('sampler', 'ddpm')}, {table.get('steps', 1000)} steps"
         threat = spec.get("threat", {})
         return f"{chain}, {threat.get('norm', 'linf')} {threat.get('eps', '8/255')}"

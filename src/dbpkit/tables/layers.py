@@ -4,7 +4,7 @@ The thing people get wrong: a table of options belongs to the part that is named
 names another part, or another sampler, begins with none of the options of the one before.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any, Literal, NamedTuple
 
@@ -103,18 +103,25 @@ def _placed(
     _, column, row, cell = layers
     models = Models(**{k: v for one in layers for k, v in one.models.model_dump(exclude_none=True).items()})
     reads = reduce(_reads, layers, Reads())
-    skipped = next((layer.no_mini for layer in reversed(layers) if layer.no_mini), None)
+    skipped = _skipped(layers, scale)
     stands_in = tuple(dict.fromkeys(layer.stands_in for layer in layers[1:] if layer.stands_in))
     notes = tuple(dict.fromkeys(layer.note for layer in layers[1:] if layer.note))
     where = f"{table.name}: {row.name}/{column.name}"
     spec: dict[str, Any] = reduce(merged, (layer.spec for layer in layers), {})
     job = None
-    if scale == "paper" or skipped is None:
+    if not skipped:
         mini = reduce(_mini, layers, Mini())
         spec = _mini_spec(spec, mini) if scale == "mini" else _paper_spec(spec, models, paths)
         job = _job(spec, reads, mini if scale == "mini" else Mini(), where)
-    words = skipped if scale == "mini" and skipped else ""
-    return Placed(row, column, cell, models, reads, job, words, stands_in, notes)
+    return Placed(row, column, cell, models, reads, job, skipped, stands_in, notes)
+
+
+def _skipped(layers: Sequence[Layer], scale: Scale) -> str:
+    """Why a cell is not measured at a scale; empty if it is."""
+    reasons = [layer.unsupported for layer in reversed(layers)]
+    if scale == "mini":
+        reasons += [layer.no_mini for layer in reversed(layers)]
+    return next((reason for reason in reasons if reason), "")
 
 
 def _reads(before: Reads, layer: Layer) -> Reads:

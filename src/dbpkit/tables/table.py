@@ -6,6 +6,7 @@ column, its row and the cell itself; the later one wins. Nothing here runs anyth
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,8 +30,13 @@ def _name(text: str) -> str:
     return text
 
 
+@cache
+def _models() -> tuple[str, ...]:
+    return tuple(model.name for model in zoo())
+
+
 def _model(text: str) -> str:
-    names = [model.name for model in zoo()]
+    names = _models()
     if text not in names and " " not in text:
         raise ValueError(str(unknown_name("model", text, names)).rstrip("."))
     return text
@@ -108,6 +114,7 @@ class Layer(Strict):
         reads: where the number is read.
         mini: what the mini scale changes.
         no_mini: why this is not measured at mini scale.
+        unsupported: why no evaluation of dbpkit is this, at either scale.
         stands_in: what the embedded models replace here, beyond what the table says.
         note: what a reader should know.
     """
@@ -117,6 +124,7 @@ class Layer(Strict):
     reads: Reads = Reads()
     mini: Mini = Mini()
     no_mini: Sentence | None = None
+    unsupported: Sentence | None = None
     stands_in: Sentence | None = None
     note: Sentence | None = None
 
