@@ -71,9 +71,13 @@ def digest(page: str) -> str:
 
 
 def form(output: str) -> list[str]:
-    """Returns the lines of an output without numbers, spaces and rules: what stays where numbers move."""
-    text = re.sub(r"[─━]+", "─", re.sub(r"[-−+]?\d[\d.,:]*%?", "#", output))
-    return [" ".join(line.split()) for line in text.splitlines() if line.strip(" ─")]
+    """Returns the words of an output without numbers, units of time and rules: what stays where numbers move.
+
+    Where lines break is left out too, because numbers of another length break them elsewhere.
+    """
+    text = re.sub(r"[-−+]?\d[\d.,:]*%?", "#", output)
+    text = re.sub(r"\b(second|minute|hour|day)s?\b", "time", text.replace("threads", "thread"))
+    return re.sub(r"[─━]+", " ", text).split()
 
 
 def run(command: str, folder: Path) -> str:

@@ -60,6 +60,7 @@ def test_form_keeps_words_and_forgets_numbers(recorded: dict[str, Any]) -> None:
     form, moved = recorded["form"], recorded["moved"]
     assert form("white box   28.1% (12.6 to 51.5%)\n────\n") == form("white box 5% (1 to 9%)\n")
     assert form("white box 28.1%") != form("DW_Both 28.1%")
+    assert form("takes about 21 seconds on\n1 thread") == form("takes about 2.0\nminutes on 2 threads")
     page = "```console\n$ dbpkit show a\nclean 1.0%\n```\n"
     assert moved("page.md", page, page.replace("1.0%", "2.5%")) == []
     assert len(moved("page.md", page, page.replace("clean", "attacked"))) == 1
