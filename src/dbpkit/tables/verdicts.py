@@ -136,7 +136,7 @@ def _of_values(words: str, values: np.ndarray, reach: float, scale: float, *, pa
 
 def _against(name: str, cell: Measured, end: float, sign: float) -> Test:
     """A cell against a constant in its unit."""
-    words = f"{name} {'above' if sign > 0 else 'below'} {end:g}"
+    words = f"{name} {'above' if sign > 0 else 'below'} {end:g}, margin"
     constant = end / cell.scale
     if cell.scores is not None:
         values = sign * (np.array([*cell.scores.values()]) - constant)
