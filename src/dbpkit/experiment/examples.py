@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from pydantic import Field, model_validator
 
 from dbpkit.data.order import Order, subset
-from dbpkit.foundation.spec import Strict
+from dbpkit.foundation.spec import NAME_ALONE, Strict
 
 
 class ExamplesSpec(Strict):
@@ -21,6 +21,7 @@ class ExamplesSpec(Strict):
     """
 
     always: ClassVar[frozenset[str] | None] = frozenset({"count", "first", "order"})
+    shorter = NAME_ALONE
 
     count: int | None = Field(default=None, gt=0)
     first: int = Field(default=0, ge=0)

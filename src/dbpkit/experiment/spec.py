@@ -14,7 +14,7 @@ from dbpkit.experiment.stages import ClassifierSpec, Padding, ResizeSpec, Tile
 from dbpkit.foundation.amounts import amount
 from dbpkit.foundation.errors import UserError, unknown_name
 from dbpkit.foundation.precision import EXACT, Precision
-from dbpkit.foundation.spec import Amount, PartSpec, Strict
+from dbpkit.foundation.spec import NAME_ALONE, Amount, PartSpec, Strict
 from dbpkit.foundation.times import read_start
 from dbpkit.purification.purifier import DIFFUSION
 from dbpkit.results.kinds import BASELINE_ROWS, NO_DENOISER
@@ -43,6 +43,7 @@ class PurifierSpec(Strict):
     always: ClassVar[frozenset[str] | None] = frozenset(
         {"sampler", "t_star", "steps", "options", "grid", "clamp"}
     )
+    shorter = NAME_ALONE
 
     name: str = DIFFUSION
     sampler: str = "ddpm"
@@ -200,6 +201,7 @@ class KnowledgeSpec(Strict):
     always: ClassVar[frozenset[str] | None] = frozenset(
         {"name", "gradient", "gradient_options", "shared_sites", "tapes"}
     )
+    shorter = NAME_ALONE
 
     name: str = Field(pattern=r"^\w[\w.-]*$", max_length=64)
     gradient: str = "exact"

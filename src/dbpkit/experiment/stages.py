@@ -56,6 +56,8 @@ class ResizeSpec(Strict):
         antialias: whether a smaller image is smoothed first.
     """
 
+    shorter = {"anyOf": [{"type": "integer"}, {"type": "array", "items": {"type": "integer"}}]}  # noqa: RUF012
+
     size: Annotated[Any, _sentence(_size)]
     mode: Interpolation = "bilinear"
     antialias: bool = False

@@ -16,11 +16,15 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     SerializerFunctionWrapHandler,
     ValidationError,
+    WithJsonSchema,
     model_serializer,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from dbpkit.foundation.amounts import amount as amount
 from dbpkit.foundation.errors import UserError, shown
@@ -46,7 +50,15 @@ class Strict(BaseModel):
     absent: ClassVar[Mapping[str, Any]] = {}
     """What a key that is not in a table stands for, where that is not the field's default."""
 
+    shorter: ClassVar[Mapping[str, Any] | None] = None
+    """JSON Schema of what stands for the table in a TOML file; None if nothing does."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        table = handler(core)
+        return table if cls.shorter is None else {"anyOf": [dict(cls.shorter), table]}
 
     def __init__(self, **values: Any) -> None:
         """Makes a spec from its values; UserError names every wrong one."""
@@ -90,7 +102,15 @@ def _readable_amount(value: str) -> str:
     return value
 
 
-Amount = Annotated[str, BeforeValidator(_as_text), AfterValidator(_readable_amount)]
+NAME_ALONE = {"type": "string"}
+"""JSON Schema of a text, where a name stands for a table."""
+
+Amount = Annotated[
+    str,
+    BeforeValidator(_as_text),
+    AfterValidator(_readable_amount),
+    WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0}, {"type": "string"}]}),
+]
 """A non-negative number as text: ``"8/255"`` or ``"0.5"``."""
 
 
@@ -105,6 +125,7 @@ class PartSpec(Strict):
     """
 
     always: ClassVar[frozenset[str] | None] = frozenset({"name", "options"})
+    shorter = NAME_ALONE
 
     name: str
     options: dict[str, Any] = Field(default_factory=dict)
