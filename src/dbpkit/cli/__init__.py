@@ -33,17 +33,16 @@ def main() -> None:
 
 def _command() -> int:
     """Parses the command line and runs its command."""
-    if COMPLETION in os.environ:  # the shell asks for completions, and leaves by itself
-        try:
-            app()
-        except SystemExit as leave:
-            return leave.code if isinstance(leave.code, int) else OK
     command = typer.main.get_command(app)
     try:
+        if COMPLETION in os.environ:  # the shell asks for completions, and leaves by itself
+            app(prog_name="dbpkit")
         with command.make_context("dbpkit", sys.argv[1:]) as context:
             command.invoke(context)
     except typer.Exit as leave:
         return leave.exit_code
+    except SystemExit as leave:  # of typer, which has printed completions or a script for the shell
+        return leave.code if isinstance(leave.code, int) else OK
     except typer.Abort:
         return INTERRUPTED
     except Exception as error:

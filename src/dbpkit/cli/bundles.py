@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dbpkit.cli import bundle_printing as printing
-from dbpkit.cli.options import AUTO, AsJson, Device, Plugin, Talk
+from dbpkit.cli.options import AUTO, AsJson, Device, Plugin, Run, Talk
 from dbpkit.cli.progress import working
 from dbpkit.cli.root import app, begin
 from dbpkit.foundation.options import MOST
@@ -21,7 +21,7 @@ CANNOT = 2
 
 @app.command("bundle")
 def bundle_command(
-    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    run: Run,
     out: Annotated[Path | None, typer.Option("--out", help="The file; RUN.zip if not given.")] = None,
     unfinished: Annotated[
         bool, typer.Option("--unfinished", help="Pack a run that lacks results; the bundle says so.")

@@ -15,11 +15,13 @@ from dbpkit.cli.options import (
     MicroBatch,
     Out,
     Plugin,
+    Run,
     Runs,
     Set,
     Share,
     SpecFile,
     Talk,
+    complete_run,
 )
 from dbpkit.cli.progress import working
 from dbpkit.cli.root import app, begin
@@ -102,7 +104,12 @@ def findings_command(runs: Runs, plugin: Plugin = [], as_json: AsJson = False) -
 
 @app.command("law")
 def law_command(
-    runs: Annotated[list[Path], typer.Argument(help="Run directories in which the analysis 'law' was run.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Run directories in which the analysis 'law' was run.", autocompletion=complete_run
+        ),
+    ],
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the charts as PNG and CSV.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -115,7 +122,7 @@ def law_command(
 
 @app.command("replay")
 def replay_command(
-    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    run: Run,
     example: Annotated[int, typer.Option(min=0, max=2**44, help="Example id.")],
     row: Annotated[str, typer.Option(help="Row of the table.")] = "white_box",
     tape: Annotated[int, typer.Option(min=0, max=2**44, help="Tape of the row.")] = 0,

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dbpkit.cli import printing
-from dbpkit.cli.options import AsJson, Plugin, Set, complete_part, complete_spec
+from dbpkit.cli.options import AsJson, Plugin, Set, complete_part, complete_spec_or_run
 from dbpkit.cli.root import app, begin
 from dbpkit.foundation import console
 from dbpkit.foundation.packaged import find_page, find_spec, pages, write_template
@@ -17,7 +17,7 @@ from dbpkit.foundation.toml import read_table
 @app.command()
 def show(
     path: Annotated[
-        Path, typer.Argument(help="Spec, run directory or bundle.", autocompletion=complete_spec)
+        Path, typer.Argument(help="Spec, run directory or bundle.", autocompletion=complete_spec_or_run)
     ],
     overrides: Set = [],
     plugin: Plugin = [],

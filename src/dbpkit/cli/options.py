@@ -24,6 +24,22 @@ def complete_part(incomplete: str) -> list[str]:
     return sorted(name for name in names if name.startswith(incomplete))
 
 
+def complete_run(incomplete: str) -> list[str]:
+    """Run directories, and with a slash the folders that may hold some, for the shell."""
+    folder = Path(incomplete if incomplete.endswith("/") else Path(incomplete).parent)
+    try:
+        inside = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    except OSError:
+        return []
+    found = (f"{p}" if (p / "spec.json").is_file() else f"{p}/" for p in inside)
+    return [name for name in found if name.startswith(incomplete)]
+
+
+def complete_spec_or_run(incomplete: str) -> list[str]:
+    """Names of published specs, files, and run directories, for the shell."""
+    return [*complete_spec(incomplete), *complete_run(incomplete)]
+
+
 def _bytes(value: str | float) -> str | int:
     """The bytes that a number of GiB stands for, or "auto"; refuses everything else."""
     if value == AUTO:
@@ -59,7 +75,8 @@ SpecFile = Annotated[
     Path,
     typer.Argument(help="TOML file, or the name of a published spec.", autocompletion=complete_spec),
 ]
-Runs = Annotated[list[Path], typer.Argument(help="Run directories.")]
+Run = Annotated[Path, typer.Argument(help="Run directory.", autocompletion=complete_run)]
+Runs = Annotated[list[Path], typer.Argument(help="Run directories.", autocompletion=complete_run)]
 Out = Annotated[Path, typer.Option("--out", help="Run directory; the same command continues it.")]
 Set = Annotated[
     list[str],
