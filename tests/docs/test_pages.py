@@ -241,6 +241,8 @@ def lend_runs(words: list[str], last: str | None) -> str | None:
     if words[1] in ("evaluate", "analyse", "train"):
         if "--out" not in words:
             return last
+        if "--out" not in words:  # a directory of the run's name
+            return last
         out = words[words.index("--out") + 1]
         if Path(out, "lent").is_file():  # what a page before took for granted is made here
             shutil.rmtree(out)
