@@ -1,4 +1,4 @@
-"""Pages of the reference that are written from the source: commands, spec keys, parts and published specs.
+"""Pages of the reference that are written from the source: commands, keys, parts, published specs and tables.
 
 ``python docs/generated.py`` writes them; with ``--check`` it fails if one of them is out of date.
 """
@@ -17,6 +17,8 @@ from dbpkit.foundation.annotations import words
 from dbpkit.foundation.options import meanings
 from dbpkit.foundation.packaged import specs, title
 from dbpkit.foundation.spec import PartSpec, Strict
+from dbpkit.tables.layers import resolve
+from dbpkit.tables.table import load_table, table_names
 
 FOLDER = Path(__file__).parent / "reference"
 
@@ -262,11 +264,44 @@ def published() -> str:
     return "\n".join(out).rstrip() + "\n"
 
 
+def tables() -> str:
+    """The page of the published tables."""
+    lines = [
+        "# Published tables\n",
+        "This page answers: *which tables can `dbpkit reproduce` measure, and what does each need?*\n",
+        f"{NOTE}\n",
+        "*Values* are the published ones. *Mini* is how many cells are measured with the embedded models."
+        " Equal cells share one run, and all tables together take about 36 minutes of one CPU core. *Models*"
+        " are those of `dbpkit models` that the published scale needs; *+ n* counts further ones, which"
+        " `dbpkit models` does not have. Each table says what stands in for what."
+        " [Reproduce a table](../how-to/reproduce.md) says how to read one.",
+        "",
+    ]
+    papers: dict[str, list[list[str]]] = {}
+    never: list[list[str]] = []
+    for one in map(load_table, table_names()):
+        cells, mini = resolve(one, "paper"), resolve(one, "mini")
+        models = {m for c in cells if c.job for m in c.models.model_dump(exclude_none=True).values()}
+        known = sorted(f"`{m}`" for m in models if " " not in m)
+        more = [f"+ {len(models) - len(known)}"] if len(models) > len(known) else []
+        values = sum(c.cell.value is not None for c in cells)
+        counts = values, sum(c.job is not None for c in mini), len(one.claims)
+        row = [f"`{one.name}`", f"{one.title}; {one.place}", *map(str, counts), ", ".join(known + more)]
+        papers.setdefault(one.paper, []).append(row)
+        reasons = dict.fromkeys((c.row.label if one.unsupported is None else "all", c.skipped) for c in cells)
+        never += [[f"`{one.name}`", label, why] for label, why in reasons if why]
+    for paper, rows in papers.items():
+        lines += [f"## {paper}", "", *table("name|table|values|mini|claims|models", rows)]
+    lines += ["## What no evaluation of dbpkit is", "", *table("table|row|why", never)]
+    return "\n".join(lines)
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "cli.md": commands,
     "spec.md": keys,
     "parts.md": parts,
     "specs.md": published,
+    "tables.md": tables,
 }
 
 
