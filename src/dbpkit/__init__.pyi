@@ -41,6 +41,7 @@ from dbpkit.experiment.spec import PurifierSpec as PurifierSpec
 from dbpkit.foundation.errors import UserError as UserError
 from dbpkit.foundation.noise import NoisePlan as NoisePlan
 from dbpkit.foundation.precision import precise as precise
+from dbpkit.foundation.progress import progress_bar as progress_bar
 from dbpkit.foundation.plugins import load_plugins as load_plugins
 from dbpkit.foundation.registry import trust as trust
 from dbpkit.foundation.spec import read_spec as read_spec

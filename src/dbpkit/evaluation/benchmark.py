@@ -25,6 +25,7 @@ from dbpkit.evaluation.given import Given
 from dbpkit.evaluation.run import Progress, evaluate
 from dbpkit.experiment.execution import Execution, check_execution
 from dbpkit.experiment.spec import EvaluationSpec
+from dbpkit.foundation import display
 from dbpkit.foundation.errors import UserError, check_progress, shown
 from dbpkit.foundation.inputs import check_seed, whole
 from dbpkit.foundation.precision import EXACT, Precision
@@ -63,6 +64,22 @@ class Benchmark(NamedTuple):
             f"clean:  {_text(self.clean)}\nrobust: {_text(self.robust)}{control}\n"
             f"network calls per image: {cost}\nflags: {flagged}\nrun: {self.run}"
         )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return display.html(self)
+
+    def to_frame(self) -> Any:
+        """Returns a ``pandas.DataFrame``: one line for every estimate, as of `Summary`.
+
+        Raises:
+            UserError: if pandas is not installed.
+        """
+        return display.frame(self)
+
+    def plot(self) -> Any:
+        """Returns the accuracy per draw of every row as a ``matplotlib.figure.Figure``."""
+        return display.plot(self)
 
 
 def benchmark(

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dbpkit.foundation import display
 from dbpkit.foundation.files import write_atomically
 from dbpkit.results.charts import Chart, Series
 from dbpkit.results.journal import Journal
@@ -78,6 +79,22 @@ class AnalysisResult(NamedTuple):
             for c in content["charts"]
         ]
         return cls(**{**_own(cls, content), "numbers": numbers, "charts": charts})
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return display.html(self)
+
+    def to_frame(self) -> Any:
+        """Returns a ``pandas.DataFrame``: one line for every number, with its claim.
+
+        Raises:
+            UserError: if pandas is not installed.
+        """
+        return display.frame(self)
+
+    def plot(self, chart: int = 0) -> Any:
+        """Returns one of the charts, by its position, as a ``matplotlib.figure.Figure``."""
+        return display.plot(self, chart)
 
 
 def _own(kind: Any, content: Mapping[str, Any]) -> dict[str, Any]:

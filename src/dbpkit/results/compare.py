@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dbpkit.foundation import display
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.spec import differences
 from dbpkit.results.columns import RowColumns, network_calls
@@ -43,6 +44,22 @@ class RunComparison(NamedTuple):
     changed: list[str]
     warnings: list[str]
     network_calls: dict[str, tuple[float | None, float | None]]
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return display.html(self)
+
+    def to_frame(self) -> Any:
+        """Returns a ``pandas.DataFrame``: one line for every row, differences in [-1, 1].
+
+        Raises:
+            UserError: if pandas is not installed.
+        """
+        return display.frame(self)
+
+    def plot(self) -> Any:
+        """Returns the differences in percentage points as a ``matplotlib.figure.Figure``."""
+        return display.plot(self)
 
 
 def compare(run_a: RunDirectory | str | Path, run_b: RunDirectory | str | Path) -> RunComparison:

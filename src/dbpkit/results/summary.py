@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dbpkit.foundation import display
 from dbpkit.foundation.errors import UserError, check_kind
 from dbpkit.results.analysis import analysis_results
 from dbpkit.results.chance import JUDGED, chance_flags
@@ -112,6 +113,24 @@ class Summary(NamedTuple):
             "differences": {k: e._asdict() for k, e in self.differences.items()},
             "flags": [f._asdict() for f in self.flags],
         }
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return display.html(self)
+
+    def to_frame(self) -> Any:
+        """Returns a ``pandas.DataFrame``: one line for every estimate of every row.
+
+        Values lie in [0, 1], passes and calls are per image.
+
+        Raises:
+            UserError: if pandas is not installed.
+        """
+        return display.frame(self)
+
+    def plot(self) -> Any:
+        """Returns the accuracy per draw of every row as a ``matplotlib.figure.Figure``."""
+        return display.plot(self)
 
 
 def summarise(run: RunDirectory | str | Path) -> Summary:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dbpkit.reporting.figures.engine import ResponsiveChart, bare, canvas, panel, plain_text, responsive
-from dbpkit.reporting.figures.themes import Theme
+from dbpkit.reporting.figures.themes import LIGHT, Theme
 from dbpkit.reporting.tables import TableRow, short_title
 from dbpkit.results.analysis import Chart, Series
 
@@ -74,6 +74,11 @@ def accuracy_chart(runs: Sequence[tuple[str, Sequence[TableRow]]]) -> Responsive
     ]
     alt = f"Bar chart of accuracy per draw with 95 % intervals. {'; '.join(values)}."
     return responsive(partial(_figure, lines), (WIDE, NARROW), WIDE.width, alt, _data(runs, alt))
+
+
+def accuracy_figure(rows: Sequence[TableRow], theme: Theme = LIGHT) -> Figure:
+    """Draws the accuracy per draw of one run, for screens; `accuracy_chart` is for pages."""
+    return _figure(_lines([("", rows)]), theme, WIDE)
 
 
 def _lines(runs: Sequence[tuple[str, Sequence[TableRow]]]) -> list[Line]:

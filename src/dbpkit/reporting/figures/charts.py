@@ -65,6 +65,13 @@ def draw(chart: Chart, beside: Sequence[Chart] = ()) -> Drawn:
     return Drawn(chart.title, chart.description, light, dark, png, chart_csv(chart), left_out)
 
 
+def chart_figure(chart: Chart, theme: Theme = LIGHT) -> Figure:
+    """Draws a chart alone, with its title; `draw` has every form that a page needs."""
+    names = category_names([chart])
+    columns = columns_of(chart, names)
+    return _figure(chart, columns, scale_of([(chart, columns)], names), theme, chart.title)
+
+
 def chart_csv(chart: Chart) -> str:
     """Returns the data, one line a point: series, x, y, ends of the interval; headed by the axes' labels."""
     text = io.StringIO()
