@@ -16,21 +16,24 @@ from dbpkit.cli.options import (
     Memory,
     MicroBatch,
     Out,
+    OutOrName,
     Plugin,
     Reverse,
     Set,
     Share,
-    SpecFile,
     Talk,
     Trust,
 )
+from dbpkit.cli.parts import Asked, takes_parts
 from dbpkit.cli.progress import working
 from dbpkit.cli.root import app, begin
+from dbpkit.cli.watch import watching
 from dbpkit.foundation.options import MOST
 from dbpkit.foundation.packaged import asset
 
 if TYPE_CHECKING:
     from dbpkit import EvaluationSpec
+    from dbpkit.evaluation.run import Checks
 
 
 @app.command()
@@ -60,9 +63,10 @@ def demo(
 
 
 @app.command("evaluate")
+@takes_parts
 def evaluate_command(
-    spec: SpecFile,
-    out: Out,
+    asked: Asked,
+    out: OutOrName = None,
     overrides: Set = [],
     plugin: Plugin = [],
     trust: Trust = False,
@@ -74,24 +78,31 @@ def evaluate_command(
     reverse: Reverse = False,
     shard: Share = None,
     compiled: Compile = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Write the page while the run goes on; it loads itself again.")
+    ] = False,
     talk: Talk = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure how robust a purified classifier is; run the same command again to continue.
 
+    Without a spec: dbpkit evaluate --classifier my_module:make --data cifar10 --limit 16
     On several processes or devices: torchrun --nproc-per-node N -m dbpkit evaluate ...
     """
-    from dbpkit import EvaluationSpec, Execution, RunDirectory, read_spec, report
+    from dbpkit import Execution, RunDirectory, report
     from dbpkit.evaluation.run import evaluate_share
     from dbpkit.experiment.execution import shared
 
     begin(plugin, trusting=trust, computes=True, share=not deterministic)
     execution = Execution(device, batch_size, micro_batch, deterministic, memory, reverse, compile=compiled)
     execution = shared(execution, shard)
-    read = read_spec(spec, EvaluationSpec, overrides)
-    run = RunDirectory(out)  # read once for the summary and the page
-    with working(as_json or (shard is None and execution.rank > 0), talk) as progress:
-        summary = evaluate_share(read, run, execution, progress)
+    read = asked.read(overrides)
+    run = RunDirectory(asked.out(out))  # read once for the summary and the page
+    with (
+        working(as_json or (shard is None and execution.rank > 0), talk) as progress,
+        watching(run.path, progress, watch=watch and execution.rank == 0) as shown,
+    ):
+        summary = evaluate_share(read, run, execution, shown, checks=_checks(asked))
     if summary is None:
         printing.share(execution, run, as_json)
     else:
@@ -99,8 +110,9 @@ def evaluate_command(
 
 
 @app.command("estimate")
+@takes_parts
 def estimate_command(
-    spec: SpecFile,
+    asked: Asked,
     machines: Annotated[
         int, typer.Option(min=1, max=MOST, help="Machines like this one that would share the examples.")
     ] = 1,
@@ -114,16 +126,17 @@ def estimate_command(
     as_json: AsJson = False,
 ) -> None:
     """Say what an evaluation will take before it begins: passes, calls, hours and memory of every row."""
-    from dbpkit import EvaluationSpec, Execution, estimate, read_spec
+    from dbpkit import Execution, estimate
 
     begin(plugin, computes=True, share=not deterministic)
     execution = Execution(device, batch_size, micro_batch, deterministic, memory)
-    printing.estimated(estimate(read_spec(spec, EvaluationSpec, overrides), execution, machines), as_json)
+    printing.estimated(estimate(asked.read(overrides), execution, machines), as_json)
 
 
 @app.command("check")
+@takes_parts
 def check_command(
-    spec: SpecFile,
+    asked: Asked,
     examples: Annotated[int, typer.Option(min=1, max=MOST, help="Examples to look at.")] = 8,
     overrides: Set = [],
     plugin: Plugin = [],
@@ -134,14 +147,21 @@ def check_command(
     as_json: AsJson = False,
 ) -> None:
     """Check your own models and settings before a long run; exit code 1 if something must be fixed."""
-    from dbpkit import EvaluationSpec, Execution, check_spec, read_spec
+    from dbpkit import Execution, check_spec
 
     begin(plugin, trusting=trust, computes=True)
     execution = Execution(device, micro_batch=micro_batch)
     with working(as_json, talk, continues=False) as progress:
-        found = check_spec(read_spec(spec, EvaluationSpec, overrides), examples, execution, progress)
+        found = check_spec(asked.read(overrides), examples, execution, progress)
     printing.checked(found, as_json)
     raise typer.Exit(int(not found.trustworthy))
+
+
+def _checks(asked: Asked) -> "Checks | None":
+    """What looks at the parts before the run: without a spec, also at whether its attack is short."""
+    from dbpkit.checks.first_number import FirstNumber
+
+    return FirstNumber() if asked.spec is None else None
 
 
 def _enough(spec: "EvaluationSpec") -> "EvaluationSpec":

@@ -13,24 +13,25 @@ from dbpkit.cli.options import (
     Device,
     Memory,
     MicroBatch,
-    Out,
+    OutOrName,
     Plugin,
     Run,
     Runs,
     Set,
     Share,
-    SpecFile,
     Talk,
     complete_run,
 )
+from dbpkit.cli.parts import Asked, takes_parts
 from dbpkit.cli.progress import working
 from dbpkit.cli.root import app, begin
 
 
 @app.command("analyse")
+@takes_parts
 def analyse_command(
-    spec: SpecFile,
-    out: Out,
+    asked: Asked,
+    out: OutOrName = None,
     names: Annotated[list[str], typer.Argument(help="Analyses; those of the spec, or all, if none.")] = [],
     overrides: Set = [],
     plugin: Plugin = [],
@@ -46,11 +47,12 @@ def analyse_command(
 
     On several processes or devices: torchrun --nproc-per-node N -m dbpkit analyse ...
     """
-    from dbpkit import EvaluationSpec, Execution, analyse, read_spec, report
+    from dbpkit import Execution, analyse, report
     from dbpkit.experiment.execution import shared
 
     begin(plugin, computes=True)
-    read = read_spec(spec, EvaluationSpec, overrides)
+    asked, names = _analyses(asked, names)
+    read, out = asked.read(overrides), asked.out(out)
     chosen = {name: read.analyses.get(name, {}) for name in names} or None
     execution = Execution(device, micro_batch=micro_batch, memory_bytes=memory, compile=compiled)
     execution = shared(execution, shard)
@@ -60,6 +62,15 @@ def analyse_command(
         printing.share_of_analyses(execution, results, as_json)
     else:
         printing.analyses(results, report([out]), as_json)
+
+
+def _analyses(asked: Asked, names: list[str]) -> tuple[Asked, list[str]]:
+    """What is evaluated and the names of analyses: beside parts, a first word that is one is no spec."""
+    from dbpkit.analyses.analysis import analyses
+
+    if asked.spec is None or not asked.parts or str(asked.spec) not in analyses or asked.spec.is_file():
+        return asked, names
+    return asked._replace(spec=None), [str(asked.spec), *names]
 
 
 @app.command("report")

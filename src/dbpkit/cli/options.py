@@ -78,6 +78,14 @@ SpecFile = Annotated[
 Run = Annotated[Path, typer.Argument(help="Run directory.", autocompletion=complete_run)]
 Runs = Annotated[list[Path], typer.Argument(help="Run directories.", autocompletion=complete_run)]
 Out = Annotated[Path, typer.Option("--out", help="Run directory; the same command continues it.")]
+OutOrName = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        help="Run directory; the same command continues it; runs/NAME if not given.",
+        show_default=False,
+    ),
+]
 Set = Annotated[
     list[str],
     typer.Option(

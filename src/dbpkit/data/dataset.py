@@ -258,13 +258,28 @@ def load_dataset(name: str, options: Mapping[str, Any] | None = None) -> Dataset
     """Loads a data set by registered name or import path.
 
     Args:
-        name: such as ``"cifar10"`` or ``"my_module:load"``.
+        name: such as ``"cifar10"`` or ``"my_module:load"``; the path of a folder stands for ``folder``.
         options: keyword arguments of its loader (``root``, ``split``, ...).
 
     Raises:
         UserError: if the name, an option or a file is wrong, or the loader returns something else.
     """
-    loaded = call_with_options(datasets.resolve(name), options or {}, f"data '{name}'")
+    name, options = _named(name, dict(options or {}))
+    loaded = call_with_options(datasets.resolve(name), options, f"data '{name}'")
     if not isinstance(loaded, Dataset):
         raise UserError(f"data '{name}' must return a dbpkit.Dataset, not {type(loaded).__name__}.")
     return loaded
+
+
+def _named(name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A folder's path as the data set ``folder`` with that path; any other name as it is."""
+    if not isinstance(name, str) or ":" in name or name in datasets:
+        return name, options
+    if os.path.isdir(name):  # noqa: PTH112 - of any text
+        return "folder", {"path": name, **options}
+    if os.path.isfile(name):  # noqa: PTH113 - of any text
+        raise UserError(
+            f"data '{name}' is a file. Name a data set ('dbpkit list data'), a folder with one sub-folder per"
+            " class, or your own module:function that returns a dbpkit.Dataset."
+        )
+    return name, options

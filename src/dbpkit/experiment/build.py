@@ -162,7 +162,7 @@ def chosen_examples(spec: EvaluationSpec) -> Dataset:
     if first >= len(data) or (count is not None and first + count > len(data)):
         raise UserError(
             f"examples {first} to {first + (count or 1) - 1} were asked for, but data"
-            f" '{spec.data.name}' has {len(data)}. Lower examples.count or examples.first."
+            f" '{spec.data.name}' has {len(data)}. Lower examples.count (--limit) or examples.first."
         )
     order = in_order(data, spec.examples.order, spec.seed)
     return data.select(order[first : None if count is None else first + count])

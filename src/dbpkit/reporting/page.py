@@ -10,7 +10,7 @@ import hashlib
 import string
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
@@ -26,7 +26,23 @@ from dbpkit.results.analysis import Chart
 from dbpkit.results.run_directory import RunDirectory
 
 
-def write_report(runs: Sequence[str | Path | RunDirectory], out: Path | None = None) -> Path:
+class Live(NamedTuple):
+    """A run that goes on while its page is read.
+
+    Attributes:
+        seconds: after which the page loads itself again.
+        share: of the work that is done, in [0, 1].
+        what: is being done.
+    """
+
+    seconds: int
+    share: float
+    what: str
+
+
+def write_report(
+    runs: Sequence[str | Path | RunDirectory], out: Path | None = None, *, live: Live | None = None
+) -> Path:
     """Writes one page about one run or several, finished or not, and its figures as PNG and CSV.
 
     The figures lie beside the page, in ``figures`` beside a ``report.html`` and else in ``STEM-figures``.
@@ -34,6 +50,7 @@ def write_report(runs: Sequence[str | Path | RunDirectory], out: Path | None = N
     Args:
         runs: run directories; the first is the one the others are compared with.
         out: the HTML file; ``report.html`` in the first run if not given.
+        live: makes the page load itself again, while the run goes on.
 
     Returns:
         The path of the HTML file.
@@ -57,6 +74,7 @@ def write_report(runs: Sequence[str | Path | RunDirectory], out: Path | None = N
     page = rendered(
         "report.html",
         title=title,
+        live=live,
         runs=views,
         comparison=comparison,
         chart=chart,
