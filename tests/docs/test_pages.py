@@ -19,6 +19,7 @@ import dbpkit
 from dbpkit import EvaluationSpec, Linf, NoisePlan, TrainingSpec, cli, read_spec
 from dbpkit.analyses.analysis import analyses
 from dbpkit.attacks import AttackOutcome
+from dbpkit.foundation.packaged import asset
 from dbpkit.training.objectives import objectives
 from tests.docs.pages import ROOT, Block, blocks, commands, inline, scripts
 
@@ -308,7 +309,7 @@ def evaluated(words: list[str]) -> list[str]:
     plugin = [words[i + 1] for i, w in enumerate(words) if w == "--plugin"]
     for name in plugin:
         importlib.import_module(name)
-    spec = read_spec(words[1], EvaluationSpec, given)
+    spec = read_spec(asset("quick.toml") if words[1].startswith("--") else words[1], EvaluationSpec, given)
     sets = ["examples.count=2", "draws.report=2"]
     if spec.purifier.is_diffusion:
         sets += ["purifier.steps=20"]
@@ -316,6 +317,6 @@ def evaluated(words: list[str]) -> list[str]:
         sets += [f"attacks.{number}.options.{o}=1" for o in ("iterations", "eot") if o in attack.options]
         if attack.name == "pgd" and not attack.options:
             sets += [f"attacks.{number}.options={{iterations=1, eot=1}}"]
-    if spec.data.name == "cifar10":
+    if "cifar10" in (spec.data.name, *words):
         sets += ["data=embedded"]
     return [*words, *(w for s in sets for w in ("--set", s))]

@@ -101,7 +101,7 @@ def test_check_takes_parts(run, here: Path) -> None:
 
 
 def test_analyse_takes_parts_with_names_of_analyses(run, here: Path) -> None:
-    few = ["--set", "analyses.compression.images=2", "--set", "analyses.compression.draws=2"]
+    few = ["--set", "analyses.compression.images=2"]
     code, _, err = run(
         "analyse", "compression", *PARTS, "--data", "tests.parts:data", "--limit", "2", *SHORT, *few, *QUIET,
         "--out", "run",
