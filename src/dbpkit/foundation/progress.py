@@ -4,6 +4,7 @@ In a notebook one output is replaced in place, so a cell never fills with lines.
 """
 
 import html
+import importlib
 import sys
 import time
 from typing import Any
@@ -52,12 +53,11 @@ class ProgressBar:
 
     def _show(self, bar: str) -> None:
         """Replaces the output of this bar, or makes one."""
-        from IPython.display import HTML, display
-
+        shown = importlib.import_module("IPython.display")  # only a notebook has it
         if self._handle is None:
-            self._handle = display(HTML(bar), display_id=True)
+            self._handle = shown.display(shown.HTML(bar), display_id=True)
         else:
-            self._handle.update(HTML(bar))
+            self._handle.update(shown.HTML(bar))
 
 
 progress_bar = ProgressBar
