@@ -157,7 +157,7 @@ def _analysis_rows(result: AnalysisResult) -> list[dict[str, Any]]:
 def _analysis_plot(result: AnalysisResult, chart: int = 0) -> Any:
     if not result.charts:
         raise UserError(f"analysis '{result.name}' has no chart to plot; .to_frame() has its numbers.")
-    whole(chart, "chart", 0, len(result.charts) - 1)
+    whole(chart, "chart", 0, len(result.charts))
     return shown_figure(result.charts[chart])
 
 
