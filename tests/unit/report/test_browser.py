@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from dbpkit import board
 from dbpkit.reporting import write_report
 from dbpkit.reporting.figures.charts import chart_csv
+from dbpkit.reporting.page import Live
 from dbpkit.results.run_directory import RunDirectory
 from tests.browser.chrome import BROWSER, Tab
 from tests.unit.report.conftest import CHARTS
@@ -165,4 +167,19 @@ def test_link_to_data_saves_the_csv(tab: Tab, page: Pages, tmp_path: Path) -> No
     while not any(e.get("params", {}).get("state") == "completed" for e in tab.events):
         tab.events.append(tab.message())
     assert (folder / "compression-1.csv").read_text() == chart_csv(CHARTS["line"])
+    assert tab.complaints() == []
+
+
+def test_page_of_a_run_that_goes_on_loads_again_where_it_is_read(make_run: MakeRun, tab: Tab) -> None:
+    run = make_run(recorded=3)
+    page = write_report([run.path], live=Live(1, 0.43, "white_box"))
+    tab.open(page.as_uri(), 900)
+    tab.eval("window.marked = true; scrollTo(0, 300)")
+    assert tab.eval("document.body.innerText").count("43\u00a0% is done, now white_box") == 1
+    write_report([run.path], live=Live(600, 0.57, "dw_both"))
+    deadline = time.monotonic() + 30
+    while tab.eval("window.marked === true") and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert "57\u00a0% is done, now dw_both" in tab.eval("document.body.innerText")
+    assert tab.eval("Math.round(scrollY)") == 300
     assert tab.complaints() == []
