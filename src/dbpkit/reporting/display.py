@@ -32,21 +32,23 @@ def html_table(
     rows: Sequence[Sequence[str]] = (),
     notes: Sequence[tuple[str, str]] = (),
     small: str = "",
+    left: Sequence[int] = (0,),
 ) -> str:
     """Returns a table for a notebook; every text is escaped.
 
     Args:
         title: in bold.
         sentences: above the table.
-        heads: of its columns; the first is on the left.
+        heads: of its columns.
         rows: cells of every line.
         notes: severity (``error``, ``warning`` or empty) and text of what stands below.
         small: how it was made, in small letters.
+        left: columns of text, which begin on the left; numbers end on the right.
     """
     from dbpkit.reporting.page import rendered
 
     given = {"title": title, "sentences": sentences, "heads": heads, "rows": rows, "notes": notes}
-    return rendered("display.html", **given, small=small)
+    return rendered("display.html", **given, small=small, left=left)
 
 
 def shown_figure(chart: Chart) -> Any:
@@ -142,11 +144,14 @@ def _analysis_html(result: AnalysisResult) -> str:
         for n, c in zip(result.numbers, cells, strict=True)
     ]
     heads = ["Number", "Value", "95 % interval", "Here", "Claim", "Published"]
-    charts = (
-        f" {len(result.charts)} charts: .plot(0) to .plot({len(result.charts) - 1})." if result.charts else ""
+    count = len(result.charts)
+    charts = {0: "", 1: " One chart: .plot()."}.get(
+        count, f" {count} charts: .plot(0) to .plot({count - 1})."
     )
     small = f"Undecided: the interval contains the boundary of the claim.{charts}"
-    return html_table(result.title, result.sentences, heads, rows, small=small if rows else charts.strip())
+    return html_table(
+        result.title, result.sentences, heads, rows, small=small if rows else charts.strip(), left=(0, 3, 4)
+    )
 
 
 def _analysis_rows(result: AnalysisResult) -> list[dict[str, Any]]:
@@ -173,7 +178,7 @@ def _comparison_html(found: RunComparison) -> str:
     changed = f"What differs: {', '.join(found.changed)}." if found.changed else "The settings are the same."
     notes = [("warning", sentence) for sentence in found.warnings]
     small = "Accuracy per draw of run A less that of run B on the same images, in percentage points."
-    return html_table("Run A − run B", [changed], heads, rows, notes, small)
+    return html_table("Run A − run B", [changed], heads, rows, notes, small, (0, 4))
 
 
 def _comparison_rows(found: RunComparison) -> list[dict[str, Any]]:
