@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser.chrome import Tab
+from tests.browser.chrome import BROWSER, Tab
 from tests.docs.site import built
 
 
@@ -24,9 +24,15 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of the built site, and what mkdocs said."""
+    return built(tmp_path_factory.mktemp("built") / "site")
+
+
+@pytest.fixture(scope="session")
+def site(made: tuple[Path, str]) -> Iterator[str]:
     """Address of the built site."""
-    folder, _ = built(tmp_path_factory.mktemp("built") / "site")
+    folder, _ = made
     handler = functools.partial(Handler, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -36,6 +42,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
+    if BROWSER is None:
+        pytest.skip("no chromium found")
     tab = Tab(Path(tmp_path_factory.mktemp("browser")) / "profile")
     yield tab
     tab.close()

@@ -1,16 +1,16 @@
 """The documentation site in a browser: it asks no other host, says nothing, fits a phone and is searched."""
 
+import re
 import time
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
-from tests.browser.chrome import BROWSER, Tab
+from tests.browser.chrome import Tab
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.browser,
-    pytest.mark.skipif(BROWSER is None, reason="no chromium found"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 PAGES = (
     "index.html",
@@ -29,6 +29,43 @@ WIDER = """(() => { const width = document.documentElement.clientWidth;  // inne
   return [...document.querySelectorAll('.md-content *')].filter(e => over(e) && !held(e)).slice(0, 5)
     .map(e => e.tagName + '.' + e.className + ': ' + e.textContent.slice(0, 60)); })()"""
 """Elements that reach beyond the window and are in nothing that scrolls."""
+
+
+class Loads(HTMLParser):
+    """Addresses that a page loads by itself, as against links that a reader follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if tag == "link" and given.get("rel") == "canonical":
+            return
+        names = (
+            ("href",)
+            if tag == "link"
+            else ()
+            if tag == "a"
+            else ("src", "srcset", "data", "action", "poster")
+        )
+        self.found += [value for name in names if (value := given.get(name))]
+
+
+def test_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(made: tuple[Path, str]) -> None:
+    folder, said = made
+    assert [line for line in said.splitlines() if not line.startswith("INFO")] == []
+    pages = sorted(folder.rglob("*.html"))
+    assert len(pages) > 50
+    for page in pages:
+        loads = Loads()
+        loads.feed(page.read_text(encoding="utf-8"))
+        elsewhere = [
+            url for url in loads.found if urlsplit(url).scheme in ("http", "https") or url.startswith("//")
+        ]
+        assert elsewhere == [], page
+    for style in folder.rglob("*.css"):
+        assert not re.search(r"(url\(|@import)[\"' ]*(https?:)?//", style.read_text(encoding="utf-8")), style
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -1,19 +1,17 @@
-"""The documentation site: every page is found, begins with its question, and asks no other host."""
+"""The documentation site: every page is found and begins with its question; tests/browser looks at the rest."""
 
 import json
 import re
 import subprocess
 import sys
 import tomllib
-from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 
 import dbpkit
 from tests.docs.pages import LANGUAGES, PAGES, ROOT, Block, blocks
-from tests.docs.site import built, config, navigated
+from tests.docs.site import config, navigated
 
 DOCS = ROOT / "docs"
 OF_THE_ROOT = {"project/contributing.md", "project/changelog.md", "project/security.md"}
@@ -116,6 +114,7 @@ def test_every_public_name_is_on_one_page_of_the_python_reference() -> None:
     assert sorted(shown) == dbpkit.__all__
 
 
+@pytest.mark.slow
 def test_pages_written_from_the_source_are_up_to_date() -> None:
     words = [sys.executable, str(DOCS / "generated.py"), "--check"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
@@ -131,44 +130,3 @@ def test_pages_written_from_the_source_say_what_everything_means(name: str) -> N
     ]
     assert len(rows) > 30
     assert [row for row in rows if not row[-1].strip() or row[1].strip() in ("", "anything")] == []
-
-
-# ------------------------------------------------------------------ the built site
-
-
-class Loads(HTMLParser):
-    """Addresses that a page loads by itself, as against links that a reader follows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
-        if tag == "link" and given.get("rel") == "canonical":
-            return
-        names = (
-            ("href",)
-            if tag == "link"
-            else ()
-            if tag == "a"
-            else ("src", "srcset", "data", "action", "poster")
-        )
-        self.found += [value for name in names if (value := given.get(name))]
-
-
-@pytest.mark.slow
-def test_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
-    folder, said = built(tmp_path / "site")
-    assert [line for line in said.splitlines() if not line.startswith("INFO")] == []
-    pages = sorted(folder.rglob("*.html"))
-    assert len(pages) > len(OWN)
-    for page in pages:
-        loads = Loads()
-        loads.feed(page.read_text(encoding="utf-8"))
-        elsewhere = [
-            url for url in loads.found if urlsplit(url).scheme in ("http", "https") or url.startswith("//")
-        ]
-        assert elsewhere == [], page
-    for style in folder.rglob("*.css"):
-        assert not re.search(r"(url\(|@import)[\"' ]*(https?:)?//", style.read_text(encoding="utf-8")), style
