@@ -1,4 +1,4 @@
-"""The documentation site: every page is found and begins with its question; tests/browser looks at the rest."""
+"""The documentation site: every page is found and begins with its question; tests/browser has the rest."""
 
 import json
 import re
