@@ -19,7 +19,7 @@ import torch
 from dbpkit import NoisePlan, PurifiedClassifier, Purifier, load_dataset, load_embedded
 from dbpkit.bundles.tally import ROUNDING
 
-SAMPLERS = {"ddpm": 1000, "ddim": 100, "heun": 100}
+SAMPLERS = {"ddim": 100, "ddpm": 1000}
 """Steps of the whole chain, of which t* = 0.1 walks a tenth."""
 
 
