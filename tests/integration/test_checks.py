@@ -11,7 +11,7 @@ from dbpkit import evaluate
 from dbpkit.checks.gradient import replay
 from dbpkit.checks.outputs import squashed_outputs
 from dbpkit.checks.passes import slopes
-from dbpkit.checks.preflight import passes_of, preflight, probe_of
+from dbpkit.checks.preflight import SharedPreflight, passes_of, preflight, probe_of
 from dbpkit.evaluation.quick_check import quick_check
 from dbpkit.experiment.build import build
 from dbpkit.experiment.spec import EvaluationSpec
@@ -117,6 +117,27 @@ def test_preflight_network_that_changes_is_flagged_twice(tiny: Tiny) -> None:
 
 def test_preflight_sampler_that_hides_a_tensor_from_its_step_is_flagged(tiny: Tiny) -> None:
     assert "replay_differs" in names(tiny(purifier={"sampler": "tests.parts:captures"}))
+
+
+@pytest.mark.slow  # three models are checked twice
+def test_shared_preflight_looks_at_a_model_once_and_says_what_preflight_says(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared, rows = SharedPreflight(), []
+    estimate_of = Purifier._estimate
+    monkeypatch.setattr(Purifier, "_estimate", lambda p, x, s: (rows.append(len(x)), estimate_of(p, x, s))[1])
+    for changes, looks in (
+        ({}, True),
+        ({}, False),
+        ({"purifier": {"sampler": "tests.parts:captures"}}, True),
+    ):
+        spec = tiny(**changes)
+        built = build(spec)
+        rows.clear()
+        found = shared(built, spec, lambda *_: None)
+        assert bool(rows) == looks
+        assert found == preflight(built, spec)
+    assert any(flag.name == "replay_differs" for flag in found.flags)
 
 
 def test_preflight_makes_as_many_passes_as_the_estimate_says(
