@@ -47,7 +47,7 @@ def much(device: str, minutes: float, *, tiny: bool) -> Much:
         "default",
         device,
         "DDPM, 35.7 M",
-        "embedded, 1.1 M",
+        "embedded, 1.9 M",
         (64, 256, 512),
         11,
         ROW["calls"],

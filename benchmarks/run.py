@@ -30,7 +30,7 @@ from dbpkit.foundation.machine import settle
 
 RESULTS = Path("benchmarks/results/cpu.json")
 SIZES = ("quick", "default", "full")
-SMALL, LARGE = "embedded, 1.1 M", "DDPM, 35.7 M"
+SMALL, LARGE = "embedded, 1.9 M", "DDPM, 35.7 M"
 
 Content = dict[str, Any]
 

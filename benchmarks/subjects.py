@@ -27,7 +27,7 @@ TINY: dict[str, Any] = DDPM_CIFAR10 | {
 }
 """The same kinds of blocks with 8 channels, to see whether a program runs."""
 
-NETWORKS = {"embedded, 1.1 M": None, "DDPM, 35.7 M": DDPM_CIFAR10, "tiny": TINY}
+NETWORKS = {"embedded, 1.9 M": None, "DDPM, 35.7 M": DDPM_CIFAR10, "tiny": TINY}
 """Networks by name; None is the package's own. The others have random weights, which take as long."""
 
 KEEP_ALL = 1 << 50
