@@ -71,8 +71,9 @@ def commands() -> str:
         NOTE,
         "",
         "`dbpkit COMMAND --help` prints the same, and `python -m dbpkit` is `dbpkit`. Exit codes: 0, done; 1,"
-        " `check` or `replay` found a fault, memory ran out, or something unforeseen happened; 2, a mistake"
-        " that you can correct, said in one sentence; 130, stopped by Ctrl-C.",
+        " `check` or `replay` found a fault, what a bundle claims does not stand (`verify`), memory ran out,"
+        " or something unforeseen happened; 2, a mistake that you can correct, said in one sentence, or a"
+        " bundle that cannot be judged; 130, stopped by Ctrl-C.",
         "",
         *table("option|meaning", [[_names(p), _help(p)] for p in group.params]),
     ]

@@ -110,9 +110,14 @@ def test_figure_of_analysis_has_the_series(result: AnalysisResult) -> None:
 
 
 def test_figure_of_comparison_has_a_bar_for_each_row(comparison: RunComparison) -> None:
-    axes = comparison.plot().axes[0]
+    """The two runs of the fixture have equal records, so differences are put in: their bars are in points."""
+    apart = {
+        name: estimate._replace(value=0.1 * k, low=0.1 * k - 0.05, high=0.1 * k + 0.05)
+        for k, (name, estimate) in enumerate(comparison.differences.items(), 1)
+    }
+    axes = comparison._replace(differences=apart).plot().axes[0]
     lengths = sorted(bar.get_width() for bar in axes.patches)
-    assert lengths == pytest.approx(sorted(100 * e.value for e in comparison.differences.values()))
+    assert lengths == pytest.approx([10.0 * k for k in range(1, len(apart) + 1)])
 
 
 def test_figure_shows_itself_as_png_without_pyplot(summary: Summary) -> None:
