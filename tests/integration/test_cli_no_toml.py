@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dbpkit import L2, Linf
 from dbpkit.checks.first_number import short_attack
+from dbpkit.cli.parts import Asked
+from dbpkit.experiment.build import attack_options
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.foundation.spec import validate
 from tests.integration.test_cli import run
@@ -116,6 +119,15 @@ def test_published_settings_are_not_called_short() -> None:
     assert short_attack(whole) == []
     fewer = validate({"attacks": [attack], "purifier": {"steps": 999}}, EvaluationSpec, "fewer")
     assert "a chain of 999 steps" in short_attack(fewer)[0].message
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", "1/255"), ("linf", "16/255"), ("l2", "0.5")])
+def test_step_follows_the_budget(norm: str, eps: str) -> None:
+    """Ten steps reach the border of any budget, and one does not leap over it."""
+    spec = Asked(None, {"data": "tests.parts:data", "norm": norm, "eps": eps}).read([])
+    threat, options = {"linf": Linf, "l2": L2}[norm](spec.threat.budget), attack_options(spec.attacks[0])
+    step = options.get("step_size", threat.default_step_size)
+    assert threat.eps / options["iterations"] < step < threat.eps
 
 
 @pytest.mark.parametrize("words", [[], ["--limit", "4"], ["--eps", "4/255", "--steps", "10"]])
