@@ -294,6 +294,7 @@ NAMING = {
     "denoiser": ("denoiser", "os:system"),
     "data": ("data", "trap:x"),
     "purifier": ("purifier", "trap:x"),
+    "gradient of an attacker": ("knowledge", "trap:x"),
     "a library that fetches": ("classifier", "robustbench"),
     "the Hub": ("data", "huggingface"),
 }
@@ -310,7 +311,10 @@ def test_code_that_a_bundle_names_is_not_imported(
     run = tmp_path / "run"
     spec = json.loads((run / "spec.json").read_text())
     own = {"name": named, "options": {"command": "touch EXECUTED"} if "os" in named else {}}
-    spec["spec"][part] = own
+    if part == "knowledge":
+        spec["spec"][part][0]["gradient"] = named
+    else:
+        spec["spec"][part] = own
     if part == "purifier":
         spec["spec"]["denoiser"] = {"name": "none", "options": {}}
     respecced(run, spec)

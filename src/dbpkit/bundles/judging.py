@@ -123,8 +123,9 @@ class Court:
             judged(Key(row, stored.tape, i), y, predicted, None, mean)
             for i, y, predicted, mean in zip(chosen, labels, classes, answers, strict=True)
         ]
-        count_batch(tally, recorded, again, old, found, self.spec.precision)
-        if fresh is not None and found.shape[1] > 1 and stored.tape == 0:  # draws of tapes share their noise
+        count_batch(tally, recorded, again, old, found, self.spec.precision, rows.protocol.averages)
+        random = row in rows.knowledge and not rows.is_known(row)
+        if fresh is not None and random and stored.tape == 0:  # draws of tapes share their noise
             of_chosen = batch.rows(counts.to(batch.x.device))._replace(noise=batch.noise.rows(counts))
             self._fresh(rows, row, stored.tape, of_chosen, x[counts.to(x.device)], fresh)
             fresh.note_recorded(recorded)
@@ -132,7 +133,8 @@ class Court:
     def _measure(self, batch: Batch, x: Tensor, counts: Tensor, tally: RowTally) -> None:
         """Notes how far the attacked images are from the verifier's own clean ones."""
         sizes = self.parts.threat.distance(batch.x, x).cpu()[counts].double()
-        tally.sizes.update(zip(batch.noise.example_ids[counts].tolist(), sizes.tolist(), strict=True))
+        for i, size in zip(batch.noise.example_ids[counts].tolist(), sizes.tolist(), strict=True):
+            tally.sizes[i] = float(np.maximum(tally.sizes.get(i, 0.0), size))  # of all tapes; nan stays
 
     def _fresh(self, rows: Rows, row: str, tape: int, batch: Batch, x: Tensor, fresh: Fresh) -> None:
         """Judges the same images on noise of another seed; what the attacker knows stays as it was."""

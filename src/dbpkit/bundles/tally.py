@@ -1,8 +1,9 @@
 """What judging a row again leaves: which predictions differ, and which of those rounding explains.
 
 Kernels of another machine add in another order. A logit moves by its last digits, and a prediction changes
-where two classes were that close. So a prediction that differs is explained by rounding if the recorded
-logits of the two classes were apart by no more than rounding moves them; of others there may be a few.
+where two classes were that close. So a prediction that differs is explained by rounding if the logits
+of the two classes were apart by no more than rounding moves them, in the record and judged again: a sender
+chooses the logits of the record. Of others there may be a few.
 """
 
 import math
@@ -13,10 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from dbpkit.evaluation.averaging import ensemble_means
 from dbpkit.results.protocols import Protocol, headline
 from dbpkit.results.records import Record
 from dbpkit.statistics.estimates import Estimate, mean_accuracy
 from dbpkit.statistics.strata import luckier
+
+_Both = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
+"""Values as recorded, and as judged again."""
 
 ROUNDING = {"float32": 2e-3, "tf32": 2e-2, "bfloat16": 1e-1}
 """How far rounding may move the lead of a class, as a share of the largest minus the smallest logit."""
@@ -37,16 +42,16 @@ class RowTally:
 
     Attributes:
         row: row of the table.
-        predictions: how many were judged again: examples, tapes and draws.
+        predictions: how many were judged again: examples, tapes and draws, and averages of draws.
         differ: how many are another class.
-        near: those of them where the recorded lead over the new class is within rounding.
+        near: those of them where the lead of one class over the other is within rounding, then and now.
         unlike: recorded predictions that are not the largest of the logits stored with them.
         gap: largest difference of a logit from the stored one; nan without stored logits.
         labels: examples whose label in the verifier's data is another one.
         examples: ids of examples with a prediction that differs.
         recorded: records of the run.
         again: the same, judged again.
-        sizes: size of the perturbation by example, against the verifier's own clean images.
+        sizes: size of the largest perturbation by example, against the verifier's own clean images.
     """
 
     row: str
@@ -76,9 +81,7 @@ class RowTally:
     @property
     def equal(self) -> bool:
         """Whether every record is equal."""
-        return self.differ == 0 and all(
-            a.get("ensembles") == b.get("ensembles") for a, b in zip(self.recorded, self.again, strict=True)
-        )
+        return self.differ == 0
 
 
 def count_batch(
@@ -88,6 +91,7 @@ def count_batch(
     old: Tensor | None,
     new: Tensor,
     precision: str,
+    averages: str = "",
 ) -> None:
     """Adds a batch to a row's counts.
 
@@ -98,6 +102,7 @@ def count_batch(
         old: stored logits (B, R, K), or None.
         new: those of now.
         precision: what the networks computed in.
+        averages: what of the draws the protocol averages, see `dbpkit.evaluation.averaging`.
     """
     tally.recorded += recorded
     tally.again += again
@@ -105,24 +110,41 @@ def count_batch(
     if stored is not None:
         gap = float(np.abs(stored - new.double().numpy()).max())
         tally.gap = gap if math.isnan(tally.gap) else max(tally.gap, gap)
+    share, logits = ROUNDING[precision], None if stored is None else (stored, new.double().numpy())
+    means = None if stored is None or old is None else _means(old, new, averages)
     for b, (before, now) in enumerate(zip(recorded, again, strict=True)):
         if before["label"] != now["label"]:
             tally.labels.add(now["example"])
-        a, c = before["predicted"], now["predicted"]
-        tally.predictions += max(len(a), len(c))
-        tally.differ += abs(len(a) - len(c))
-        if stored is not None and len(a) == stored.shape[1]:
-            tally.unlike += int((stored[b].argmax(axis=1) != np.asarray(a)).sum())
+        if stored is not None and len(before["predicted"]) == stored.shape[1]:
+            tally.unlike += int((stored[b].argmax(axis=1) != np.asarray(before["predicted"])).sum())
+        kinds = (("predicted", logits), ("ensembles", means))
+        for key, values in kinds:
+            a, c = before.get(key) or [], now.get(key) or []
+            _count(tally, a, c, now["example"], values and (values[0][b], values[1][b]), share)
+
+
+def _count(
+    tally: RowTally, was: list[int], now: list[int], example: int, values: _Both | None, share: float
+) -> None:
+    """Adds the classes of an example, recorded and judged again, of which each has a line of values."""
+    tally.predictions += max(len(was), len(now))
+    tally.differ += abs(len(was) - len(now))
+    if was != now:
+        tally.examples.add(example)
+    for r, (a, c) in enumerate(zip(was, now, strict=False)):
         if a != c:
-            tally.examples.add(now["example"])
-        for r, (was, is_now) in enumerate(zip(a, c, strict=False)):
-            if was != is_now:
-                tally.differ += 1
-                tally.near += stored is not None and _is_near(stored[b, r], was, is_now, ROUNDING[precision])
+            tally.differ += 1
+            tally.near += values is not None and all(_is_near(own[r], a, c, share) for own in values)
+
+
+def _means(old: Tensor, new: Tensor, averages: str) -> _Both | None:
+    """Averages of the recorded logits and of those of now; None where nothing is averaged."""
+    was, now = ensemble_means(old, averages), ensemble_means(new, averages)
+    return None if was is None or now is None else (was.numpy(), now.numpy())
 
 
 def _is_near(logits: np.ndarray[Any, Any], was: int, now: int, share: float) -> bool:
-    """Whether a class led another by no more than rounding moves it."""
+    """Whether one class led another by no more than rounding moves it."""
     if not 0 <= was < len(logits):
         return False
     return bool(abs(logits[was] - logits[now]) <= share * (logits.max() - logits.min()))

@@ -63,13 +63,10 @@ def chosen_spec(opened: Opened, named: Named, overrides: Sequence[str]) -> tuple
     return spec, differences(table, spec.model_dump(mode="json"))
 
 
-def judging_parts(
-    opened: Opened, spec: EvaluationSpec, typed: Sequence[str], trusts: bool, execution: Execution
-) -> Parts:
+def judging_parts(spec: EvaluationSpec, typed: Sequence[str], trusts: bool, execution: Execution) -> Parts:
     """Makes the parts that judge.
 
     Args:
-        opened: the bundle.
         spec: of `chosen_spec`.
         typed: names and values that the verifier wrote; import paths among them may be followed.
         trusts: whether the bundle may name code, too.
@@ -92,12 +89,16 @@ def judging_parts(
     for value in typed:
         if _PATH.fullmatch(value):
             trust(value)
+    try:
+        return build(judged_spec(spec), execution.device, execution.budget)
+    except UserError as error:
+        raise CannotJudgeError(f"its parts cannot be made: {error}") from error
+
+
+def guarded(opened: Opened, trusts: bool) -> contextlib.AbstractContextManager[None]:
+    """Inside, no import path is followed that the verifier did not type; parts are made here."""
     remedy = "Name your own with --classifier, --denoiser or --data, or give --trust if you trust the bundle."
-    with contextlib.nullcontext() if trusts else names_of(f"bundle '{opened.path}'", remedy):
-        try:
-            return build(judged_spec(spec), execution.device, execution.budget)
-        except UserError as error:
-            raise CannotJudgeError(f"its parts cannot be made: {error}") from error
+    return contextlib.nullcontext() if trusts else names_of(f"bundle '{opened.path}'", remedy)
 
 
 def judged_spec(spec: EvaluationSpec) -> EvaluationSpec:

@@ -157,6 +157,7 @@ def verdict_of(
     eps: float,
     changed: list[str],
     seed: int,
+    left_out: Sequence[int] = (),
 ) -> Verification:
     """Decides from what was counted.
 
@@ -168,6 +169,7 @@ def verdict_of(
         eps: the budget.
         changed: leaves of the spec that the verifier changed.
         seed: of the fresh draws.
+        left_out: examples of the verifier's data that the spec chooses and the run lacks.
     """
     chosen = recorded_protocol(opened.manifest.protocol)
     protocol = protocols.get(DEFAULT) if chosen is None or chosen.judges_iterates else chosen
@@ -178,6 +180,11 @@ def verdict_of(
         reasons.append(
             f"{len(budget.outside)} attacked images are outside the budget of your clean ones: the largest is"
             f" {budget.largest:.4g}, eps is {eps:.4g} (example {budget.outside[0]})."
+        )
+    if left_out:
+        reasons.append(
+            f"It calls itself finished and lacks {len(left_out)} of the examples that its spec chooses from"
+            f" your data (example {left_out[0]})."
         )
     if luck and luck.lucky:
         reasons.append(

@@ -13,7 +13,7 @@ from dbpkit.bundles.entries import headline_row
 from dbpkit.bundles.judging import Court
 from dbpkit.bundles.opening import Opened, opened_bundle
 from dbpkit.bundles.tally import Fresh, RowTally
-from dbpkit.bundles.trusted import CannotJudgeError, chosen_spec, judged_spec, judging_parts
+from dbpkit.bundles.trusted import CannotJudgeError, chosen_spec, guarded, judged_spec, judging_parts
 from dbpkit.bundles.verdict import HashFound, Verification, verdict_of
 from dbpkit.evaluation.run import Progress
 from dbpkit.evaluation.session import hashes_of
@@ -77,14 +77,16 @@ def verify(
         execution, luck = Execution(device), _draws(opened, fresh, seed)
         typed = [*(v for v in named.values() if v), *(_value(text) for text in overrides)]
         try:
-            parts = parts or judging_parts(opened, spec, typed, trust, execution)
-            _refuse_missing(opened, parts, wanted)
-            court = Court(opened, judged_spec(spec), parts, execution.device)
-            tallies = _judged(court, chosen, wanted, luck, progress)
+            with guarded(opened, trust):
+                parts = parts or judging_parts(spec, typed, trust, execution)
+                _refuse_missing(opened, parts, wanted)
+                court = Court(opened, judged_spec(spec), parts, execution.device)
+                tallies = _judged(court, chosen, wanted, luck, progress)
         except CannotJudgeError as error:
             return Verification.impossible(opened, changed, seed, str(error))
         found, hashes = luck.found() if luck else None, _hashes(opened.run, parts)
-        return verdict_of(opened, tallies, found, hashes, parts.threat.eps, changed, seed)
+        left_out = _left_out(opened, parts)
+        return verdict_of(opened, tallies, found, hashes, parts.threat.eps, changed, seed, left_out)
 
 
 def _judged(
@@ -143,6 +145,14 @@ def _refuse_missing(opened: Opened, parts: Parts, wanted: set[int] | None) -> No
                 f"your data '{parts.data.name}' lack {len(lacking)} of its examples (no. {lacking[0]})."
                 " Name the data of the bundle with --data, or its folder with --set data.options.root=FOLDER."
             )
+
+
+def _left_out(opened: Opened, parts: Parts) -> list[int]:
+    """Examples of the verifier's data that the spec chooses, and a run that calls itself finished lacks."""
+    if opened.manifest.unfinished:
+        return []
+    there = [set(group.example.tolist()) for group in opened.run.columns().rows.values()]
+    return sorted(set(parts.data.ids.tolist()) - set.intersection(*there))
 
 
 def _hashes(run: RunDirectory, parts: Parts) -> list[HashFound]:

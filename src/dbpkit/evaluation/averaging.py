@@ -1,5 +1,6 @@
 """Classes of averaged draws, as a record lists them under a protocol that averages."""
 
+import torch
 from torch import Tensor
 
 from dbpkit.results.ensembles import sizes
@@ -15,14 +16,16 @@ def ensemble_classes(logits: Tensor, averages: str) -> list[list[int] | None]:
     Returns:
         The classes of each image in the order of `dbpkit.results.ensembles`; a draw of one is no group.
     """
+    means = ensemble_means(logits, averages)
+    return [None] * len(logits) if means is None else means.argmax(dim=2).tolist()
+
+
+def ensemble_means(logits: Tensor, averages: str) -> Tensor | None:
+    """Returns the averages of all groups of draws (B, groups, K) in that order; None where there are none."""
     draws = logits.shape[1]
     if not averages or draws == 1:
-        return [None] * len(logits)
+        return None
     values = logits.double()
     values = values.softmax(dim=2) if averages == "softmax" else values
-    found: list[list[int]] = [[] for _ in range(len(logits))]
-    for size in sizes(draws):
-        groups = values[:, : draws // size * size].unflatten(1, (-1, size))
-        for own, classes in zip(found, groups.mean(dim=2).argmax(dim=2).tolist(), strict=True):
-            own += classes
-    return [*found]
+    groups = [values[:, : draws // s * s].unflatten(1, (-1, s)).mean(dim=2) for s in sizes(draws)]
+    return torch.cat(groups, dim=1)

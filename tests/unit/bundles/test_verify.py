@@ -17,7 +17,7 @@ from dbpkit.bundles.packing import bundle
 from dbpkit.bundles.tally import RowTally, count_batch
 from dbpkit.results.records import Key, judged
 from tests import parts
-from tests.bundled import PARTS, REPOSITORY, forget_typed
+from tests.bundled import PARTS, REPOSITORY, forget_typed, small_run
 
 
 def unpacked(packed: Path, folder: Path) -> RunDirectory:
@@ -96,6 +96,38 @@ def test_changed_predictions_are_found_even_with_all_hashes_made_anew(packed: Pa
     assert "white_box" in found.reasons[0]
 
 
+def test_changed_answers_of_averaged_draws_are_found(tmp_path: Path) -> None:
+    """Under a protocol that averages, they are the number that is published."""
+    honest = bundle(small_run(tmp_path / "run", protocol="mean_logits"), tmp_path / "a.zip").path
+    assert verify(honest, **PARTS, fresh_seed=1).equal
+    run = unpacked(honest, tmp_path / "forged")
+    records = records_of(run, "white_box")
+    assert any(r["ensembles"][-1] != r["label"] for r in records)
+    run.append([{**r, "ensembles": [r["label"]] * len(r["ensembles"])} for r in records])
+    found = verify(bundle(run, tmp_path / "b.zip").path, **PARTS, rows=["white_box"], fresh=0)
+    assert found.verdict == "does not stand"
+    assert "predictions are another class" in found.reasons[0]
+
+
+def test_examples_that_were_left_out_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run over chosen examples whose spec says that they are all there are."""
+    made = parts.data
+    with monkeypatch.context() as here:
+        here.setattr(parts, "data", lambda: made().select(torch.arange(2, 7)))
+        run = small_run(tmp_path / "run", examples={"order": "file"})
+    packed = bundle(run, tmp_path / "a.zip").path
+    found = verify(packed, **PARTS, rows=["white_box"], fresh=0)
+    assert found.verdict == "does not stand"
+    assert "lacks 7 of the examples that its spec chooses" in found.reasons[0]
+
+
+def test_one_draw_that_was_chosen_is_compared_with_fresh_ones(tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run", draws={"report": 1, "select": 2}, knowledge=["white_box"])
+    found = verify(bundle(run, tmp_path / "a.zip").path, **PARTS, fresh=4, fresh_seed=1)
+    assert found.luck is not None
+    assert found.luck.draws == 4
+
+
 def test_changed_image_and_image_outside_the_budget_are_found(packed: Path, tmp_path: Path) -> None:
     run = unpacked(packed, tmp_path)
     records = [r for r in records_of(run, "white_box") if r["example"] <= 102]
@@ -134,6 +166,10 @@ def test_near_ties_are_explained_by_rounding_and_others_are_not() -> None:
     assert tally.gap == pytest.approx(0.004, abs=1e-6)
     tally = RowTally("white_box")
     count_batch(tally, [judged(key, 0, [0, 0])], [judged(key, 0, [0, 1])], old, old, "float32")
+    assert (tally.differ, tally.near, tally.holds) == (1, 0, False)
+    tied, apart = torch.tensor([[[5.0, 4.999, 0.0]]]), torch.tensor([[[1.0, 5.0, 0.0]]])
+    tally = RowTally("white_box")  # a sender writes logits that are nearly tied beside a wrong class
+    count_batch(tally, [judged(key, 0, [0])], [judged(key, 0, [1])], tied, apart, "float32")
     assert (tally.differ, tally.near, tally.holds) == (1, 0, False)
     tally = RowTally("white_box")
     count_batch(tally, [judged(key, 0, [0, 2])], [judged(key, 0, [0, 0])], old, old, "float32")
