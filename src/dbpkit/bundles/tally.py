@@ -117,9 +117,11 @@ def count_batch(
             tally.labels.add(now["example"])
         if stored is not None and len(before["predicted"]) == stored.shape[1]:
             tally.unlike += int((stored[b].argmax(axis=1) != np.asarray(before["predicted"])).sum())
-        kinds = (("predicted", logits), ("ensembles", means))
-        for key, values in kinds:
-            a, c = before.get(key) or [], now.get(key) or []
+        lists = (
+            (before["predicted"], now["predicted"], logits),
+            (before.get("ensembles", []), now.get("ensembles", []), means),
+        )
+        for a, c, values in lists:
             _count(tally, a, c, now["example"], values and (values[0][b], values[1][b]), share)
 
 
