@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from dbpkit.bundles.entries import Entry, Strength, read_entry
 from dbpkit.foundation.errors import UserError
-from dbpkit.foundation.files import write_atomically
+from dbpkit.foundation.files import refuse_other, write_atomically
 from dbpkit.results.protocols import DEFAULT, recorded_protocol
 from dbpkit.statistics.estimates import Estimate
 from dbpkit.statistics.intervals import Interval
@@ -164,6 +164,7 @@ def board(runs: Sequence[str | Path], out: str | Path | None = None) -> Board:
         raise UserError(
             f"'{page}' is a folder. Give the name of a page, such as --out {page / 'board.html'}."
         )
+    refuse_other(page, b"<!DOCTYPE html>", "a page")
     table = page.with_suffix(".csv") if page.suffix != ".csv" else page.with_name(f"{page.name}.csv")
     write_atomically(table, made.as_csv().encode())
     write_atomically(page, board_page(made).encode())

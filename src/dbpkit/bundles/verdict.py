@@ -284,8 +284,8 @@ def _of_hashes(hashes: Sequence[HashFound], tallies: Sequence[RowTally]) -> list
     if not other:
         return []
     same = all(tally.holds for tally in tallies)
-    meaning = "they answer alike all the same" if same else "which may be why predictions differ"
-    return [f"Your {' and '.join(other)} {'has' if len(other) == 1 else 'have'} another hash; {meaning}."]
+    meaning = "; the answers agree all the same" if same else ", which may be why predictions differ"
+    return [f"Your {' and '.join(other)} {'has' if len(other) == 1 else 'have'} another hash{meaning}."]
 
 
 def _of_luck(luck: FoundLuck | None) -> list[str]:

@@ -226,7 +226,8 @@ def data_root(root: str | Path | None = None) -> Path:
     chosen = root or os.environ.get("DBPKIT_DATA")
     if not chosen:
         raise UserError(
-            "no data folder: set DBPKIT_DATA, or data.options.root in the spec, to the folder with the files."
+            "no data folder: set DBPKIT_DATA, or data.options.root (in the spec or by --set), to the folder"
+            " with the files. The data set 'embedded' needs none."
         )
     if not Path(chosen).is_dir():
         raise UserError(

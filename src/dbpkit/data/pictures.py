@@ -130,7 +130,7 @@ def check_same_size(images: dict[str, Tensor], where: str) -> None:
             raise UserError(
                 f"{where}: '{name}' is {image.shape[1]} x {image.shape[2]} pixels (height x width) where "
                 f"'{first}' is {reference.shape[1]} x {reference.shape[2]}. "
-                "Set size to resize and crop all images."
+                "Set size to resize and crop all images, as in --set data.options.size=32."
             )
 
 

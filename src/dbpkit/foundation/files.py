@@ -94,6 +94,19 @@ def write_atomically(path: Path, content: bytes | Iterable[bytes | memoryview]) 
     return digest.hexdigest()
 
 
+def refuse_other(path: Path, begins: bytes, what: str) -> None:
+    """Raises UserError if a file lies there that begins in another way than what would replace it.
+
+    A name that was mistyped must not cost a file of the user's. An empty file is no loss.
+    """
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        start = file.read(len(begins))
+    if start and start != begins:
+        raise UserError(f"'{path}' exists and is not {what}. Use a new --out.")
+
+
 def stamp_of(path: Path) -> tuple[int, int, int] | None:
     """Returns what changes when a file changes: time, size and number; None if it is not there."""
     try:

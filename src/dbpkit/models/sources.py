@@ -5,6 +5,7 @@ The thing people get wrong: a classifier takes pixels in [0, 1] and normalises i
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -12,7 +13,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import nn
 
-from dbpkit.foundation.errors import UserError, shown
+from dbpkit.foundation.errors import UserError, excerpt, shown, unknown_name
 from dbpkit.foundation.packaged import asset as asset
 from dbpkit.foundation.registry import Registry, call_with_options
 from dbpkit.foundation.types import Denoiser
@@ -217,6 +218,11 @@ def state_sha256(model: Any) -> str:
 
 def _make(registry: Registry, name: str, options: Mapping[str, Any] | None) -> Any:
     """A part built by its source; an nn.Module instance at an import path is taken as it is."""
+    if isinstance(name, str) and (code := re.fullmatch(r"(?:.*/)?(\w+)\.py(?::(\w*))?", name)):
+        raise UserError(
+            f"{registry.kind} '{name}': code is named by its module and function, without '.py', such as"
+            f" {code[1]}:{code[2] or 'make'}."
+        )
     name, more = source(name)
     if options is not None and not isinstance(options, Mapping):
         raise UserError(f"options of {registry.kind} '{name}' must be a table by name, not {shown(options)}.")
@@ -224,6 +230,11 @@ def _make(registry: Registry, name: str, options: Mapping[str, Any] | None) -> A
         if registry.kind != "denoiser" or not _is_diffusers(Path(name)):
             raise _folder_refused(registry.kind, Path(name))
         name, more = "diffusers", {"path": name}
+    if ":" not in name and name not in registry:
+        raise UserError(
+            f"{unknown_name(registry.kind, excerpt(name, 100), registry)} No file or folder of this name is"
+            " here either; your own code is named as module:function."
+        )
     made_by = registry.resolve(name)
     if isinstance(made_by, nn.Module):
         if options:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from dbpkit.foundation.errors import UserError
-from dbpkit.foundation.files import write_atomically
+from dbpkit.foundation.files import refuse_other, write_atomically
 from dbpkit.foundation.locking import refuse_link
 from dbpkit.reporting.analyses import AnalysisView, analysis_views, found_view
 from dbpkit.reporting.comparison import ShownRun, compare_shown
@@ -83,6 +83,7 @@ def write_report(
         found=found_view([view.findings for view in views]),
     )
     path = Path(out) if out is not None else directories[0].path / "report.html"
+    refuse_other(path, b"<!DOCTYPE html>", "a page")
     folder = path.with_name("figures" if path.name == "report.html" else f"{path.stem}-figures")
     stem = f"evaluation-1{'-compared' if comparison else ''}"
     if out is None:

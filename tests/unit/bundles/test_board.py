@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dbpkit import UserError, board
+from dbpkit import UserError, board, report
 from dbpkit.bundles.board import ranked
 from dbpkit.bundles.entries import Entry, Strength, read_entry
 from dbpkit.bundles.packing import bundle
@@ -155,6 +155,20 @@ def test_board_of_nothing_is_refused(tmp_path: Path, finished: Path) -> None:
         board("a.zip")
     with pytest.raises(UserError, match="is a folder"):
         board([finished], tmp_path)
+
+
+def test_a_file_of_the_users_own_is_not_replaced(tmp_path: Path, finished: Path) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text("x = 1\n")
+    writers = {board: "a page", report: "a page", bundle: "a bundle"}
+    for write, what in writers.items():
+        with pytest.raises(UserError, match=f"exists and is not {what}. Use a new --out"):
+            write(str(finished) if write is bundle else [finished], mine)
+    assert mine.read_text() == "x = 1\n"
+    assert not list(tmp_path.glob("*.csv"))
+    (tmp_path / "empty.html").touch()
+    for _ in range(2):  # an empty file and an earlier page are replaced
+        board([finished], tmp_path / "empty.html")
 
 
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> Callable[..., tuple[int, str, str]]:
