@@ -11,7 +11,10 @@ os.environ.setdefault("DBPKIT_NO_PLUGINS", "1")  # what else is installed here i
 
 import importlib
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -45,3 +48,15 @@ def data_root() -> Path:
     if not root:
         pytest.skip("DBPKIT_DATA is not set")
     return Path(root)
+
+
+@pytest.fixture
+def guides() -> Iterator[ModuleType]:
+    """A module of the user's own, whose ``guide`` is a classifier with trainable weights."""
+    from tests.oracles import TinyClassifier
+
+    made = ModuleType("users_guides")
+    made.guide = TinyClassifier()
+    sys.modules[made.__name__] = made
+    yield made
+    del sys.modules[made.__name__]

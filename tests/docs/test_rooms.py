@@ -51,8 +51,8 @@ def test_map_of_the_repository_has_every_folder() -> None:
     root = SCRIPT.parents[1]
     page = (root / "docs" / "design.md").read_text(encoding="utf-8")
     shown = page[page.index("## Map of the repository") : page.index("## Abstractions")]
-    tests = {f"tests/{p.name}/" for p in (root / "tests").iterdir() if p.is_dir() and any(p.glob("[!_]*"))}
-    pages = {p.name for p in (root / "docs").iterdir() if p.is_dir() and any(p.glob("[!_]*"))}
+    tests = {f"tests/{p.name}/" for p in (root / "tests").glob("[!_.]*") if any(p.glob("[!_]*"))}
+    pages = {p.name for p in (root / "docs").glob("[!_.]*") if any(p.glob("[!_]*"))}
     scripts = {p.name for p in (root / "docs").glob("*.py")}
     named = {name for cell in re.findall(r"`([^`]+)`", shown) for name in (cell, cell.removesuffix("/"))}
     assert {

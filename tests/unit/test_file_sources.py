@@ -1,9 +1,11 @@
 """Models named by their file: in a spec, on the command line, converted, and trusted."""
 
 import json
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -158,15 +160,18 @@ def test_program_is_refused_and_run_where_it_is_trusted(
 
 
 def test_import_path_in_a_weights_file_is_followed_only_where_trusted(
-    tmp_path: Path, request: pytest.FixtureRequest
+    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    described = Architecture("classifier", "tests.parts:ChannelMean", {}, class_names=("a", "b", "c"))
-    path = tmp_path / "own.safetensors"
     from tests.parts import ChannelMean
 
+    module = ModuleType("users_network")  # which no test has typed in this process
+    module.Own = ChannelMean
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    described = Architecture("classifier", "users_network:Own", {}, class_names=("a", "b", "c"))
+    path = tmp_path / "own.safetensors"
     save_weights(path, ChannelMean(3.0), described)
 
-    with pytest.raises(UserError, match=r"'tests\.parts:ChannelMean' is an import path that '.*' names"):
+    with pytest.raises(UserError, match=r"'users_network:Own' is an import path that '.*' names"):
         load_classifier(str(path))
     request.getfixturevalue("trusting")
     assert float(load_classifier(str(path)).scale) == 3.0  # type: ignore[arg-type]

@@ -265,16 +265,16 @@ def load_dataset(name: str, options: Mapping[str, Any] | None = None) -> Dataset
     Raises:
         UserError: if the name, an option or a file is wrong, or the loader returns something else.
     """
-    name, options = _named(name, dict(options or {}))
+    name, options = _named(name, options or {})
     loaded = call_with_options(datasets.resolve(name), options, f"data '{name}'")
     if not isinstance(loaded, Dataset):
         raise UserError(f"data '{name}' must return a dbpkit.Dataset, not {type(loaded).__name__}.")
     return loaded
 
 
-def _named(name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def _named(name: str, options: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     """A folder's path as the data set ``folder`` with that path; any other name as it is."""
-    if not isinstance(name, str) or ":" in name or name in datasets:
+    if not isinstance(name, str) or not isinstance(options, Mapping) or ":" in name or name in datasets:
         return name, options
     if os.path.isdir(name):  # noqa: PTH112 - of any text
         return "folder", {"path": name, **options}

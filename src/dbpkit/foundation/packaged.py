@@ -123,9 +123,12 @@ def write_template(path: Path) -> None:
     Raises:
         UserError: if something of that name is there already.
     """
+    there = UserError(f"'{path}' exists already and is left as it is. Choose another name.")
+    if path.is_dir():
+        raise there
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as file:
             file.write(TEMPLATE.read_text(encoding="utf-8"))
     except FileExistsError as error:
-        raise UserError(f"'{path}' exists already and is left as it is. Choose another name.") from error
+        raise there from error
