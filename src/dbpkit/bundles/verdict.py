@@ -181,11 +181,7 @@ def verdict_of(
             f"{len(budget.outside)} attacked images are outside the budget of your clean ones: the largest is"
             f" {budget.largest:.4g}, eps is {eps:.4g} (example {budget.outside[0]})."
         )
-    if left_out:
-        reasons.append(
-            f"It calls itself finished and lacks {len(left_out)} of the examples that its spec chooses from"
-            f" your data (example {left_out[0]})."
-        )
+    reasons += _of_left_out(left_out)
     if luck and luck.lucky:
         reasons.append(
             f"The published draws of row '{luck.row}' were lucky: {luck.recorded.value:.1%} are right,"
@@ -212,6 +208,16 @@ def verdict_of(
         seed,
         (len(judged), _count(opened)),
     )
+
+
+def _of_left_out(left_out: Sequence[int]) -> list[str]:
+    """Why a run that lacks examples which its spec chooses does not stand."""
+    if not left_out:
+        return []
+    return [
+        f"It calls itself finished and lacks {len(left_out)} of the examples that its spec chooses from"
+        f" your data (example {left_out[0]})."
+    ]
 
 
 def _row(protocol: Protocol, tally: RowTally) -> RowFound:

@@ -59,8 +59,7 @@ def verify(
         progress: called with the share that is done, in [0, 1], and the row.
 
     Returns:
-        The verdict with its reasons, and what was counted. If your models or data are missing, the verdict is
-        ``cannot be judged``.
+        The verdict with its reasons and counts; ``cannot be judged`` if a model or an image is missing.
 
     Raises:
         UserError: if the file is no bundle as it was written, or an argument is wrong.
@@ -84,9 +83,9 @@ def verify(
                 tallies = _judged(court, chosen, wanted, luck, progress)
         except CannotJudgeError as error:
             return Verification.impossible(opened, changed, seed, str(error))
-        found, hashes = luck.found() if luck else None, _hashes(opened.run, parts)
-        left_out = _left_out(opened, parts)
-        return verdict_of(opened, tallies, found, hashes, parts.threat.eps, changed, seed, left_out)
+        found, left = luck.found() if luck else None, _left_out(opened, parts)
+        hashes, eps = _hashes(opened.run, parts), parts.threat.eps
+        return verdict_of(opened, tallies, found, hashes, eps, changed, seed, left)
 
 
 def _judged(
