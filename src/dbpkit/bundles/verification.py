@@ -71,10 +71,9 @@ def verify(
     seed = secrets.randbits(32) if fresh_seed is None else check_seed(fresh_seed)
     named = {"classifier": classifier, "denoiser": denoiser, "data": data}
     with opened_bundle(bundle) as opened:
-        spec, changed = chosen_spec(opened, named, overrides)
-        chosen, wanted = _rows(opened, rows), _wanted(opened, examples, seed)
-        execution, luck = Execution(device), _draws(opened, fresh, seed)
-        typed = [*(v for v in named.values() if v), *(_value(text) for text in overrides)]
+        (spec, changed), luck = chosen_spec(opened, named, overrides), _draws(opened, fresh, seed)
+        chosen, wanted, execution = _rows(opened, rows), _wanted(opened, examples, seed), Execution(device)
+        typed = [v for v in named.values() if v] + [_value(text) for text in overrides]
         try:
             with guarded(opened, trust):
                 parts = parts or judging_parts(spec, typed, trust, execution)
@@ -84,8 +83,8 @@ def verify(
         except CannotJudgeError as error:
             return Verification.impossible(opened, changed, seed, str(error))
         found, left = luck.found() if luck else None, _left_out(opened, parts)
-        hashes, eps = _hashes(opened.run, parts), parts.threat.eps
-        return verdict_of(opened, tallies, found, hashes, eps, changed, seed, left)
+        hashes = _hashes(opened.run, parts)
+        return verdict_of(opened, tallies, found, hashes, parts.threat.eps, changed, seed, left)
 
 
 def _judged(
