@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from dbpkit.evaluation.averaging import ensemble_means
+from dbpkit.results.kinds import kind_of
 from dbpkit.results.protocols import Protocol, headline
 from dbpkit.results.records import Record
 from dbpkit.statistics.estimates import Estimate, mean_accuracy
@@ -31,6 +32,9 @@ BEYOND = 1 / 1000
 
 WITHOUT_LOGITS = 1 / 100
 """Share that may differ in a run that stored no logits, at least one."""
+
+SMALL_SHARE = 0.5
+"""Share of the budget below which the largest perturbation of an attacked row is remarked upon."""
 
 LUCKY = 0.001
 """A published number is called a lucky draw if honest draws are as lucky with at most this probability."""
@@ -217,3 +221,18 @@ class Fresh:
             mean_accuracy("per_draw", m, d) for m, d in zip(means, (draws[0], self.draws), strict=True)
         )
         return FoundLuck(self.row, self.seed, self.draws, old, fresh, p_value)
+
+
+def hardly_moved(eps: float, tallies: Sequence[RowTally]) -> list[str]:
+    """A remark on attacked rows whose images are all nearly clean, as if nothing had been attacked."""
+    found = []
+    for tally in tallies:
+        if not kind_of(tally.row).attacker or kind_of(tally.row).is_baseline or not tally.again:
+            continue
+        largest = max(tally.sizes.values(), default=0.0)
+        if largest < SMALL_SHARE * eps:
+            found.append(
+                f"Row '{tally.row}': no image is farther from your clean ones than {largest:.2g}, and eps is"
+                f" {eps:.4g}: an attack that hardly moves is no attack."
+            )
+    return found

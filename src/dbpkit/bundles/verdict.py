@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from dbpkit.bundles.opening import Opened
-from dbpkit.bundles.tally import LUCKY, FoundLuck, RowTally, accuracy
+from dbpkit.bundles.tally import LUCKY, FoundLuck, RowTally, accuracy, hardly_moved
 from dbpkit.results.flags import BUDGET_TOLERANCE
 from dbpkit.results.kinds import kind_of
 from dbpkit.results.protocols import DEFAULT, Protocol, protocols, recorded_protocol
@@ -88,7 +88,7 @@ class Verification(NamedTuple):
 
     Attributes:
         verdict: ``stands``, ``does not stand`` or ``cannot be judged``.
-        reasons: sentences: why it does not stand, or what is missing; empty if it stands.
+        reasons: sentences: why it does not stand, or why it cannot be judged; empty if it stands.
         remarks: sentences that do not decide.
         name: title of the run.
         bundle_sha256: of the file.
@@ -172,7 +172,8 @@ def verdict_of(
         left_out: examples of the verifier's data that the spec chooses and the run lacks.
     """
     chosen = recorded_protocol(opened.manifest.protocol)
-    protocol = protocols.get(DEFAULT) if chosen is None or chosen.judges_iterates else chosen
+    of_images = chosen is not None and not chosen.judges_iterates
+    protocol = chosen if chosen is not None and of_images else protocols.get(DEFAULT)
     rows = [_row(protocol, tally) for tally in tallies if tally.again]
     budget = _budget(eps, tallies)
     reasons = [said for tally in tallies for said in _why_not(tally)]
@@ -188,14 +189,13 @@ def verdict_of(
             f" {luck.fresh.value:.1%} of {luck.draws} fresh draws of each image. Honest draws are so lucky"
             f" with probability {luck.p_value:.2g}; a claim falls at {LUCKY:g}."
         )
-    remarks = _remarks(opened) + _of_hashes(hashes, tallies) + _of_luck(luck)
-    if chosen is None or chosen.judges_iterates:
-        remarks.append(
-            f"Protocol '{opened.manifest.protocol}' cannot be judged from final images: accuracy per draw is."
-        )
+    remarks = _remarks(opened) + _of_hashes(hashes, tallies) + _of_luck(luck) + hardly_moved(eps, tallies)
+    verdict = DOES_NOT if reasons else STANDS
+    if not reasons and not of_images:
+        verdict, reasons = CANNOT, [_of_iterates(opened.manifest.protocol)]
     judged = {record["example"] for tally in tallies for record in tally.again}
     return Verification(
-        DOES_NOT if reasons else STANDS,
+        verdict,
         reasons,
         remarks,
         opened.manifest.name,
@@ -207,6 +207,14 @@ def verdict_of(
         changed,
         seed,
         (len(judged), _count(opened)),
+    )
+
+
+def _of_iterates(protocol: str) -> str:
+    """Why a headline that counts images on the way cannot be judged."""
+    return (
+        f"The headline of protocol '{protocol}' does not follow from final images, and no others are stored."
+        " What was judged, accuracy per draw, agrees."
     )
 
 

@@ -59,7 +59,7 @@ def verify(
         progress: called with the share that is done, in [0, 1], and the row.
 
     Returns:
-        The verdict with its reasons and counts; ``cannot be judged`` if a model or an image is missing.
+        The verdict with its reasons and counts; ``cannot be judged`` if something that it needs is missing.
 
     Raises:
         UserError: if the file is no bundle as it was written, or an argument is wrong.

@@ -239,3 +239,19 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> Callable[..
         return int(stop.value.code or 0), captured.out, captured.err
 
     return run
+
+
+def test_headline_of_iterates_cannot_be_judged_from_final_images(tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run", protocol="while_optimising")
+    found = verify(bundle(run, tmp_path / "run.zip").path, **PARTS, fresh=0)
+    assert (found.verdict, found.equal) == ("cannot be judged", True)
+    assert "does not follow from final images" in found.reasons[0]
+
+
+def test_rows_that_hardly_move_are_remarked_upon(packed: Path, tmp_path: Path) -> None:
+    assert not [said for said in verify(packed, **PARTS, fresh=0).remarks if "hardly moves" in said]
+    attack = {"name": "pgd", "options": {"iterations": 1, "eot": 1, "step_size": "1/255"}}
+    run = small_run(tmp_path / "run", attacks=[attack])
+    found = verify(bundle(run, tmp_path / "run.zip").path, **PARTS, fresh=0)
+    assert found.verdict == "stands"
+    assert sorted(said.split("'")[1] for said in found.remarks) == ["dw_both", "white_box"]
