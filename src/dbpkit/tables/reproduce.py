@@ -155,6 +155,8 @@ def reproduce(
         raise UserError(f"scale must be mini or paper, not {scale!r}.")
     limit = None if limit is None else whole(limit, "limit", 1)
     folder = Path(out) if out is not None else OUT / scale
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out '{folder}' is a file. Name a folder for runs and pages.")
     wanted = [one if isinstance(one, Table) else load_table(one) for one in _asked(tables)]
     costs: dict[str, Cost | None] = {}
     here = {table.name: lacks(table, costs) for table in wanted} if scale == "paper" else {}

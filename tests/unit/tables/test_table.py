@@ -4,6 +4,7 @@ import pytest
 
 from dbpkit.foundation.errors import UserError
 from dbpkit.tables.layers import merged, resolve
+from dbpkit.tables.reproduce import reproduce
 from dbpkit.tables.table import load_table, read_published, table_names
 
 SMALL = """
@@ -144,3 +145,11 @@ def test_a_mistake_is_one_sentence_that_names_it(small, old, new, said):
 def test_an_unknown_table_names_the_nearest():
     with pytest.raises(UserError, match="liu-dw-box"):
         load_table("liu-dwbox")
+
+
+def test_a_file_as_the_folder_of_runs_is_refused_at_once(tmp_path, small):
+    place = tmp_path / "mine.txt"
+    place.write_text("mine")
+    with pytest.raises(UserError, match=r"'.*mine\.txt' is a file\. Name a folder"):
+        reproduce([small()], out=place)
+    assert place.read_text() == "mine"
