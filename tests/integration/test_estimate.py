@@ -189,3 +189,45 @@ def test_evaluate_says_the_line_before_it_starts_and_once(
     for _ in range(2):
         evaluate(spec, tmp_path, Execution("cpu"))
     assert sum("network calls (on cpu" in message for message in caplog.messages) == 1
+
+
+def test_estimates_that_share_timings_time_each_network_once(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other steps and another budget mean the same networks; another sampler is another chain."""
+    timed: list[str] = []
+
+    def given(name: str, plain: float) -> Callable[..., timing.Seconds]:
+        def seconds(_clock: Clock, _part: object, count: int) -> timing.Seconds:
+            timed.append(f"{name}, {count} rows")
+            return timing.Seconds(count, plain * count, 3 * plain * count)
+
+        return seconds
+
+    monkeypatch.setattr(Clock, "_purifier", given("chain", 0.002))
+    monkeypatch.setattr(Clock, "_whole", given("classifier", 0.001))
+    one_step = {"sampler": "one_step", "steps": 1000}
+    specs = [
+        tiny(examples={"count": 2}, purifier=one_step),
+        tiny(examples={"count": 2}, purifier={**one_step, "steps": 500, "t_star": 0.2}),
+        tiny(examples={"count": 4}, purifier=one_step, threat={"norm": "l2", "eps": "0.5"}),
+        tiny(examples={"count": 2}, purifier={"sampler": "ddim", "steps": 100}),
+    ]
+    execution = Execution("cpu", micro_batch=8, memory_bytes=DEFAULT_MEMORY)
+    timings: timing.Timings = {}
+    counts, shared = [], []
+    for spec in specs:
+        shared.append(estimate(spec, execution, timings=timings))
+        counts.append(len(timed))
+    first = counts[0]
+    assert sorted(set(timed[:first])) == [f"{n}, {r} rows" for n in ("chain", "classifier") for r in (2, 8)]
+    assert counts == [first, first, first, first + 2]
+    assert timed[first:] == ["chain, 8 rows", "chain, 2 rows"]
+    for spec, found in zip(specs, shared, strict=True):
+        alone = estimate(spec, execution)
+        assert (found.hours, found.checks, found.network_calls) == (
+            alone.hours,
+            alone.checks,
+            alone.network_calls,
+        )
+    assert len(timed) == first + 2 + len(specs) * first

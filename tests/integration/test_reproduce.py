@@ -1,13 +1,20 @@
 """A small table to the end: interrupted, gone on with, read again, shown and said."""
 
 import json
+import shutil
+import signal
+import subprocess
+import sys
 
 import pytest
 
 from dbpkit.foundation.errors import UserError
-from dbpkit.tables.page import write_page
+from dbpkit.foundation.locking import writing
+from dbpkit.tables.page import answer_of, write_page
 from dbpkit.tables.reproduce import reproduce
 from dbpkit.tables.table import read_published
+from dbpkit.tables.terminal import sentences
+from tests.integration.conftest import environment
 
 pytestmark = pytest.mark.slow  # two purifiers are checked and attacked
 
@@ -68,10 +75,15 @@ order = ["again/attacked", "first/attacked"]
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory):
+def table_path(tmp_path_factory):
     path = tmp_path_factory.mktemp("table") / "small.toml"
     path.write_text(TABLE)
-    return read_published(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def table(table_path):
+    return read_published(table_path)
 
 
 class _StopError(Exception):
@@ -155,3 +167,73 @@ def test_a_wrong_name_or_scale_is_one_sentence(tmp_path):
         reproduce("liu-dw", out=tmp_path)
     with pytest.raises(UserError, match="mini or paper"):
         reproduce("liu-dw-box", "huge", out=tmp_path)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from dbpkit.tables.reproduce import reproduce
+from dbpkit.tables.table import read_published
+def stop(_share, what):
+    if "white_box" in what:
+        os.kill(os.getpid(), signal.SIGKILL)
+reproduce([read_published(Path(sys.argv[1]))], out=sys.argv[2], progress=stop)
+"""
+
+
+def test_a_killed_process_is_gone_on_with(found, table_path, table, tmp_path):
+    """What a second process adds to the records of the first makes the numbers of `found`."""
+    command = [sys.executable, "-c", KILLED, str(table_path), str(tmp_path)]
+    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert list(tmp_path.glob("runs/*/records.jsonl"))
+    again = reproduce([table], out=tmp_path)
+    assert [c.measured for c in again.tables[0].cells] == [c.measured for c in found.tables[0].cells]
+    assert again.left == 0
+    assert {p.name for p in (tmp_path / "runs").iterdir()} == {p.name for p in (found.out / "runs").iterdir()}
+
+
+def test_fewer_images_first_and_all_later_is_one_run_that_grows(found, table, tmp_path):
+    few = reproduce([table], out=tmp_path, limit=1)
+    assert few.left == 0
+    assert {c.measured.shown.examples for c in few.tables[0].cells if c.measured} == {1}
+    seen = reproduce([table], out=tmp_path, run=False)
+    assert seen.left == 2
+    assert [c.measured for c in seen.tables[0].cells] == [c.measured for c in few.tables[0].cells]
+    grown = reproduce([table], out=tmp_path)
+    assert len(grown.seconds) == 2
+    assert [c.measured for c in grown.tables[0].cells] == [c.measured for c in found.tables[0].cells]
+
+
+def test_a_second_process_in_the_same_folder_is_refused_in_a_sentence(found, table, tmp_path):
+    out = copied(found, tmp_path)
+    folder = next(c.folder for c in found.tables[0].cells if c.measured and c.measured.scores)
+    (own := out / "runs" / folder.name).joinpath("summary.json").unlink()
+    with writing(own, "dbpkit reproduce"):
+        before = {p: p.read_bytes() for p in own.rglob("*") if p.is_file() and not p.name.startswith(".")}
+        with pytest.raises(UserError, match=r"failed: .* is being written by process \d+ .*another --out\.$"):
+            reproduce([table], out=out)
+        assert {p: p.read_bytes() for p in before} == before
+    assert reproduce([table], out=out).left == 0
+
+
+@pytest.mark.parametrize("name", ["spec.json", "records.jsonl", "summary.json"])
+def test_a_damaged_run_is_named_and_the_others_are_shown(found, table, tmp_path, name):
+    out = copied(found, tmp_path)
+    folder = next(c.folder for c in found.tables[0].cells if c.measured and c.measured.scores)
+    own = out / "runs" / folder.name
+    (own / name).write_bytes(b"{" + (own / name).read_bytes())
+    seen = reproduce([table], out=out, run=False)
+    cells = {c.placed.name: c for c in seen.tables[0].cells}
+    assert seen.left == 1
+    assert cells["first/clean"].measured is None
+    assert f"the run in '{own}' cannot be read" in cells["first/clean"].why
+    assert cells["first/rate"].measured == found.tables[0].cells[2].measured
+    assert any(str(own) in said for said in sentences(seen.tables[0]))
+    assert "1 run cannot be read: its cells name it" in answer_of(seen)
+    ran = reproduce([table], out=out)
+    assert (ran.left == 0) == (name == "summary.json")  # which is made anew from the records
+
+
+def copied(found, folder):
+    return shutil.copytree(found.out, folder / "copy")

@@ -4,9 +4,11 @@ Passes are counted (`dbpkit.evaluation.counting`), a few calls are timed on this
 (`dbpkit.evaluation.timing`), and the cost is linear in both and in the examples.
 """
 
+import json
 import logging
 import math
 import os
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +16,7 @@ import torch
 
 from dbpkit.checks.preflight import passes_of
 from dbpkit.evaluation.counting import Passes, chain_calls, passes
-from dbpkit.evaluation.timing import Clock
+from dbpkit.evaluation.timing import STEPS, Clock, Timings
 from dbpkit.experiment.build import Parts, build
 from dbpkit.experiment.execution import Execution, check_execution, kernels
 from dbpkit.experiment.sizing import settled
@@ -109,13 +111,21 @@ def duration(hours: float) -> str:
     return f"{seconds} seconds" if seconds > 1 else "1 second"
 
 
-def estimate(spec: EvaluationSpec, execution: Execution | None = None, machines: int = 1) -> Estimate:
+def estimate(
+    spec: EvaluationSpec,
+    execution: Execution | None = None,
+    machines: int = 1,
+    *,
+    timings: Timings | None = None,
+) -> Estimate:
     """Tells what an evaluation will take on this machine, without running it.
 
     Args:
         spec: what will be evaluated.
         execution: how; None takes a GPU if there is one, and what is fastest there.
         machines: how many machines like this one would share the examples.
+        timings: a dictionary that several estimates of one process share, empty at first, so that each
+            network is timed once; None times the networks of this spec alone.
 
     Returns:
         Passes, network calls, hours and memory of every row, and in all. Passes are those of an example that
@@ -129,14 +139,20 @@ def estimate(spec: EvaluationSpec, execution: Execution | None = None, machines:
     execution = check_execution(execution)
     with kernels(execution.deterministic, spec.precision):
         parts = build(spec, execution.device, execution.budget)
-        return of_parts(spec, parts, settled(execution, parts), machines)
+        return of_parts(spec, parts, settled(execution, parts), machines, timings=timings)
 
 
 def of_parts(
-    spec: EvaluationSpec, parts: Parts, execution: Execution, machines: int = 1, steps: int = 3
+    spec: EvaluationSpec,
+    parts: Parts,
+    execution: Execution,
+    machines: int = 1,
+    steps: int = STEPS,
+    timings: Timings | None = None,
 ) -> Estimate:
     """Tells what an evaluation with parts that are made already will take; ``steps`` of them are timed."""
-    clock, count = Clock(parts, execution, steps), len(parts.data)
+    names = {} if timings is None else _names(spec, parts, execution, steps)
+    clock, count = Clock(parts, execution, steps, names, timings), len(parts.data)
     base = _held(execution.device)
     found, calls = [], 0
     for row in passes(spec, parts, execution):
@@ -149,6 +165,26 @@ def of_parts(
     batches = math.ceil(count / execution.batch_size)
     checks = _of_checks(spec, parts, clock) / 3600
     return Estimate(found, count, calls, hours, machines, batches, peak, executed([noted]), checks)
+
+
+def _names(spec: EvaluationSpec, parts: Parts, execution: Execution, steps: int) -> dict[int, Hashable]:
+    """What the time of a network call follows from, by the ``id`` of the part, for a `Clock`.
+
+    Of a chain that is its network, its sampler and its sizes, not its steps: every call costs the same.
+    """
+    limit = execution.limit.rows
+    where = (str(execution.device), limit, execution.deterministic, execution.compile, spec.precision, steps)
+    shape = tuple(parts.data.x(slice(0, 1)).shape[1:])
+    stages = (parts.hashes["classifier_sha256"], spec.classifier.model_dump_json())
+    named: dict[int, Hashable] = {id(parts.model.classifier): ("classifier", where, shape, stages)}
+    if parts.undefended is not None:
+        named[id(parts.undefended)] = ("undefended", where, shape, stages)
+    if parts.denoiser is not None and spec.purifier.is_diffusion:
+        chain = spec.purifier.model_dump(mode="json", exclude={"t_star", "steps", "grid"})
+        network = (parts.hashes["denoiser_sha256"], spec.denoiser.model_dump_json())
+        own = getattr(parts.model.purifier, "denoiser", parts.denoiser)
+        named[id(own)] = ("chain", where, shape, network, json.dumps(chain, sort_keys=True))
+    return named
 
 
 def foretell(spec: EvaluationSpec, parts: Parts, execution: Execution) -> Estimate | None:

@@ -7,7 +7,7 @@ N (F + B) and N - k more F, see `dbpkit.purification.replay`.
 import contextlib
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -39,6 +39,10 @@ class Seconds(NamedTuple):
     graph: float
 
 
+Timings = dict[Hashable, list[Seconds]]
+"""Times of networks by what they are called in every spec; see `dbpkit.evaluation.estimate.estimate`."""
+
+
 class Clock:
     """Times the parts of an evaluation and says how long any call of its models takes.
 
@@ -46,14 +50,24 @@ class Clock:
         parts: models and data.
         execution: with numbers for rows and memory.
         steps: of a purification that are timed.
+        names: what makes a part's time, by the ``id`` of the part; one with no name is timed by this clock.
+        timings: of parts with names, from clocks before; what is timed now is added.
     """
 
-    def __init__(self, parts: Parts, execution: Execution, steps: int = STEPS) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        execution: Execution,
+        steps: int = STEPS,
+        names: Mapping[int, Hashable] | None = None,
+        timings: Timings | None = None,
+    ) -> None:
         self.parts, self.execution, self.steps = parts, execution, steps
         self.most = execution.limit.rows
         self.need: Need | None = measured(parts, execution.device)
-        self._found: dict[int, list[Seconds]] = {}
-        self._calls: dict[int, int] = {}
+        self._names = names or {}
+        self._shared: Timings = {} if timings is None else timings
+        self._own: Timings = {}
 
     def seconds(self, model: Any, calls: int, differentiated: bool, rows: int) -> float:
         """Seconds of one call of a model with at most `most` rows, ``calls`` times through its network."""
@@ -75,14 +89,16 @@ class Clock:
 
     def _timed(self, part: Any) -> list[Seconds]:
         """Times of a part with all rows, and with a quarter of them where that is quick."""
-        key = id(getattr(part, "denoiser", part))
-        if key not in self._found:
+        own = id(getattr(part, "denoiser", part))
+        key = self._names.get(own, own)
+        known = self._shared if own in self._names else self._own  # an id means nothing to another clock
+        if key not in known:
             time_of = self._purifier if isinstance(part, Purifier) else self._whole
             found = [time_of(part, self.most)]
             if self.most > 3 and found[0].plain < SLOW_SECONDS:
                 found.append(time_of(part, self.most // 4))
-            self._found[key] = found
-        return self._found[key]
+            known[key] = found
+        return known[key]
 
     def _rows(self, count: int) -> tuple[Tensor, NoisePlan]:
         index = torch.arange(count) % len(self.parts.data)

@@ -12,6 +12,7 @@ import torch
 
 from dbpkit.data import load_dataset
 from dbpkit.evaluation.estimate import duration, estimate
+from dbpkit.evaluation.timing import Timings
 from dbpkit.experiment.execution import Execution
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.foundation.errors import UserError
@@ -84,22 +85,26 @@ class Looked(NamedTuple):
     cells: dict[str, Lack]
 
 
-def lacks(table: Table, costs: dict[str, Cost | None] | None = None) -> Looked:
+def lacks(
+    table: Table, costs: dict[str, Cost | None] | None = None, timings: Timings | None = None
+) -> Looked:
     """Looks for the models and data of every cell of a table, and counts what its run would take.
 
     Args:
         table: the table.
-        costs: what was counted and timed before, of other tables.
+        costs: what was counted before, of other tables.
+        timings: of networks, from other tables.
     """
     found = {one.model.name: one for one in look(zoo())}
     paths = {name: named_by(one) for name, one in found.items() if one.path is not None}
     seen: dict[str, str] = {}
     costs, cells = {} if costs is None else costs, {}
+    timings = {} if timings is None else timings
     for one in resolve(table, "paper", paths):
         if one.job is None:
             continue
         missing = tuple(_models(one, found)) + tuple(_data(one, seen))
-        cost = _cost(one.job, costs, here=not missing)
+        cost = _cost(one.job, costs, timings, here=not missing)
         cells[one.name] = Lack(missing, cost, torch.cuda.is_available())
     return Looked(paths, cells)
 
@@ -141,7 +146,7 @@ def _data(placed: Placed, seen: dict[str, str]) -> list[str]:
     return [seen[key]] if seen[key] else []
 
 
-def _cost(job: Job, costs: dict[str, Cost | None], *, here: bool) -> Cost | None:
+def _cost(job: Job, costs: dict[str, Cost | None], timings: Timings, *, here: bool) -> Cost | None:
     """What an evaluation would take; None of an analysis, and where its parts cannot be made."""
     if job.analysis:
         return None
@@ -149,7 +154,7 @@ def _cost(job: Job, costs: dict[str, Cost | None], *, here: bool) -> Cost | None
     key = json.dumps({k: v for k, v in table.items() if k not in ("name", "threat", "seed")}, sort_keys=True)
     if key not in costs:
         try:
-            found = estimate(EvaluationSpec.model_validate(table), Execution())
+            found = estimate(EvaluationSpec.model_validate(table), Execution(), timings=timings)
             costs[key] = Cost(round(found.network_calls / found.examples), found.hours / found.examples, here)
         except UserError:
             costs[key] = None

@@ -37,5 +37,10 @@ def answer_of(found: Reproduction) -> str:
     """Returns what came out, in a sentence or two."""
     verdicts = [claim.verdict for table in found.tables for claim in table.claims]
     said = counted(verdicts, "" if len(found.tables) == 1 else f" in {len(found.tables)} tables")
-    rest = f" {found.left} runs are not done yet: the same command goes on." if found.left else ""
-    return said + rest
+    broken = len({cell.folder for table in found.tables for cell in table.cells if cell.fault})
+    if left := found.left - broken:
+        said += f" {left} {'run is' if left == 1 else 'runs are'} not done yet: the same command goes on."
+    if broken:
+        what = "1 run cannot be read: its cells name it"
+        said += f" {what if broken == 1 else f'{broken} runs cannot be read: their cells name them'}."
+    return said

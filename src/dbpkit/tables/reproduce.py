@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dbpkit.evaluation.estimate import duration
+from dbpkit.evaluation.timing import Timings
 from dbpkit.experiment.execution import Execution
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.inputs import whole
@@ -31,6 +32,7 @@ class ShownCell(NamedTuple):
         why: why there is nothing; empty where there is something.
         same: the earlier cell that is the same measurement at this scale; empty if it is one of its own.
         folder: the run directory; None where nothing is run.
+        fault: why the run directory cannot be read; empty where it can.
     """
 
     placed: Placed
@@ -38,6 +40,7 @@ class ShownCell(NamedTuple):
     why: str
     same: str
     folder: Path | None
+    fault: str = ""
 
 
 class ReproducedTable(NamedTuple):
@@ -159,7 +162,8 @@ def reproduce(
         raise UserError(f"--out '{folder}' is a file. Name a folder for runs and pages.")
     wanted = [one if isinstance(one, Table) else load_table(one) for one in _asked(tables)]
     costs: dict[str, Cost | None] = {}
-    here = {table.name: lacks(table, costs) for table in wanted} if scale == "paper" else {}
+    timings: Timings = {}
+    here = {table.name: lacks(table, costs, timings) for table in wanted} if scale == "paper" else {}
     found = {t.name: resolve(t, scale, here[t.name].paths if t.name in here else None) for t in wanted}
     missing = {name: looked.cells for name, looked in here.items()}
     can_run = [
@@ -173,8 +177,10 @@ def reproduce(
     if runs and scale == "paper":
         progress(0.0, _hours(found, missing, planned))
     seconds = run_jobs(planned, execution, progress, patience) if runs else {}
-    left = sum(not one.is_done for one in planned.values())
-    shown = [_table(t, scale, found[t.name], planned, missing.get(t.name, {})) for t in wanted]
+    states = {key: one.state() for key, one in planned.items()}
+    left = sum(not is_done for is_done, _ in states.values())
+    faults = {key: fault for key, (_, fault) in states.items() if fault}
+    shown = [_table(t, scale, found[t.name], planned, missing.get(t.name, {}), faults) for t in wanted]
     return Reproduction(shown, seconds, left, folder)
 
 
@@ -212,24 +218,23 @@ def _table(
     placed: Sequence[Placed],
     planned: Mapping[str, Planned],
     missing: Mapping[str, Lack],
+    faults: Mapping[str, str],
 ) -> ReproducedTable:
     """One table with its cells read and its claims judged."""
     cells: list[ShownCell] = []
     first: dict[Any, str] = {}
     for one in placed:
         plan_of = planned.get(one.job.key) if one.job else None
-        measured = read_cell(one, plan_of.folder) if plan_of else None
+        fault = faults.get(one.job.key, "") if one.job else ""
+        measured = read_cell(one, plan_of.folder) if plan_of and not fault else None
         lack = missing.get(one.name)
-        why = "" if measured else one.skipped or (lack.sentence if lack else "") or NOT_YET
+        why = "" if measured else one.skipped or (lack.sentence if lack else "") or fault or NOT_YET
         same = ""
         if one.job is not None and scale == "mini":
             what = (one.job.key, one.reads.row, one.reads.protocol, one.reads.number)
             same = first.setdefault(what, one.name)
-        cells.append(
-            ShownCell(
-                one, measured, why, "" if same == one.name else same, plan_of.folder if plan_of else None
-            )
-        )
+        same = "" if same == one.name else same
+        cells.append(ShownCell(one, measured, why, same, plan_of.folder if plan_of else None, fault))
     numbers = {c.placed.name: c.measured for c in cells if c.measured is not None}
     reasons = {c.placed.name: c.why for c in cells if c.why}
     alike = {c.placed.name: c.same for c in cells if c.same}

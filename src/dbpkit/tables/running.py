@@ -32,7 +32,17 @@ class Planned(NamedTuple):
 
     @property
     def is_done(self) -> bool:
-        """Whether everything it asks for is recorded."""
+        """Whether everything it asks for is recorded, and can be read."""
+        return self.state()[0]
+
+    def state(self) -> tuple[bool, str]:
+        """Returns whether it is done, and why its run directory cannot be read; empty if it can."""
+        try:
+            return self._is_done(), ""
+        except UserError as error:
+            return False, f"the run in '{self.folder}' cannot be read: {error}"
+
+    def _is_done(self) -> bool:
         if not (self.folder / "spec.json").is_file():
             return False
         run = RunDirectory(self.folder)
@@ -56,7 +66,7 @@ def plan(jobs: Iterable[Job], out: Path, limit: int | None = None) -> dict[str, 
         if limit is not None:
             count = limit if count is None else min(count, limit)
         folder = out / job.key
-        there = RunDirectory(folder).recorded_spec().examples.count if (folder / "spec.json").is_file() else 0
+        there = _there(folder)
         if there and count and there > count:
             count = there  # a run can grow and not shrink
         found[job.key] = Planned(_of(job, count), folder)
@@ -94,10 +104,21 @@ def run_jobs(
             else:
                 evaluate(job.spec, folder, execution, share, checks=checks)
         except UserError as error:
+            if planned[key].state()[1]:
+                continue  # it is told with its cells, and the others do not wait for it
             raise UserError(f"the run of '{job.spec.name}' in '{folder}' failed: {error}") from error
         seconds[key] = time.monotonic() - start
     progress(1.0, "done")
     return seconds
+
+
+def _there(folder: Path) -> int | None:
+    """How many images a run has; 0 where there is none, or none that can be read."""
+    try:
+        is_run = (folder / "spec.json").is_file()
+        return RunDirectory(folder).recorded_spec().examples.count if is_run else 0
+    except UserError:
+        return 0
 
 
 def _of(job: Job, count: int | None) -> Job:

@@ -196,6 +196,7 @@ def _notes(found: ReproducedTable) -> Iterator[tuple[str, str]]:
         if found.scale == "mini":
             said += [(row, s) for s in placed.stands_in]
         said += [(where, f"Not measured at this scale: {placed.skipped}")] if placed.skipped else []
+        said += [(where, cell.fault)] if cell.fault else []
         if cell.same:
             said.append((where, _same(cell.same, labels)))
         if placed.cell.unconfirmed:
