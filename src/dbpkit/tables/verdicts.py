@@ -87,9 +87,18 @@ def judge(
     refused = [_refused(claim, cells, missing, same, mini) for claim in claims]
     tests = [[] if no else tests_of(claim, cells) for claim, no in zip(claims, refused, strict=True)]
     known = [test for own in tests for test in own if not math.isnan(test.p)]
-    adjusted = dict(zip(map(id, known), holm([test.p for test in known]), strict=True))
+    later = sum(_comparisons(c) for c, no in zip(claims, refused, strict=True) if no.endswith(NOT_YET))
+    corrected = holm([*(test.p for test in known), *[1.0] * later])  # no later run takes a verdict back
+    adjusted = dict(zip(map(id, known), corrected, strict=False))
     done = [[t._replace(adjusted=adjusted.get(id(t), math.nan)) for t in own] for own in tests]
     return [_judged(c, no, own) for c, no, own in zip(claims, refused, done, strict=True)]
+
+
+def _comparisons(claim: TableClaim) -> int:
+    """How many comparisons a claim makes."""
+    if claim.cell is not None:
+        return sum(end is not None for end in (claim.least, claim.most))
+    return 1 if claim.contrast else len(claim.order) - 1
 
 
 def tests_of(claim: TableClaim, cells: Mapping[str, Measured]) -> list[Test]:

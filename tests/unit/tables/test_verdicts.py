@@ -98,6 +98,17 @@ def test_more_claims_make_each_harder():
     assert judge(claims, cells, {}, {}, mini=True)[0].verdict == "undecided"
 
 
+def test_claims_whose_runs_are_still_to_come_are_counted():
+    cells = {"a/x": measured(*[1] * 7, *[0] * 9), "b/x": NONE}
+    first = {"words": "The first.", "order": ["a/x", "b/x"]}
+    alone = judge([TableClaim(**first)], cells, {}, {}, mini=True)[0]
+    waiting = [TableClaim(words=f"Later {i}.", order=["c/x", "d/x"]) for i in range(9)]
+    early = judge([TableClaim(**first), *waiting], cells, {"c/x": NOT_YET, "d/x": NOT_YET}, {}, mini=True)
+    assert (alone.verdict, early[0].verdict) == ("holds", "undecided")
+    assert early[0].tests[0].adjusted == pytest.approx(10 * alone.tests[0].adjusted)
+    assert {one.verdict for one in early[1:]} == {"not measured"}
+
+
 def test_p_is_five_percent_where_the_interval_ends_at_zero():
     rng = np.linspace(-1, 1, 41)
     for shift in np.linspace(0, 0.6, 25):
