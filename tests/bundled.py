@@ -1,8 +1,11 @@
 """One small finished run for tests of bundles, fast because nothing is checked before it."""
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from dbpkit import Execution, evaluate
 from dbpkit.checks import Checked
@@ -42,3 +45,17 @@ def forget_typed() -> None:
     registry._trusted.clear()
     for parts in REGISTRIES.values():
         getattr(parts, "_typed", set()).clear()
+
+
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command line in this process."""
+    from dbpkit.cli import main
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["dbpkit", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return run

@@ -6,7 +6,7 @@ The batches are those of the run, so that on the same kind of machine the logits
 import contextlib
 import re
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,13 +17,13 @@ from dbpkit.bundles.archive import refused
 from dbpkit.bundles.opening import Opened, own_words
 from dbpkit.bundles.tally import Fresh, RowTally, count_batch
 from dbpkit.evaluation.averaging import ensemble_classes
-from dbpkit.evaluation.rows import Batch, Rows
+from dbpkit.evaluation.rows import Batch, Rows, judged_images
 from dbpkit.experiment.build import Parts
 from dbpkit.experiment.execution import DEFAULT_ROWS, Execution, kernels
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.foundation.noise import NoisePlan
 from dbpkit.results.columns import RowColumns
-from dbpkit.results.kinds import CLEAN, NOISY, kind_of
+from dbpkit.results.kinds import kind_of
 from dbpkit.results.layout import checked, parsed, read_shard
 from dbpkit.results.records import Key, judged
 from dbpkit.results.run_directory import REPAIR
@@ -106,7 +106,7 @@ class Court:
         """Judges one batch; of its examples the second list counts."""
         ids, chosen = examples
         batch = rows.batch(torch.tensor([self.place[i] for i in ids]))
-        x = self._images(rows, row, stored.tape, batch)
+        x = judged_images(rows, row, batch, partial(self._stored, tape=stored.tape))
         logits = rows.logits(row, stored.tape, batch, x).cpu()
         counts = torch.tensor([ids.index(i) for i in chosen])
         if kind_of(row).runs_attack:
@@ -154,19 +154,11 @@ class Court:
             right += (logits.argmax(dim=2).cpu()[:, :left] == labels).sum(dim=1)
         fresh.note_fresh(batch.noise.example_ids.tolist(), right.tolist())
 
-    def _images(self, rows: Rows, row: str, tape: int, batch: Batch) -> Tensor:
-        """The images that were judged: the verifier's clean ones, or those that the run stored."""
-        kind = kind_of(row)
-        if kind.images == CLEAN:
-            return batch.x
-        if kind.images == NOISY:
-            return rows.noisy(batch)
-        ids = batch.noise.example_ids.tolist()
+    def _stored(self, row: str, ids: list[int], tape: int) -> dict[int, Tensor]:
+        """The images that the run keeps of examples of a row, by id."""
         with own_words(self.path, self.run):
-            newest = self.run.some(kind.attacker, tape, ids)
-            shards = {i: self._shard(newest[i]["images"]) for i in ids if "images" in newest.get(i, {})}
-        images = [shards[i][i] if i in shards else x.cpu() for i, x in zip(ids, batch.x, strict=True)]
-        return torch.stack(images).to(batch.x)
+            newest = self.run.some(row, tape, ids)
+            return {i: self._shard(newest[i]["images"])[i] for i in ids if "images" in newest.get(i, {})}
 
     def _batches(self, row: str, group: RowColumns) -> Iterator[Stored]:
         """The batches in which the newest records of a row were made."""

@@ -6,6 +6,7 @@ beside it. The images are judged here in the same micro-batches as in the run.
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dbpkit.evaluation.reproduction import AttackAgain, Reproduction
-from dbpkit.evaluation.rows import Batch, Rows
+from dbpkit.evaluation.rows import Batch, Rows, judged_images
 from dbpkit.evaluation.session import refuse_other_parts
 from dbpkit.experiment.build import Parts, build
 from dbpkit.experiment.execution import DEFAULT_ROWS, Execution, kernels
@@ -21,7 +22,6 @@ from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.foundation.errors import UserError, unknown_name
 from dbpkit.foundation.registry import names_of
 from dbpkit.foundation.spec import differences, validate
-from dbpkit.results.kinds import CLEAN, NOISY, kind_of
 from dbpkit.results.run_directory import Key, Record, RunDirectory
 
 GIVEN = "given"
@@ -115,7 +115,7 @@ def _replayed(
         ids = stored.ids if stored else torch.tensor([example])
         batch = rows.batch(_positions(parts, ids))
         b = ids.tolist().index(example)
-        x = _images(directory, rows, batch, record)
+        x = judged_images(rows, row, batch, partial(_kept, directory, tape=tape))
         logits, x_pure = _judged(rows, row, tape, batch, x, b)
         again = None
         if attack and "images" in record:
@@ -183,20 +183,12 @@ def _positions(parts: Parts, ids: Tensor) -> Tensor:
     return torch.tensor([place[i] for i in ids.tolist()])
 
 
-def _images(directory: RunDirectory, rows: Rows, batch: Batch, record: Record) -> Tensor:
-    """The images (B, C, H, W) that were judged; a neighbour without a stored image stands clean."""
-    row, tape = record["row"], record["tape"]
-    kind = kind_of(row)
-    if kind.images == CLEAN:
-        return batch.x
-    if kind.images == NOISY:
-        return rows.noisy(batch)
-    ids = batch.noise.example_ids.tolist()
-    newest = directory.some(kind.attacker, tape, ids)
+def _kept(directory: RunDirectory, row: str, ids: list[int], tape: int) -> dict[int, Tensor]:
+    """The images that a run keeps of examples of a row, by id."""
+    newest = directory.some(row, tape, ids)
     files = {i: newest[i]["images"] for i in ids if "images" in newest.get(i, {})}
     shards = {file: directory.read_images(file) for file in set(files.values())}
-    images = [shards[files[i]][i] if i in files else x.cpu() for i, x in zip(ids, batch.x, strict=True)]
-    return torch.stack(images).to(batch.x)
+    return {i: shards[file][i] for i, file in files.items()}
 
 
 @torch.no_grad()

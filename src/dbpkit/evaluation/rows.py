@@ -3,7 +3,7 @@
 What is published comes from report draws, on which nothing was chosen.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import repeat
 from typing import Any, NamedTuple
@@ -266,6 +266,28 @@ class Rows:
             grey = torch.full_like(batch.x[:1], 0.5)
             self._calls[row] = network_calls(self._view(row), grey, batch.noise.rows(slice(0, 1)))
         return self._calls[row]
+
+
+def judged_images(
+    rows: Rows, row: str, batch: Batch, stored: Callable[[str, list[int]], Mapping[int, Tensor]]
+) -> Tensor:
+    """Returns the images (B, C, H, W) of a batch that a row has judged.
+
+    Args:
+        rows: of the run.
+        row: of the table.
+        batch: the examples.
+        stored: returns the images that the run keeps of examples of a row, by id; the others stand clean.
+    """
+    kind = kind_of(row)
+    if kind.images == CLEAN:
+        return batch.x
+    if kind.images == NOISY:
+        return rows.noisy(batch)
+    ids = batch.noise.example_ids.tolist()
+    kept = stored(kind.attacker, ids)
+    images = [kept[i] if i in kept else x.cpu() for i, x in zip(ids, batch.x, strict=True)]
+    return torch.stack(images).to(batch.x)
 
 
 def _stopping(attack: Callable[..., AttackOutcome]) -> Attack:

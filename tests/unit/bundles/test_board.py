@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from dbpkit.bundles.packing import bundle
 from dbpkit.foundation.philox import uniforms
 from dbpkit.results.summary import summarise
 from dbpkit.statistics.estimates import mean_accuracy
-from tests.bundled import small_run
+from tests.bundled import command, small_run
 
 FULL = Strength(("pgd",), 20, 10, exact=True, random=True)
 
@@ -169,17 +168,3 @@ def test_a_file_of_the_users_own_is_not_replaced(tmp_path: Path, finished: Path)
     (tmp_path / "empty.html").touch()
     for _ in range(2):  # an empty file and an earlier page are replaced
         board([finished], tmp_path / "empty.html")
-
-
-def command(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> Callable[..., tuple[int, str, str]]:
-    """Runs the command line in this process."""
-    from dbpkit.cli import main
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["dbpkit", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        captured = capsys.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
-    return run

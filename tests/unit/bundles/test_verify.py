@@ -17,7 +17,7 @@ from dbpkit.bundles.packing import bundle
 from dbpkit.bundles.tally import RowTally, count_batch
 from dbpkit.results.records import Key, judged
 from tests import parts
-from tests.bundled import PARTS, REPOSITORY, forget_typed, small_run
+from tests.bundled import PARTS, REPOSITORY, command, forget_typed, small_run
 
 
 def unpacked(packed: Path, folder: Path) -> RunDirectory:
@@ -225,20 +225,6 @@ def test_commands_say_the_verdict_in_their_exit_codes(
     assert "cannot be judged" in out
     code, _, err = run("verify", tmp_path / "none.zip")
     assert (code, err.count("\n")) == (2, 1)
-
-
-def command(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> Callable[..., tuple[int, str, str]]:
-    """Runs the command line in this process."""
-    from dbpkit.cli import main
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["dbpkit", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        captured = capsys.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
-    return run
 
 
 def test_headline_of_iterates_cannot_be_judged_from_final_images(tmp_path: Path) -> None:

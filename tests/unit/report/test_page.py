@@ -120,6 +120,8 @@ def test_page_shows_flags_with_severity_message_and_row(make_run: MakeRun) -> No
     ]
     page = page_of(make_run(flags=flags))
     text = text_of(page)
+    assert "Not to be believed: the run raised errors, gradient_mismatch. See the flags below." in text
+    assert "Not to be believed" not in text_of(page_of(make_run(flags=flags[:1])))
     assert re.search(r"✖ Error gradient_mismatch purified, white box \(EoT\) By 42%\.", text)
     assert re.search(r"▲ Warning suspicious_level Starts at 0\.047\.", text)
     assert text.index("gradient_mismatch") < text.index("suspicious_level")
