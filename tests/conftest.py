@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported:
 os.environ.setdefault("DBPKIT_NO_PLUGINS", "1")  # what else is installed here is not under test
 
 import importlib
+import logging
 import re
 import sys
 from collections.abc import Iterator
@@ -39,6 +40,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         own = item.path.relative_to(here).as_posix() if item.path.is_relative_to(here) else ""
         if SLOW.match(own) or LIBRARIES.search(item.name):
             item.add_marker("slow")
+
+
+@pytest.fixture(autouse=True)
+def vouched() -> Iterator[None]:
+    """What a test vouches for (``--trust``, import paths that it types) and its log end with the test."""
+    from rich.logging import RichHandler
+
+    from dbpkit.cli.listing import REGISTRIES
+    from dbpkit.foundation import registry
+
+    root = logging.getLogger()
+    level, trusting = root.level, registry._trusting
+    paths = [registry._trusted, *(parts._typed for parts in REGISTRIES.values() if hasattr(parts, "_typed"))]
+    before = [set(each) for each in paths]
+    yield
+    for now, then in zip(paths, before, strict=True):
+        now.intersection_update(then)
+        now.update(then)
+    registry._trusting = trusting
+    for handler in [each for each in root.handlers if isinstance(each, RichHandler)]:
+        root.removeHandler(handler)  # it prints on a stream that the test has closed
+        root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,13 @@
 """Headless Chromium for tests: one page, spoken to over a pipe, which tells what it asked for and said."""
 
+import contextlib
 import fcntl
 import json
 import os
 import select
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,19 @@ class Tab:
         found = self.call("Runtime.evaluate", expression=script, returnByValue=True)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
+
+    def until(self, script: str, seconds: float = 60) -> None:
+        """Waits for a condition that a later page may bring; between two pages it does not hold."""
+        deadline = time.monotonic() + seconds
+        found: dict[str, Any] = {}
+        while time.monotonic() < deadline:
+            expression = f"Boolean(document.body && ({script}))"
+            with contextlib.suppress(AssertionError):  # the page that was asked has just gone
+                found = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+            if found and found["result"].get("value") is True:
+                return
+            time.sleep(0.2)
+        pytest.fail(f"{script} does not hold after {seconds} s: {found}")
 
     def press(self, key: str) -> None:
         codes = {"Enter": 13, "Tab": 9, " ": 32}

@@ -15,8 +15,10 @@ from dbpkit.foundation.registry import (
     call_with_options,
     import_module,
     import_path,
+    is_trusting,
     names_of,
     trust,
+    trust_files,
 )
 from dbpkit.models.denoisers import denoiser_adapters
 from dbpkit.models.networks import networks
@@ -182,6 +184,18 @@ def test_trust_admits_one_path_everywhere(folder: Path, monkeypatch: pytest.Monk
         assert losses.resolve(f"{name}:make")() == 7
         with pytest.raises(UserError, match="followed only where you type them"):
             samplers.resolve(f"{name}:system")
+
+
+@pytest.mark.parametrize("turn", [1, 2])
+def test_what_one_test_vouches_for_does_not_hold_in_the_next(turn: int) -> None:
+    assert not is_trusting()
+    with pytest.raises(UserError, match="followed only where you type them"):
+        losses.get("operator:neg")
+    trust_files()
+    trust("operator:neg")
+    samplers.resolve("operator:pos")
+    assert is_trusting()
+    assert losses.get("operator:neg")(1) == -1
 
 
 @pytest.mark.parametrize("path", ["ddpm", "", "no_such_module_at_all:x"])

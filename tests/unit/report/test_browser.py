@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -180,9 +179,7 @@ def test_page_of_a_run_that_goes_on_loads_again_where_it_is_read(
     assert "43\u00a0% is done, now white_box" in tab.eval("document.body.innerText")
     tab.eval("scrollTo(0, 300)")
     page.write_text(later)
-    deadline = time.monotonic() + 60
-    while "57\u00a0% is done" not in tab.eval("document.body.innerText") and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert "57\u00a0% is done, now dw_both" in tab.eval("document.body.innerText")
-    assert tab.eval("Math.round(scrollY)") == 300
+    tab.until(
+        "document.body.innerText.includes('57\u00a0% is done, now dw_both') && Math.round(scrollY) == 300"
+    )
     assert tab.complaints() == []
