@@ -176,5 +176,6 @@ def test_mistake_is_one_sentence(run, here: Path, pictures: Path, words: list[st
     code, out, err = run("evaluate", *(word for pair in given.items() for word in pair), *QUIET)
     assert (code, out) == (2, "")
     assert message in err
+    assert "quick.toml" not in err  # a file that nobody named
     assert err.count("error: ") == 1
     assert not (here / "runs").exists() or not list((here / "runs").iterdir())

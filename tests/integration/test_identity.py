@@ -153,6 +153,21 @@ def test_foreign_directory_is_refused_before_parts_are_built(
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_only_who_adds_records_is_noted_as_a_session(
+    run: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A newer dbpkit that only shows a finished run raises no doubt in it; one that goes on does."""
+    monkeypatch.setattr("dbpkit.evaluation.session.code_sha256", lambda: "b" * 64)
+    before = (run / "env.json").read_bytes()
+    assert "unverified" not in {flag.name for flag in evaluate(tiny(**SMALL), run, FOURS).flags}
+    assert (run / "env.json").read_bytes() == before
+    grown = evaluate(tiny(**{**SMALL, "examples": {"count": 6, "order": "file"}}), run, FOURS)
+    assert [session["code_sha256"] for session in json.loads((run / "env.json").read_text())][1:] == [
+        "b" * 64
+    ]
+    assert "unverified" in {flag.name for flag in grown.flags}
+
+
 def test_analyse_refuses_other_weights_than_the_evaluation(
     run: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from dbpkit.bundles.entries import Entry, Strength, read_entry
 from dbpkit.foundation.errors import UserError
-from dbpkit.foundation.files import refuse_other, write_atomically
+from dbpkit.foundation.files import PAGE, check_place, write_atomically
 from dbpkit.results.protocols import DEFAULT, recorded_protocol
 from dbpkit.statistics.estimates import Estimate
 from dbpkit.statistics.intervals import Interval
@@ -154,17 +154,12 @@ def board(runs: Sequence[str | Path], out: str | Path | None = None) -> Board:
     """
     if isinstance(runs, str | Path) or not runs:
         raise UserError("a board needs a list of bundles or run directories, at least one.")
+    page = None if out is None else check_place(out, PAGE, "a page")
     made = Board(ranked([read_entry(run) for run in runs]))
-    if out is None:
+    if page is None:
         return made
     from dbpkit.bundles.board_page import board_page
 
-    page = Path(out)
-    if page.is_dir():
-        raise UserError(
-            f"'{page}' is a folder. Give the name of a page, such as --out {page / 'board.html'}."
-        )
-    refuse_other(page, b"<!DOCTYPE html>", "a page")
     table = page.with_suffix(".csv") if page.suffix != ".csv" else page.with_name(f"{page.name}.csv")
     write_atomically(table, made.as_csv().encode())
     write_atomically(page, board_page(made).encode())

@@ -22,6 +22,12 @@ from dbpkit.results.run_directory import RunDirectory
 from dbpkit.results.summary import Row, Summary, summarise
 from dbpkit.statistics.estimates import Estimate
 
+COUNTED = frozenset({"iterations", "eot", "n_restarts", "restarts"})
+"""Options of attacks whose strength is counted in the records."""
+
+SHARE_OF_PASSES = 0.9
+"""Of the passes of another attack; with as many iterations and draws, fewer passes are fewer restarts."""
+
 
 class Strength(NamedTuple):
     """How strong an attack was, as recorded.
@@ -32,6 +38,9 @@ class Strength(NamedTuple):
         eot: draws per gradient; None where that is not the same everywhere.
         exact: whether its gradient is the exact one.
         random: whether the defence draws noise that it does not know.
+        passes: differentiated passes of the image that got most, restarts included.
+        select: draws that choose among several attacks; 0 where there is one.
+        settings: what else each attack was told, as JSON: no order of strength, but not the same attack.
     """
 
     names: tuple[str, ...]
@@ -39,6 +48,9 @@ class Strength(NamedTuple):
     eot: int | None
     exact: bool
     random: bool
+    passes: int = 0
+    select: int = 0
+    settings: tuple[tuple[str, str], ...] = ()
 
     def weaker_than(self, other: "Strength") -> list[str]:
         """Returns in what this attack is weaker than another; nothing if in nothing that was recorded."""
@@ -51,6 +63,21 @@ class Strength(NamedTuple):
             found.append("an inexact gradient")
         if missing := set(other.names) - set(self.names):
             found.append(f"without {', '.join(sorted(missing))}")
+        if self.random and self.select < other.select and len(self.names) > 1:
+            found.append(f"{self.select} draws that choose the worst attack against {other.select}")
+        if not found and self.passes < SHARE_OF_PASSES * other.passes and self.random == other.random:
+            found.append(f"{self.passes} differentiated passes of an image against {other.passes}")
+        return found + self._other_settings(other)
+
+    def _other_settings(self, other: "Strength") -> list[str]:
+        """Returns which settings of attacks that both have differ: which of two is weaker, nobody knows."""
+        found = []
+        for name in sorted(set(self.names) & set(other.names)):
+            a, b = ({text for of, text in each.settings if of == name} for each in (self, other))
+            told = [json.loads(text) for text in a ^ b]
+            keys = sorted({key for one in told for key in one if any(one[key] != t.get(key) for t in told)})
+            if a != b:
+                found.append(f"other settings of {name} ({', '.join(keys) or 'how often it is named'})")
         return found
 
     def __str__(self) -> str:
@@ -163,12 +190,16 @@ def _strength(summary: Summary, row: str, group: RowColumns) -> Strength:
     pairs = [(p, int(c)) for p, c in zip(passes[whole].tolist(), counts[whole].tolist(), strict=True)]
     knowledge = next((k for k in summary.spec.knowledge if k.name == row), None)
     random = int(group.draws.max(initial=1)) > 1
+    told = [(a.name, {k: v for k, v in a.options.items() if k not in COUNTED}) for a in summary.spec.attacks]
     return Strength(
         tuple(sorted(a.name for a in summary.spec.attacks)),
         iterations,
         white_box_eot(summary.spec.attacks, pairs) if random else 1,
         knowledge is None or knowledge.gradient == "exact",
         random,
+        int(np.nan_to_num(passes).max(initial=0)),
+        summary.spec.draws.select if len(told) > 1 else 0,
+        tuple(sorted((name, json.dumps(options, sort_keys=True)) for name, options in told)),
     )
 
 

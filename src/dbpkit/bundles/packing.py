@@ -15,7 +15,7 @@ import numpy as np
 from dbpkit.bundles.archive import write_archive
 from dbpkit.bundles.manifest import MANIFEST, RUN, Manifest, Member, manifest_of
 from dbpkit.foundation.errors import UserError
-from dbpkit.foundation.files import read_whole, refuse_other, regular_size, sha256_of
+from dbpkit.foundation.files import ZIP, check_place, read_whole, regular_size, sha256_of
 from dbpkit.results.analysis import analysed
 from dbpkit.results.completeness import unfinished as what_is_missing
 from dbpkit.results.records_file import OF_ALL, ORDER, journals_in
@@ -79,10 +79,7 @@ def bundle(
         )
     if missing and not unfinished:
         raise UserError(f"'{directory.path}' is not packed. {missing} Or pack it as it is with --unfinished.")
-    path = Path(out) if out is not None else directory.path.resolve().with_suffix(".zip")
-    if path.is_dir():
-        raise UserError(f"'{path}' is a folder. Give the name of a file, such as --out {path.name}.zip.")
-    refuse_other(path, b"PK\x03\x04", "a bundle")
+    path = check_place(out or directory.path.resolve().with_suffix(".zip"), ZIP, "a bundle")
     files = {f"{RUN}{name}": directory.path / name for name in packed_files(directory)}
     members = {name: _member(file) for name, file in files.items()}
     manifest = manifest_of(directory, summarise(directory), members, _words(files))

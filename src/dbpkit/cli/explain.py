@@ -152,7 +152,10 @@ def replay_command(
 ) -> None:
     """Compute one example of a run again and compare it with the record; exit code 1 if it differs."""
     from dbpkit import EvaluationSpec, read_spec, replay
+    from dbpkit.foundation.files import PNG, check_place
 
+    if out:
+        check_place(out, PNG, "a picture")
     begin(plugin, computes=True, share=False)  # it has as many threads as the run had
     typed = read_spec(spec, EvaluationSpec, overrides) if spec else None
     found = replay(run, example, row, tape, attack=attack, device=device, spec=typed, trust_run=trust_run)

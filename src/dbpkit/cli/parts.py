@@ -91,7 +91,9 @@ class Asked(NamedTuple):
             UserError: if there is neither a spec nor a part, or a value is wrong.
         """
         from dbpkit.experiment.spec import EvaluationSpec
-        from dbpkit.foundation.spec import read_spec
+        from dbpkit.foundation.overrides import override
+        from dbpkit.foundation.spec import read_spec, validate
+        from dbpkit.foundation.toml import read_table
 
         given = [
             f"{KEYS[name]}={json.dumps(value, ensure_ascii=False)}" for name, value in self.parts.items()
@@ -109,7 +111,11 @@ class Asked(NamedTuple):
         given.append(f"name={json.dumps(title, ensure_ascii=False)}")
         if self.parts.get("sampler", "ddpm") != "ddpm":
             given.append("purifier.options={}")  # those of the file are DDPM's
-        return read_spec(asset("quick.toml"), EvaluationSpec, [*given, *overrides])
+        table = read_table(asset("quick.toml"))
+        for text in [*given, *overrides]:
+            override(table, text, EvaluationSpec)
+        typed = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in self.parts.items())
+        return validate(table, EvaluationSpec, typed)  # whoever named no file is told of none
 
     def out(self, out: Path | None) -> Path:
         """Returns the run directory: the one given, or ``runs/NAME`` by the spec's file or the parts."""

@@ -6,6 +6,7 @@ remembers one from batch to batch.
 """
 
 import contextlib
+import functools
 import json
 import logging
 from collections import Counter
@@ -134,7 +135,8 @@ def evaluate_share(
                 try_attacks(spec, parts, runner.rows)
             # Claimed only now: a spec whose parts cannot be built or do not fit leaves no directory behind.
             run.claim(spec.model_dump(mode="json"), parts.data.ids.tolist())
-            enter_session(run, parts, execution)
+            if not (run.sessions() and runner.is_done()):  # who only asks for the summary adds nothing
+                enter_session(run, parts, execution)
             _write_checks(run, found, missing_classes(parts.data, spec.examples.order))
         with compiling(execution.compile):
             runner.run_all()
@@ -184,17 +186,27 @@ class _Runner:
             tapes = Counter(unit.rows for unit in self.units)
             self.units = [u._replace(cost=hours[u.rows] / tapes[u.rows]) for u in self.units]
 
+    @functools.cached_property
+    def recorded(self) -> set[Key]:
+        """What of this process's share was recorded when it was first asked for."""
+        return self.run.done(self._ids() if self.execution.world > 1 else None)
+
+    def is_done(self) -> bool:
+        """Whether nothing is left to this process."""
+        return all(self._has(unit, self._ids()) for unit in self.units)
+
+    def _has(self, unit: Unit, ids: list[int]) -> bool:
+        return all(Key(row, unit.tape, i) in self.recorded for row in unit.rows for i in ids)
+
     def run_all(self) -> None:
         """Does every unit of every batch that is not recorded yet."""
-        recorded = self.run.done(self._ids() if self.execution.world > 1 else None)
-        worked = {key.row for key in recorded}
+        worked = {key.row for key in self.recorded}
         self.failures = {unit.rows: None for unit in self.units if worked.intersection(unit.rows)}
         for index in self.batches:
             ids = self.parts.data.ids[index].tolist()
             for unit in self.units:
-                missing = any(Key(row, unit.tape, i) not in recorded for row in unit.rows for i in ids)
                 self.progress(self.done / self.total, unit.rows[0])
-                if missing:
+                if not self._has(unit, ids):
                     records, files = self._attempt(unit, index)
                     self.run.append(records, files)
                     self._give_up_if_nothing_works(unit, records)

@@ -94,17 +94,38 @@ def write_atomically(path: Path, content: bytes | Iterable[bytes | memoryview]) 
     return digest.hexdigest()
 
 
-def refuse_other(path: Path, begins: bytes, what: str) -> None:
-    """Raises UserError if a file lies there that begins in another way than what would replace it.
+PAGE, PNG, ZIP = b"<!DOCTYPE html>", b"\x89PNG\r\n\x1a\n", b"PK\x03\x04"
+"""How the files begin that users name to be written."""
+
+
+def check_place(out: str | Path, begins: bytes, what: str) -> Path:
+    """Returns where a user wants a file, if it can lie there; asked before the work, not after it.
 
     A name that was mistyped must not cost a file of the user's. An empty file is no loss.
+
+    Args:
+        out: the file.
+        begins: how every such file begins: `PAGE`, `PNG` or `ZIP`.
+        what: it is, with an article: "a page".
+
+    Raises:
+        UserError: if a folder, or a file that begins in another way, has that name, or if something on the
+            way there is no folder that can be written.
     """
-    if not path.is_file():
-        return
-    with path.open("rb") as file:
-        start = file.read(len(begins))
-    if start and start != begins:
-        raise UserError(f"'{path}' exists and is not {what}. Use a new --out.")
+    path = Path(out)
+    if path.is_dir():
+        name = path / (what.split()[-1] + {PAGE: ".html", PNG: ".png", ZIP: ".zip"}[begins])
+        raise UserError(f"'{path}' is a folder. Give the name of {what}, such as --out {name}.")
+    if path.is_file():
+        with path.open("rb") as file:
+            start = file.read(len(begins))
+        if start and start != begins:
+            raise UserError(f"'{path}' exists and is not {what}. Use a new --out.")
+    there = next(parent for parent in path.absolute().parents if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        why = "cannot be written" if there.is_dir() else "is a file, not a folder"
+        raise UserError(f"cannot write '{path}': '{there}' {why}. Choose another place.")
+    return path
 
 
 def stamp_of(path: Path) -> tuple[int, int, int] | None:

@@ -17,7 +17,8 @@ from dbpkit.results.summary import summarise
 from dbpkit.statistics.estimates import mean_accuracy
 from tests.bundled import command, small_run
 
-FULL = Strength(("pgd",), 20, 10, exact=True, random=True)
+FULL = Strength(("pgd",), 20, 10, exact=True, random=True, passes=200)
+BOTH = FULL._replace(names=("pgd", "square"), select=10)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,9 @@ def test_entry_is_the_headline_of_its_run(finished: Path, packed: Path) -> None:
     run, packed_run = read_entry(finished), read_entry(packed)
     assert run.scores == packed_run.scores
     assert run.row == packed_run.row == summarise(finished).row("white_box")
-    assert run.strength == Strength(("pgd",), 3, 2, exact=True, random=True)
+    assert run.strength == Strength(
+        ("pgd",), 3, 2, exact=True, random=True, passes=6, settings=(("pgd", "{}"),)
+    )
     assert sum(run.scores.values()) / 5 == pytest.approx(run.row.headline.value)
 
 
@@ -61,6 +64,7 @@ def test_better_defences_come_first_and_ties_share_ranks(entry: Entry) -> None:
         (FULL._replace(iterations=5), "5 iterations against 20"),
         (FULL._replace(eot=1), "EoT 1 against 10"),
         (FULL._replace(eot=None), "EoT unknown against 10"),
+        (FULL._replace(passes=100), "100 differentiated passes of an image against 200"),
     ],
 )
 def test_weak_attack_does_not_win(weak: Strength, why: str, entry: Entry) -> None:
@@ -86,6 +90,32 @@ def test_other_attacks_tell_nobody_apart(entry: Entry) -> None:
     both = FULL._replace(names=("pgd", "square"))
     (group,) = ranked([scored(entry, "a", 0.9, both), scored(entry, "b", 0.2, other)])
     assert [str(s.rank) for s in group.standings] == ["1", "2"]
+
+
+def test_fewer_draws_that_choose_the_worst_attack_are_weaker() -> None:
+    assert BOTH._replace(select=1).weaker_than(BOTH) == ["1 draws that choose the worst attack against 10"]
+    assert BOTH.weaker_than(BOTH._replace(select=1)) == []
+    assert FULL._replace(select=0).weaker_than(FULL) == []
+
+
+def test_one_step_more_is_no_stronger_attack() -> None:
+    """Some attacks spend a pass on their start."""
+    assert FULL.weaker_than(FULL._replace(passes=210)) == []
+
+
+def test_attacks_with_other_settings_tell_nobody_apart(entry: Entry) -> None:
+    """A step so small that nothing moves makes every defence look strong."""
+    a = FULL._replace(settings=(("pgd", '{"loss": "ce", "step_size": 0.007}'),))
+    b = FULL._replace(settings=(("pgd", '{"loss": "ce", "step_size": 1e-9}'),))
+    why = ["other settings of pgd (step_size)"]
+    assert a.weaker_than(b) == b.weaker_than(a) == why
+    (group,) = ranked([scored(entry, "a", 0.2, a), scored(entry, "b", 0.95, b)])
+    assert [str(s.rank) for s in group.standings] == ["1–2", "1–2"]
+    (group,) = ranked([scored(entry, "a", 0.2, a), scored(entry, "b", 0.95, a)])
+    assert [str(s.rank) for s in group.standings] == ["1", "2"]
+    assert FULL._replace(settings=(("pgd", "{}"),)).weaker_than(a) == [
+        "other settings of pgd (loss, step_size)"
+    ]
 
 
 def test_draws_per_gradient_count_only_between_random_defences(entry: Entry) -> None:
