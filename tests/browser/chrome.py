@@ -83,18 +83,15 @@ class Tab:
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
-    def until(self, script: str, seconds: float = 60) -> None:
-        """Waits for a condition that a later page may bring; between two pages it does not hold."""
-        deadline = time.monotonic() + seconds
-        found: dict[str, Any] = {}
-        while time.monotonic() < deadline:
-            expression = f"Boolean(document.body && ({script}))"
+    def until(self, script: str, seconds: float = 60) -> Any:
+        """Returns what a script gives as soon as that is something; between two pages it is nothing."""
+        asked, found = f"document.body && ({script})", None
+        end = time.monotonic() + seconds
+        while not found and time.monotonic() < end:
             with contextlib.suppress(AssertionError):  # the page that was asked has just gone
-                found = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
-            if found and found["result"].get("value") is True:
-                return
-            time.sleep(0.2)
-        pytest.fail(f"{script} does not hold after {seconds} s: {found}")
+                found = self.eval(asked)
+            time.sleep(0 if found else 0.1)
+        return found
 
     def press(self, key: str) -> None:
         codes = {"Enter": 13, "Tab": 9, " ": 32}

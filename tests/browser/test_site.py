@@ -1,7 +1,6 @@
 """The documentation site in a browser: it asks no other host, says nothing, fits a phone and is searched."""
 
 import re
-import time
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -88,12 +87,14 @@ def test_element_that_is_too_wide_is_seen(tab: Tab, site: str) -> None:
 def test_policy_reports_a_request_to_another_host(tab: Tab, site: str) -> None:
     tab.open(f"{site}/index.html")
     tab.eval("document.body.append(Object.assign(new Image(), { src: 'http://127.0.0.1:9/x.png' }))")
-    until(tab, "document.images.length > 0")
+    tab.until("document.images.length > 0")
     assert any("Content Security Policy" in str(said) for said in tab.complaints(site))
 
 
-def test_search_finds_a_page_by_a_word_on_it(tab: Tab, site: str) -> None:
-    tab.open(f"{site}/index.html")
+@pytest.mark.parametrize("way", ["served", "folder"])
+def test_search_finds_a_page_by_a_word_on_it(way: str, tab: Tab, site: str, made: tuple[Path, str]) -> None:
+    address = site if way == "served" else made[0].as_uri()
+    tab.open(f"{address}/index.html")
     tab.eval("document.querySelector('label[for=__search]').click()")
     typed = (
         "Object.assign(document.querySelector('[data-md-component=search-query]'), { value: 'antithetic' })"
@@ -101,9 +102,9 @@ def test_search_finds_a_page_by_a_word_on_it(tab: Tab, site: str) -> None:
     tab.eval(f"{typed}.dispatchEvent(new Event('input', {{ bubbles: true }}))")
     tab.eval("document.querySelector('[data-md-component=search-query]').dispatchEvent(new Event('keyup'))")
     links = "[...document.querySelectorAll('.md-search-result__link')].map(a => a.getAttribute('href'))"
-    found = until(tab, links)
+    found = tab.until(f"{links}.length && {links}")
     assert any("attacks.html" in link for link in found)
-    assert tab.complaints(site) == []
+    assert tab.complaints(address) == []
 
 
 def test_colours_follow_the_system(tab: Tab, site: str) -> None:
@@ -112,11 +113,3 @@ def test_colours_follow_the_system(tab: Tab, site: str) -> None:
     dark = tab.open(f"{site}/index.html", scheme="dark").eval(paper)
     assert light == "rgb(255, 255, 255)"
     assert dark != light
-
-
-def until(tab: Tab, script: str, seconds: float = 20) -> object:
-    """Returns what a script gives as soon as that is something."""
-    end = time.monotonic() + seconds
-    while not (found := tab.eval(script)) and time.monotonic() < end:
-        time.sleep(0.1)
-    return found

@@ -179,7 +179,6 @@ def test_page_of_a_run_that_goes_on_loads_again_where_it_is_read(
     assert "43\u00a0% is done, now white_box" in tab.eval("document.body.innerText")
     tab.eval("scrollTo(0, 300)")
     page.write_text(later)
-    tab.until(
-        "document.body.innerText.includes('57\u00a0% is done, now dw_both') && Math.round(scrollY) == 300"
-    )
+    shown = "document.body.innerText.includes('57\u00a0% is done, now dw_both')"
+    assert tab.until(f"{shown} && Math.round(scrollY) == 300")
     assert tab.complaints() == []
