@@ -42,6 +42,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
 
 
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """What a file draws while it is imported, such as weights of its models, is the same in every run."""
+    if isinstance(collector, pytest.Module):
+        seed()
+
+
+def seed() -> None:
+    """Sets the generator from which networks without weights of their own draw them."""
+    import torch
+
+    torch.manual_seed(0)  # noqa: TID251 - what is drawn in a test must not depend on the tests before it
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test begins with the same generators, whichever ran before it."""
+    seed()
+
+
 @pytest.fixture(autouse=True)
 def vouched() -> Iterator[None]:
     """What a test vouches for (``--trust``, import paths that it types) and its log end with the test."""
