@@ -1,5 +1,6 @@
 """A small table to the end: interrupted, gone on with, read again, shown and said."""
 
+import html
 import json
 import shutil
 import signal
@@ -146,6 +147,21 @@ def test_page_csv_and_json_have_every_number(found, tmp_path):
     lines = page.with_suffix(".csv").read_text().splitlines()
     assert len(lines) == 1 + len(found.tables[0].cells)
     json.dumps(found.as_json(), allow_nan=False)
+
+
+def test_notebook_shows_every_cell_and_claim(found):
+    pandas = pytest.importorskip("pandas")
+    shown = found._repr_html_()
+    assert shown == found.tables[0]._repr_html_()
+    for cell in found.tables[0].as_json()["cells"]:
+        assert html.escape(cell["row_label"]) in shown
+        if cell["published"] is not None:
+            assert f"published {cell['published']:g}" in shown
+    for claim in found.tables[0].claims:
+        assert claim.verdict in shown
+    assert "<script" not in shown
+    frame = found.to_frame()
+    pandas.testing.assert_frame_equal(frame, pandas.DataFrame(found.rows()))
 
 
 def test_paper_scale_says_what_is_missing_and_runs_nothing(table, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dbpkit.bundles.entries import Entry, Strength, read_entry
+from dbpkit.foundation import display
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.files import PAGE, check_place, write_atomically
 from dbpkit.results.protocols import DEFAULT, recorded_protocol
@@ -134,6 +135,18 @@ class Board(NamedTuple):
         for group in self.groups:
             writer.writerows(_line(group.title, standing) for standing in group.standings)
         return text.getvalue()
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the table of every group."""
+        return display.html(self)
+
+    def to_frame(self) -> Any:
+        """Returns a ``pandas.DataFrame``: a line for every defence, accuracies in [0, 1].
+
+        Raises:
+            UserError: if pandas is not installed.
+        """
+        return display.frame(self)
 
 
 def board(runs: Sequence[str | Path], out: str | Path | None = None) -> Board:

@@ -4,12 +4,13 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from dbpkit.bundles.found import BudgetFound, HashFound, RowFound
 from dbpkit.bundles.opening import Opened
 from dbpkit.bundles.tally import LUCKY, FoundLuck, RowTally, accuracy, hardly_moved
+from dbpkit.foundation import display
 from dbpkit.results.flags import BUDGET_TOLERANCE
 from dbpkit.results.kinds import kind_of
 from dbpkit.results.protocols import DEFAULT, Protocol, protocols, recorded_protocol
-from dbpkit.statistics.estimates import Estimate
 
 STANDS, DOES_NOT, CANNOT = "stands", "does not stand", "cannot be judged"
 
@@ -18,69 +19,6 @@ UNLIKELY = 0.05
 
 SHOWN_EXAMPLES = 50
 """Ids of examples that are listed."""
-
-
-class HashFound(NamedTuple):
-    """A hash of weights or data: what the bundle noted, and the verifier's own."""
-
-    part: str
-    recorded: str
-    found: str
-
-    @property
-    def equal(self) -> bool:
-        """Whether both are the same."""
-        return self.recorded == self.found
-
-
-class BudgetFound(NamedTuple):
-    """Attacked images against the verifier's clean ones.
-
-    Attributes:
-        eps: budget, in the threat's units.
-        images: how many were measured.
-        largest: size of the largest perturbation.
-        outside: examples with an image beyond the budget and float32's rounding.
-    """
-
-    eps: float
-    images: int
-    largest: float
-    outside: list[int]
-
-
-class RowFound(NamedTuple):
-    """One row, judged again.
-
-    Attributes:
-        row: row of the table.
-        title: the same for people.
-        recorded: its accuracy as recorded, over the examples that were judged again.
-        again: as judged again.
-        predictions: how many were judged: examples, tapes and draws.
-        differ: how many are another class now.
-        near: those of them that rounding explains.
-        allowed: how many others may differ.
-        unlike: recorded predictions that the logits stored with them do not give.
-        gap: largest difference of a logit; None where none was stored.
-        examples: ids of examples that differ, the first of them.
-        equal: whether all records are equal.
-        holds: whether no more differ than rounding makes.
-    """
-
-    row: str
-    title: str
-    recorded: Estimate
-    again: Estimate
-    predictions: int
-    differ: int
-    near: int
-    allowed: int
-    unlike: int
-    gap: float | None
-    examples: list[int]
-    equal: bool
-    holds: bool
 
 
 class Verification(NamedTuple):
@@ -147,6 +85,18 @@ class Verification(NamedTuple):
         budget = self.budget and self.budget._asdict()
         own = {"rows": rows, "luck": told, "hashes": hashes, "budget": budget, "equal": self.equal}
         return {**self._asdict(), **own, "examples": list(self.examples)}
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return display.html(self)
+
+    def to_frame(self) -> Any:
+        """Returns a ``pandas.DataFrame``: a line for every row that was judged again, shares in [0, 1].
+
+        Raises:
+            UserError: if pandas is not installed.
+        """
+        return display.frame(self)
 
 
 def verdict_of(

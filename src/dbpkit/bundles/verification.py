@@ -10,11 +10,12 @@ from pathlib import Path
 
 from dbpkit.bundles.archive import BundleError
 from dbpkit.bundles.entries import headline_row
+from dbpkit.bundles.found import HashFound
 from dbpkit.bundles.judging import Court
 from dbpkit.bundles.opening import Opened, opened_bundle
 from dbpkit.bundles.tally import Fresh, RowTally
 from dbpkit.bundles.trusted import CannotJudgeError, chosen_spec, guarded, judged_spec, judging_parts
-from dbpkit.bundles.verdict import HashFound, Verification, verdict_of
+from dbpkit.bundles.verdict import Verification, verdict_of
 from dbpkit.evaluation.run import Progress
 from dbpkit.evaluation.session import hashes_of
 from dbpkit.experiment.build import Parts

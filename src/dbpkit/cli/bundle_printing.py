@@ -9,8 +9,9 @@ from dbpkit.foundation import console
 
 if TYPE_CHECKING:
     from dbpkit.bundles.board import Board, Group
+    from dbpkit.bundles.found import RowFound
     from dbpkit.bundles.packing import Bundled
-    from dbpkit.bundles.verdict import RowFound, Verification
+    from dbpkit.bundles.verdict import Verification
 
 
 def bundled(found: "Bundled", as_json: bool) -> None:

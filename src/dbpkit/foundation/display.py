@@ -17,21 +17,32 @@ class Display(NamedTuple):
     Attributes:
         html: a result as HTML that needs nothing else, all its texts escaped.
         rows: its numbers, a dictionary for every line; the keys are the columns.
-        plot: its figure of matplotlib; takes what ``.plot()`` is given.
+        plot: its figure of matplotlib; takes what ``.plot()`` is given. None of a result without one.
     """
 
     html: Callable[[Any], str]
     rows: Callable[[Any], list[dict[str, Any]]]
-    plot: Callable[..., Any]
+    plot: Callable[..., Any] | None = None
 
 
 displays: Registry[Display] = Registry("display", ["dbpkit.reporting.display"])
-"""Displays by name of a type."""
+"""Displays by name of a type; whoever draws is imported at the first look, and nobody else."""
+
+bundle_displays: Registry[Display] = Registry("display", ["dbpkit.bundles.display"])
+table_displays: Registry[Display] = Registry("display", ["dbpkit.tables.display"])
+"""Those of rooms that draw their own results."""
+
+
+def display_of(found: Any) -> Display:
+    """Returns how a result is shown; UserError if nobody shows its type."""
+    room = type(found).__module__.removeprefix("dbpkit.").partition(".")[0]
+    own = {"bundles": bundle_displays, "tables": table_displays}
+    return own.get(room, displays).get(type(found).__name__)
 
 
 def html(found: Any) -> str:
     """Returns a result as a notebook shows it: a piece of HTML with its style in it."""
-    return displays.get(type(found).__name__).html(found)
+    return display_of(found).html(found)
 
 
 def frame(found: Any) -> Any:
@@ -40,9 +51,12 @@ def frame(found: Any) -> Any:
         import pandas as pd
     except ImportError as error:
         raise UserError("to_frame needs pandas. Install it with: pip install 'dbpkit[notebook]'") from error
-    return pd.DataFrame(displays.get(type(found).__name__).rows(found))
+    return pd.DataFrame(display_of(found).rows(found))
 
 
 def plot(found: Any, *given: Any) -> Any:
     """Returns the figure of a result, a ``matplotlib.figure.Figure`` that notebooks show by itself."""
-    return displays.get(type(found).__name__).plot(found, *given)
+    draw = display_of(found).plot
+    if draw is None:
+        raise UserError(f"a {type(found).__name__} has no figure; .to_frame() has its numbers.")
+    return draw(found, *given)

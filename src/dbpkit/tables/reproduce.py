@@ -1,7 +1,6 @@
 """Published tables measured here, or with models that stand in: values, intervals and claims side by side."""
 
 import csv
-import importlib
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 from dbpkit.evaluation.estimate import duration
 from dbpkit.evaluation.timing import Timings
 from dbpkit.experiment.execution import Execution
+from dbpkit.foundation import display
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.inputs import whole
 from dbpkit.tables.layers import Placed, Scale, resolve
@@ -73,6 +73,15 @@ class ReproducedTable(NamedTuple):
             "claims": [_claim_json(claim) for claim in self.claims],
         }
 
+    def rows(self) -> list[dict[str, Any]]:
+        """Returns a row for every cell, with published and measured values."""
+        cells = [_cell_json(cell, self.lacks.get(cell.placed.name)) for cell in self.cells]
+        return [{"table": self.table.name, "scale": self.scale, **cell} for cell in cells]
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return display.html(self)
+
 
 class Reproduction(NamedTuple):
     """Several tables; see `reproduce`.
@@ -100,20 +109,15 @@ class Reproduction(NamedTuple):
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns a row for every cell of every table, with published and measured values."""
-        found = []
-        for table in self.tables:
-            for cell in table.cells:
-                own = _cell_json(cell, table.lacks.get(cell.placed.name))
-                found.append({"table": table.table.name, "scale": table.scale, **own})
-        return found
+        return [row for table in self.tables for row in table.rows()]
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: every table."""
+        return display.html(self)
 
     def to_frame(self) -> Any:
-        """Returns a pandas frame with a row for every cell; UserError if pandas is not installed."""
-        try:
-            pandas = importlib.import_module("pandas")
-        except ImportError as error:
-            raise UserError("a frame needs a library that is missing: pip install pandas.") from error
-        return pandas.DataFrame(self.rows())
+        """Returns a ``pandas.DataFrame`` with a row for every cell; UserError if pandas is not installed."""
+        return display.frame(self)
 
     def as_csv(self) -> str:
         """Returns the same as CSV."""
