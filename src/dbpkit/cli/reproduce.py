@@ -47,6 +47,12 @@ def reproduce_command(
         Path | None,
         typer.Option("--out", help="Folder of runs and pages; runs/reproduce/SCALE if not given."),
     ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=64, help="Processes that make runs at once; as many as there is room for if not given."
+        ),
+    ] = None,
     device: Device = AUTO,
     batch_size: BatchSize = AUTO,
     micro_batch: MicroBatch = AUTO,
@@ -58,12 +64,14 @@ def reproduce_command(
         _list(as_json)
         return
     from dbpkit import Execution
+    from dbpkit.tables.helping import processes_here
     from dbpkit.tables.reproduce import reproduce
 
     begin(computes=True)
     execution = Execution(device, batch_size, micro_batch)
     with working(as_json, talk) as progress:
-        found = reproduce(table, scale, out, execution, progress, run=run, limit=limit)
+        count = processes or processes_here(execution)
+        found = reproduce(table, scale, out, execution, progress, run=run, limit=limit, processes=count)
     _show(found, as_json)
 
 

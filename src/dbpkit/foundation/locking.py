@@ -34,6 +34,10 @@ _SHARD = re.compile(r"\.lock-(\d{1,6})-of-(\d{1,6})")
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 
+class BusyError(UserError):
+    """Another process writes to the directory."""
+
+
 class Shard(NamedTuple):
     """One of several processes that share the work of a directory.
 
@@ -74,8 +78,8 @@ def writing(path: str | Path, command: str, shard: Shard = ALONE) -> Iterator[No
         shard: which rank this is.
 
     Raises:
-        UserError: if another process writes to it that is no rank of the same launch, it cannot be made, or a
-            link in it leads elsewhere.
+        BusyError: if another process writes to it that is no rank of the same launch.
+        UserError: if it cannot be made, or a link in it leads elsewhere.
     """
     path = Path(path)
     refuse_links(path)
@@ -144,7 +148,7 @@ def _others(path: Path, own: Shard) -> int:
         else:
             continue
         which = f"shard {place[1]}/{place[2]}, " if place else ""
-        raise UserError(f"'{path}' is being written by {which}{_holder(note)}. {said}")
+        raise BusyError(f"'{path}' is being written by {which}{_holder(note)}. {said}")
     return len(held)
 
 

@@ -12,6 +12,7 @@ from dbpkit.experiment.execution import Execution
 from dbpkit.foundation import display
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.inputs import whole
+from dbpkit.tables.helping import helped
 from dbpkit.tables.layers import Placed, Scale, resolve
 from dbpkit.tables.missing import Cost, Lack, lacks
 from dbpkit.tables.reading import Measured, read_cell
@@ -139,6 +140,7 @@ def reproduce(
     run: bool | None = None,
     limit: int | None = None,
     patience: float | None = None,
+    processes: int = 1,
 ) -> Reproduction:
     """Measures published tables, or reads what was measured before.
 
@@ -151,6 +153,8 @@ def reproduce(
         run: whether runs are made; None makes them at mini scale only.
         limit: most images of every run; None leaves it to the tables.
         patience: seconds after which no further run is begun; None waits for all.
+        processes: that make runs at once, with this one; they share its threads. A script that asks for more
+            than one needs ``if __name__ == "__main__":`` around its call, as `multiprocessing` has it.
 
     Returns:
         Every cell with its published and its measured value, and what became of the claims.
@@ -160,7 +164,7 @@ def reproduce(
     """
     if scale not in ("mini", "paper"):
         raise UserError(f"scale must be mini or paper, not {scale!r}.")
-    limit = None if limit is None else whole(limit, "limit", 1)
+    limit, processes = None if limit is None else whole(limit, "limit", 1), whole(processes, "processes", 1)
     folder = Path(out) if out is not None else OUT / scale
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out '{folder}' is a file. Name a folder for runs and pages.")
@@ -180,12 +184,29 @@ def reproduce(
     runs = scale == "mini" if run is None else run
     if runs and scale == "paper":
         progress(0.0, _hours(found, missing, planned))
-    seconds = run_jobs(planned, execution, progress, patience) if runs else {}
+    seconds = _made(planned, execution or Execution(), progress, patience, processes) if runs else {}
     states = {key: one.state() for key, one in planned.items()}
     left = sum(not is_done for is_done, _ in states.values())
     faults = {key: fault for key, (_, fault) in states.items() if fault}
     shown = [_table(t, scale, found[t.name], planned, missing.get(t.name, {}), faults) for t in wanted]
     return Reproduction(shown, seconds, left, folder)
+
+
+def _made(
+    planned: Mapping[str, Planned],
+    execution: Execution,
+    progress: Progress,
+    patience: float | None,
+    processes: int,
+) -> dict[str, float]:
+    """Makes the runs with as many processes; returns the seconds of each that was made now."""
+    left = sum(not one.is_done for one in planned.values())
+    with helped(planned, execution, min(processes, left) - 1 if left else 0, patience) as helpers:
+        seconds = run_jobs(planned, execution, progress, patience, elsewhere=lambda: len(helpers.made()))
+        seconds |= helpers.wait(lambda: progress(1.0, "waiting for the last run of another process"))
+    if patience is None and helpers.processes:  # what one of them began and did not end
+        seconds |= run_jobs(planned, execution, progress)
+    return seconds
 
 
 def _hours(

@@ -11,6 +11,7 @@ from dbpkit.evaluation.run import evaluate
 from dbpkit.experiment.execution import Execution
 from dbpkit.experiment.spec import EvaluationSpec
 from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.locking import BusyError
 from dbpkit.results.analysis import AnalysisRecords
 from dbpkit.results.run_directory import RunDirectory
 from dbpkit.results.summary import expected_rows
@@ -78,24 +79,33 @@ def run_jobs(
     execution: Execution | None = None,
     progress: Progress = lambda *_: None,
     patience: float | None = None,
+    *,
+    elsewhere: Callable[[], int] = lambda: 0,
+    made: Callable[[str, float], object] = lambda *_: None,
 ) -> dict[str, float]:
-    """Runs every job that is not done; returns the seconds of each that was.
+    """Runs every job that is not done and that no other process is at; returns the seconds of each.
 
     Args:
         planned: the jobs.
         execution: how; None takes a GPU if there is one.
         progress: called with the share of jobs that is done, and what is being done.
         patience: seconds after which no further job is begun; None waits for all.
+        elsewhere: returns how many other processes have made meanwhile.
+        made: called with the key and the seconds of every job that was made.
     """
-    checks, seconds, begun = SharedPreflight(), {}, time.monotonic()
+    checks, begun = SharedPreflight(), time.monotonic()
+    seconds: dict[str, float] = {}
     left = [key for key, one in planned.items() if not one.is_done]
-    for number, key in enumerate(left):
+    for key in left:
         job, folder = planned[key]
         if patience is not None and time.monotonic() - begun > patience:
             break
+        if planned[key].is_done:
+            continue  # by another process, meanwhile
 
-        def share(part: float, what: str, before: int = number, name: str = job.spec.name) -> None:
-            progress((before + part) / len(left), f"{before + 1} of {len(left)}, {name}: {what}")
+        def share(part: float, what: str, name: str = job.spec.name) -> None:
+            done = len(seconds) + elsewhere()
+            progress(min(1.0, (done + part) / len(left)), f"{done + 1} of {len(left)}, {name}: {what}")
 
         start = time.monotonic()
         try:
@@ -103,11 +113,14 @@ def run_jobs(
                 analyse(job.spec, folder, {job.analysis: job.options}, execution, share)
             else:
                 evaluate(job.spec, folder, execution, share, checks=checks)
+        except BusyError:
+            continue  # another process makes it
         except UserError as error:
             if planned[key].state()[1]:
                 continue  # it is told with its cells, and the others do not wait for it
             raise UserError(f"the run of '{job.spec.name}' in '{folder}' failed: {error}") from error
         seconds[key] = time.monotonic() - start
+        made(key, seconds[key])
     progress(1.0, "done")
     return seconds
 
