@@ -1,7 +1,9 @@
 """What `dbpkit reproduce all` came to at mini scale, as data and in the page about it.
 
-python -m benchmarks.reproduce DIR    reads the runs in DIR, runs nothing, writes both
-python -m benchmarks.reproduce        writes the page anew from the data
+python -m benchmarks.reproduce DIR [FILE]   reads the runs in DIR, runs nothing, writes both
+python -m benchmarks.reproduce              writes the page anew from the data
+
+FILE is what ``dbpkit reproduce all --json`` printed when it made the runs: it has their seconds.
 """
 
 import json
@@ -19,19 +21,18 @@ MARKS = re.compile(r"(<!-- table reproduce-mini -->\n).*?(<!-- /table -->)", re.
 WORDS = ("holds", "does not hold", "undecided", "not testable", "not measured")
 
 
-def collected(out: Path) -> dict[str, Any]:
+def collected(out: Path, printed: Path | None = None) -> dict[str, Any]:
     """Everything that was measured, without what the tables' files say themselves."""
     from dbpkit.tables.reproduce import reproduce
 
     found = reproduce("all", out=out, run=False)
     tables = [_short(table.as_json()) for table in found.tables]
-    costs = out / "cost.jsonl"
-    lines = [json.loads(line) for line in costs.read_text().splitlines()] if costs.is_file() else []
+    seconds = json.loads(printed.read_text())["seconds"].values() if printed else []
     return {
         "command": "dbpkit reproduce all",
         "runs left out": found.left,
-        "processor seconds": round(sum(line["cpu"] for line in lines), 1) if lines else None,
-        "runs timed": len(lines),
+        "seconds of all runs": round(sum(seconds), 1) if seconds else None,
+        "runs timed": len(seconds),
         "tables": tables,
     }
 
@@ -77,10 +78,10 @@ def in_words(found: Mapping[str, Any]) -> str:
 
 
 def _cost(found: Mapping[str, Any]) -> str:
-    left, seconds = found["runs left out"], found["processor seconds"]
+    left, seconds = found["runs left out"], found["seconds of all runs"]
     said = f" {left} runs were not made, and their cells are not measured." if left else ""
     if seconds:
-        said += f" The {found['runs timed']} runs took {seconds / 60:.0f} minutes of one core."
+        said += f" Together the {found['runs timed']} runs took {seconds / 60:.0f} minutes."
     return said
 
 
@@ -101,7 +102,8 @@ def _signed(value: float) -> str:
 def main() -> None:
     """Writes the data, if a folder of runs is given, and the page."""
     if len(sys.argv) > 1:
-        RESULTS.write_text(json.dumps(collected(Path(sys.argv[1])), indent=1, ensure_ascii=False) + "\n")
+        found = collected(*map(Path, sys.argv[1:3]))
+        RESULTS.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     section = in_words(json.loads(RESULTS.read_text()))
     PAGE.write_text(MARKS.sub(lambda m: m[1] + "\n" + section + "\n" + m[2], PAGE.read_text()))
 

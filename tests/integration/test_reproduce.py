@@ -2,12 +2,17 @@
 
 import html
 import json
+import multiprocessing
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
+import torch
 
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.locking import writing
@@ -221,15 +226,80 @@ def test_fewer_images_first_and_all_later_is_one_run_that_grows(found, table, tm
     assert [c.measured for c in grown.tables[0].cells] == [c.measured for c in found.tables[0].cells]
 
 
-def test_a_second_process_in_the_same_folder_is_refused_in_a_sentence(found, table, tmp_path):
+def test_a_run_that_another_process_makes_is_passed_over(found, table, tmp_path):
     out = copied(found, tmp_path)
     folder = next(c.folder for c in found.tables[0].cells if c.measured and c.measured.scores)
     (own := out / "runs" / folder.name).joinpath("summary.json").unlink()
+    (other,) = (f for f in (out / "runs").iterdir() if f != own)
+    shutil.rmtree(other)
     with writing(own, "dbpkit reproduce"):
         before = {p: p.read_bytes() for p in own.rglob("*") if p.is_file() and not p.name.startswith(".")}
-        with pytest.raises(UserError, match=r"failed: .* is being written by process \d+ .*another --out\.$"):
-            reproduce([table], out=out)
+        partly = reproduce([table], out=out)
+        assert (list(partly.seconds), partly.left) == ([other.name], 1)
         assert {p: p.read_bytes() for p in before} == before
+    assert reproduce([table], out=out).left == 0
+
+
+# ------------------------------------------------------------------ several processes
+
+
+def test_several_processes_make_every_run_once_and_the_same_numbers(found, table, tmp_path):
+    several = reproduce([table], out=tmp_path, processes=3)
+    assert set(several.seconds) == {p.name for p in (tmp_path / "runs").iterdir()}
+    assert several.left == 0
+    assert [c.measured for c in several.tables[0].cells] == [c.measured for c in found.tables[0].cells]
+    sessions = [json.loads(path.read_text()) for path in tmp_path.glob("runs/*/env.json")]
+    assert sessions
+    assert all(len(own) == 1 for own in sessions)
+    assert multiprocessing.active_children() == []
+
+
+def test_a_helper_that_is_killed_leaves_its_run_to_the_others(found, table, tmp_path):
+    def kill(_share, _what):
+        for helper in multiprocessing.active_children():
+            os.kill(helper.pid, signal.SIGKILL)
+
+    alone = reproduce([table], out=tmp_path, processes=2, progress=kill)
+    assert alone.left == 0
+    assert [c.measured for c in alone.tables[0].cells] == [c.measured for c in found.tables[0].cells]
+
+
+def test_helpers_end_with_an_interrupt_and_give_the_threads_back(table, tmp_path):
+    before = torch.get_num_threads()
+
+    def stop(_share, what):
+        if "white_box" in what:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        reproduce([table], out=tmp_path, processes=2, progress=stop)
+    assert multiprocessing.active_children() == []
+    assert torch.get_num_threads() == before
+
+
+ORPHANED = """
+import multiprocessing, os, signal, sys
+from pathlib import Path
+from dbpkit.tables.reproduce import reproduce
+from dbpkit.tables.table import read_published
+def stop(_share, what):
+    if "white_box" in what:
+        (helper,) = multiprocessing.active_children()
+        Path(sys.argv[3]).write_text(str(helper.pid))
+        os.kill(os.getpid(), signal.SIGKILL)
+reproduce([read_published(Path(sys.argv[1]))], out=sys.argv[2], processes=2, progress=stop)
+"""
+
+
+def test_a_helper_ends_after_the_process_that_asked_for_it(table_path, table, tmp_path):
+    pid, out = tmp_path / "pid", tmp_path / "out"
+    command = [sys.executable, "-c", ORPHANED, str(table_path), str(out), str(pid)]
+    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    helper, end = Path(f"/proc/{pid.read_text()}"), time.monotonic() + 60
+    while helper.exists() and time.monotonic() < end:
+        time.sleep(0.2)
+    assert not helper.exists()
     assert reproduce([table], out=out).left == 0
 
 
