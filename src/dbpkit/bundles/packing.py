@@ -79,7 +79,8 @@ def bundle(
         )
     if missing and not unfinished:
         raise UserError(f"'{directory.path}' is not packed. {missing} Or pack it as it is with --unfinished.")
-    path = check_place(out or directory.path.resolve().with_suffix(".zip"), ZIP, "a bundle")
+    whole = directory.path.resolve()
+    path = check_place(out or whole.with_name(f"{whole.name}.zip"), ZIP, "a bundle")
     files = {f"{RUN}{name}": directory.path / name for name in packed_files(directory)}
     members = {name: _member(file) for name, file in files.items()}
     manifest = manifest_of(directory, summarise(directory), members, _words(files))

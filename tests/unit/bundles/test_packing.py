@@ -124,6 +124,12 @@ def test_link_and_no_run_and_folder_as_target_are_refused(finished: Path, tmp_pa
         bundle(finished, tmp_path)
 
 
+def test_without_a_name_the_file_has_the_whole_name_of_the_run(finished: Path, tmp_path: Path) -> None:
+    for name in ("mine.make-first", "mine.make-second"):
+        shutil.copytree(finished, tmp_path / name)
+        assert bundle(tmp_path / name).path == tmp_path / f"{name}.zip"
+
+
 def test_names_that_remain_are_told() -> None:
     spec = {
         "name": "my/title",
