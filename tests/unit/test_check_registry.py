@@ -122,6 +122,13 @@ def test_checked_then_notes_who_raised_a_flag_and_what_to_do() -> None:
     assert found.trustworthy
 
 
+def test_what_to_do_stands_under_the_name_of_the_flag_and_not_of_its_check() -> None:
+    guessed = Flag("schedule_assumed", "warning", "The schedule is a guess.")
+    assert list(Checked([], ()).then([guessed], "assumptions").remedies) == ["schedule_assumed"]
+    foreign = Flag("of_nobody", "warning", "A flag that its check is not known for.")
+    assert list(Checked([], ()).then([foreign], "derivative").remedies) == ["derivative"]
+
+
 def test_check_that_raised_another_flag_is_not_said_to_be_in_order() -> None:
     zero = Flag("zero_gradient", "error", "The gradient is zero.")
     assert "gradient_mismatch" not in Checked([], ()).then([zero], "derivative").words

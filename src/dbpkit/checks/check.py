@@ -266,8 +266,10 @@ class Checked(NamedTuple):
 
     @property
     def remedies(self) -> dict[str, str]:
-        """Name to what to do, of the checks that raised a flag."""
-        return {name: checks.get(name).remedy for name in self.raised if name in checks}
+        """Flag to what to do; a check that raised others than it is known for stands under its own name."""
+        found = {flag.name for flag in self.flags}
+        ran = [checks.get(name) for name in self.raised if name in checks]
+        return {flag: c.remedy for c in ran for flag in ([f for f in c.flags if f in found] or [c.name])}
 
     def once(self) -> "Checked":
         """Returns this with the first flag of each name and row."""
