@@ -17,7 +17,8 @@ def board_page(board: Board) -> str:
     """Returns the page."""
     groups = [_group(group) for group in board.groups]
     count = sum(len(group.standings) for group in board.groups)
-    return rendered("bundles/board.html", title=f"Board of {count} defences", groups=groups, count=count)
+    title = f"Board of {count} {'defence' if count == 1 else 'defences'}"
+    return rendered("bundles/board.html", title=title, groups=groups, count=count)
 
 
 def _group(group: Group) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from dbpkit import UserError, board, report
-from dbpkit.bundles.board import ranked
+from dbpkit.bundles.board import Board, ranked
+from dbpkit.bundles.board_page import board_page
 from dbpkit.bundles.entries import Entry, Strength, read_entry
 from dbpkit.bundles.packing import bundle
 from dbpkit.foundation.philox import uniforms
@@ -175,6 +176,12 @@ def test_page_table_json_and_terminal(
     code, out, _ = run("board", finished, packed)
     assert (code, "accuracy per draw" in out) == (0, True)
     assert run("board", tmp_path / "none")[0] == 2
+
+
+@pytest.mark.parametrize(("count", "title"), [(1, "Board of 1 defence"), (2, "Board of 2 defences")])
+def test_page_counts_its_defences_in_its_title(count: int, title: str, entry: Entry) -> None:
+    page = board_page(Board(ranked([scored(entry, name, 0.5) for name in "ab"[:count]])))
+    assert f"<h1>{title}</h1>" in page
 
 
 def test_board_of_nothing_is_refused(tmp_path: Path, finished: Path) -> None:
