@@ -82,8 +82,9 @@ def preflight(
 def _of_model(probe: Probe, progress: Callable[[float, str], None]) -> Checked:
     """What the checks of the model find."""
     found = Checked([], ())
-    for check in checks.of("model", probe):
-        progress(0.0, f"checks: {check.name.replace('_', ' ')}")
+    these = checks.of("model", probe)
+    for number, check in enumerate(these, 1):
+        progress(0.0, f"checks ({number} of {len(these)}): {check.name.replace('_', ' ')}")
         found = found.then(run_check(check, probe), check.name)
     return found
 
