@@ -97,6 +97,7 @@ def test_denoiser_checks_untrained_network_is_no_better_than_nothing() -> None:
     assert flag.severity == "error"
     sigma = float(model.purifier.sampler.levels[0])
     assert f"At noise level {sigma:.3g}, where purification starts" in flag.message
+    assert "was trained on other images" in flag.message
 
 
 @pytest.mark.parametrize("t_star", [0.05, 0.1, 0.2])

@@ -25,7 +25,7 @@ POSTERIOR = 2.0
     "denoiser_worse_than_nothing",
     stage="model",
     expects="the denoiser's estimate is nearer to the clean image than a plain shrink",
-    remedy="Train it, or give its own prediction type, schedule and pixel range.",
+    remedy="Train it on such images, or give its own prediction type, schedule and pixel range.",
     needs="diffusion",
 )
 @torch.no_grad()
@@ -41,8 +41,8 @@ def denoiser_worse_than_nothing(probe: Probe) -> list[Flag]:
         return []
     message = (
         f"At noise level {sigma:.3g}, where purification starts, the denoiser's mean squared error is"
-        f" {error:.3g} in [-1, 1] units; {what} has {baseline:.3g}. It is untrained, or its prediction type,"
-        " its schedule or its pixel range is another one."
+        f" {error:.3g} in [-1, 1] units; {what} has {baseline:.3g}. It is untrained, or was trained on other"
+        " images, or its prediction type, its schedule or its pixel range is another one."
     )
     return [Flag("denoiser_worse_than_nothing", "error", message)]
 
