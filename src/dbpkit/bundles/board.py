@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dbpkit.bundles.entries import Entry, Strength, read_entry
+from dbpkit.bundles.entries import Entry, read_entry
+from dbpkit.bundles.strength import Strength
 from dbpkit.foundation import display
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.files import PAGE, check_place, write_atomically
-from dbpkit.results.protocols import DEFAULT, recorded_protocol
 from dbpkit.statistics.estimates import Estimate
 from dbpkit.statistics.intervals import Interval
 from dbpkit.statistics.ranks import Rank, all_pairs, ranks
@@ -228,7 +228,7 @@ def _group(group: Sequence[tuple[str, Entry]], count: int) -> Group:
         if e.faults
     ]
     named = {(letters[i], letters[j]): d for (i, j), d in pairs.items()}
-    return Group(_title(group[0][1]), standings + rest, named, _sentences(standings, rest, named, count))
+    return Group(group[0][1].setting, standings + rest, named, _sentences(standings, rest, named, count))
 
 
 def _order(standing: Standing) -> tuple[int, int, int, float]:
@@ -236,15 +236,6 @@ def _order(standing: Standing) -> tuple[int, int, int, float]:
     rank, accuracy = standing.rank, standing.accuracy
     assert rank is not None
     return rank.worst, rank.best, len(standing.weaker), -(accuracy.value if accuracy else 0.0)
-
-
-def _title(entry: Entry) -> str:
-    """Which threat, data and protocol a group has."""
-    threat, protocol = entry.summary.spec.threat, recorded_protocol(entry.summary.protocol)
-    norm = {"linf": "L∞", "l2": "L2"}.get(threat.norm, threat.norm)
-    plain = protocol is None or entry.summary.protocol == DEFAULT
-    measured = "accuracy per draw" if plain or protocol is None else protocol.title
-    return f"{norm}, eps = {threat.eps}, {entry.summary.spec.data.name}: {measured}"
 
 
 def _sentences(

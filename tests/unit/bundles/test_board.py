@@ -11,8 +11,9 @@ import pytest
 from dbpkit import UserError, board, report
 from dbpkit.bundles.board import Board, ranked
 from dbpkit.bundles.board_page import board_page
-from dbpkit.bundles.entries import Entry, Strength, read_entry
+from dbpkit.bundles.entries import Entry, read_entry
 from dbpkit.bundles.packing import bundle
+from dbpkit.bundles.strength import Strength
 from dbpkit.foundation.philox import uniforms
 from dbpkit.results.summary import summarise
 from dbpkit.statistics.estimates import mean_accuracy
@@ -26,6 +27,11 @@ BOTH = FULL._replace(names=("pgd", "square"), select=10)
 def entry(tmp_path_factory: pytest.TempPathFactory) -> Entry:
     """What is read of a small run."""
     return read_entry(small_run(tmp_path_factory.mktemp("read") / "run"))
+
+
+def told(**options: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """What attacks were told."""
+    return tuple((name, json.dumps(each)) for name, each in options.items())
 
 
 def scored(
@@ -44,8 +50,9 @@ def test_entry_is_the_headline_of_its_run(finished: Path, packed: Path) -> None:
     assert run.scores == packed_run.scores
     assert run.row == packed_run.row == summarise(finished).row("white_box")
     assert run.strength == Strength(
-        ("pgd",), 3, 2, exact=True, random=True, passes=6, settings=(("pgd", "{}"),)
-    )
+        ("pgd",), 3, 2, exact=True, random=True, passes=6,
+        settings=(("pgd", '{"eot": 2, "iterations": 3}'),),
+    )  # fmt: skip
     assert sum(run.scores.values()) / 5 == pytest.approx(run.row.headline.value)
 
 
@@ -88,8 +95,7 @@ def test_other_attacks_tell_nobody_apart(entry: Entry) -> None:
         "A": {"B": ["without square"]},
         "B": {"A": ["without pgd"]},
     }
-    both = FULL._replace(names=("pgd", "square"))
-    (group,) = ranked([scored(entry, "a", 0.9, both), scored(entry, "b", 0.2, other)])
+    (group,) = ranked([scored(entry, "a", 0.9, BOTH), scored(entry, "b", 0.2, other)])
     assert [str(s.rank) for s in group.standings] == ["1", "2"]
 
 
@@ -97,6 +103,49 @@ def test_fewer_draws_that_choose_the_worst_attack_are_weaker() -> None:
     assert BOTH._replace(select=1).weaker_than(BOTH) == ["1 draws that choose the worst attack against 10"]
     assert BOTH.weaker_than(BOTH._replace(select=1)) == []
     assert FULL._replace(select=0).weaker_than(FULL) == []
+
+
+def test_few_choosing_draws_are_weaker_than_no_choice() -> None:
+    """One lucky draw decides an image for a bad attack that is tried first, and keeps ties for it."""
+    few = BOTH._replace(select=1)
+    assert few.weaker_than(FULL) == ["1 draws that choose the worst attack against 10"]
+    assert few._replace(random=False).weaker_than(FULL._replace(random=False)) == []
+    assert BOTH.weaker_than(FULL) == []
+    orders = [few._replace(settings=told(first={}, pgd={})), few._replace(settings=told(pgd={}, first={}))]
+    orders = [each._replace(names=("first", "pgd")) for each in orders]
+    assert orders[0].weaker_than(orders[1]) == ["another order of attacks, and 1 draws that choose the worst"]
+    assert orders[0]._replace(select=10).weaker_than(orders[1]._replace(select=10)) == []
+
+
+@pytest.mark.parametrize("option", ["iterations", "eot", "n_restarts"])
+def test_a_long_attack_hides_no_short_one(option: str) -> None:
+    """Its iterations, draws and passes are those that a run counts."""
+    honest = BOTH._replace(settings=told(pgd={option: 20}, square={"iterations": 100}))
+    padded = BOTH._replace(settings=told(pgd={option: 1}, square={"iterations": 9000}), passes=9000)
+    assert padded.weaker_than(honest) == [f"1 {option} of pgd against 20"]
+    assert honest.weaker_than(padded) == ["100 iterations of square against 9000"]
+    left_out = padded._replace(settings=told(pgd={}, square={"iterations": 9000}))
+    assert left_out.weaker_than(honest) == [f"other settings of pgd ({option})"]
+    chosen = honest._replace(iterations=1, eot=None)  # which attack was the worst makes none weaker
+    assert chosen.weaker_than(honest) == []
+
+
+def test_what_records_count_need_not_be_told_alike() -> None:
+    written = FULL._replace(settings=told(pgd={"iterations": 20, "eot": 10, "n_restarts": 1}))
+    left_out = FULL._replace(settings=told(pgd={}))
+    assert written.weaker_than(left_out) == left_out.weaker_than(written) == []
+    uncounted = [each._replace(iterations=0, passes=0) for each in (written, left_out)]
+    assert uncounted[0].weaker_than(uncounted[1]) == ["other settings of pgd (iterations, n_restarts)"]
+    fewer = uncounted[0]._replace(settings=told(pgd={"iterations": 1, "eot": 10, "n_restarts": 1}))
+    assert fewer.weaker_than(uncounted[0]) == ["1 iterations of pgd against 20"]
+    still = written._replace(random=False, eot=1, settings=told(pgd={"iterations": 20, "eot": 1}))
+    assert still.weaker_than(written) == ["other settings of pgd (n_restarts)"]
+
+
+def test_one_setting_in_two_forms_is_one() -> None:
+    a = FULL._replace(settings=told(pgd={"step_size": "1/2", "alpha": 1, "loss": None}))
+    b = FULL._replace(settings=told(pgd={"step_size": 0.5, "alpha": 1.0}))
+    assert a.weaker_than(b) == b.weaker_than(a) == []
 
 
 def test_one_step_more_is_no_stronger_attack() -> None:
@@ -123,6 +172,39 @@ def test_draws_per_gradient_count_only_between_random_defences(entry: Entry) -> 
     still = FULL._replace(eot=1, random=False)
     assert still.weaker_than(FULL) == FULL.weaker_than(still) == []
     assert FULL._replace(exact=False).weaker_than(FULL) == ["an inexact gradient"]
+
+
+def test_other_designs_of_draws_are_other_settings(tmp_path: Path) -> None:
+    """The same draws at every iteration are as few draws as one iteration has."""
+    options = {"iterations": 3, "eot": 2}
+    runs = [
+        small_run(tmp_path / f"{common}", attacks=[{"name": "pgd", "options": options, **design}])
+        for common, design in ((False, {}), (True, {"design": {"common": True}}))
+    ]
+    plain, common = (read_entry(run).strength for run in runs)
+    assert common.weaker_than(plain) == plain.weaker_than(common) == ["other settings of pgd (design.common)"]
+    assert common._replace(random=False).weaker_than(plain) == []
+
+
+def test_one_report_draw_hides_no_weak_attack(tmp_path: Path) -> None:
+    """With one prediction of each image nothing tells a random defence from another."""
+    weak = {"attacks": [{"name": "pgd", "options": {"iterations": 3, "eot": 1}}]}
+    once = read_entry(small_run(tmp_path / "once", draws={"report": 1, "select": 2}, **weak)).strength
+    honest = read_entry(small_run(tmp_path / "honest")).strength
+    assert once.random
+    assert once.weaker_than(honest) == ["EoT 1 against 2"]
+
+
+def test_protocols_of_other_numbers_of_queries_are_other_groups(tmp_path: Path) -> None:
+    """One query of a random defence is harder to lose than ten."""
+    entries = [
+        read_entry(
+            small_run(tmp_path / f"{protocol}{n}", protocol=protocol, draws={"report": n, "select": 2})
+        )
+        for protocol, n in (("worst_of_n", 1), ("worst_of_n", 3), ("one_shot", 2), ("one_shot", 3))
+    ]
+    titles = [group.title.partition(": ")[2] for group in ranked(entries)]
+    assert titles == ["right on all N draws, N = 1", "right on all N draws, N = 3", "accuracy per draw"]
 
 
 def test_faulty_runs_are_shown_and_not_ranked(entry: Entry) -> None:
