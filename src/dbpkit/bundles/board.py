@@ -6,6 +6,7 @@ better than another whose attack was stronger, whatever the numbers are.
 
 import csv
 import io
+import re
 import string
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from dbpkit.bundles.entries import Entry, read_entry
 from dbpkit.bundles.strength import Strength
 from dbpkit.foundation import display
 from dbpkit.foundation.errors import UserError
-from dbpkit.foundation.files import PAGE, check_place, write_atomically
+from dbpkit.foundation.files import PAGE, OwnFile, check_place, write_atomically
 from dbpkit.statistics.estimates import Estimate
 from dbpkit.statistics.intervals import Interval
 from dbpkit.statistics.ranks import Rank, all_pairs, ranks
@@ -27,6 +28,9 @@ COLUMNS = (
     "faults", "flags",
 )  # fmt: skip
 """Columns of the CSV."""
+
+TABLE = OwnFile("a board's table", ".csv", re.compile(b"group,rank,best_rank,"))
+"""The CSV beside a page."""
 
 
 class Standing(NamedTuple):
@@ -167,16 +171,21 @@ def board(runs: Sequence[str | Path], out: str | Path | None = None) -> Board:
     """
     if isinstance(runs, str | Path) or not runs:
         raise UserError("a board needs a list of bundles or run directories, at least one.")
-    page = None if out is None else check_place(out, PAGE, "a page")
+    page = None if out is None else check_place(out, PAGE)
+    table = None if page is None else check_place(_beside(page), TABLE)
     made = Board(ranked([read_entry(run) for run in runs]))
-    if page is None:
+    if page is None or table is None:
         return made
     from dbpkit.bundles.board_page import board_page
 
-    table = page.with_suffix(".csv") if page.suffix != ".csv" else page.with_name(f"{page.name}.csv")
     write_atomically(table, made.as_csv().encode())
     write_atomically(page, board_page(made).encode())
     return made._replace(page=page, table=table)
+
+
+def _beside(page: Path) -> Path:
+    """Where the CSV of a page lies."""
+    return page.with_suffix(".csv") if page.suffix != ".csv" else page.with_name(f"{page.name}.csv")
 
 
 def ranked(entries: Sequence[Entry]) -> list[Group]:

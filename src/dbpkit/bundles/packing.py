@@ -15,7 +15,7 @@ import numpy as np
 from dbpkit.bundles.archive import write_archive
 from dbpkit.bundles.manifest import MANIFEST, RUN, Manifest, Member, manifest_of
 from dbpkit.foundation.errors import UserError
-from dbpkit.foundation.files import ZIP, check_place, read_whole, regular_size, sha256_of
+from dbpkit.foundation.files import OwnFile, check_place, read_whole, regular_size, sha256_of
 from dbpkit.results.analysis import analysed
 from dbpkit.results.completeness import unfinished as what_is_missing
 from dbpkit.results.records_file import OF_ALL, ORDER, journals_in
@@ -25,6 +25,9 @@ from dbpkit.results.summary import summarise
 
 _TELLING = re.compile(rb'"error": |"message": ')
 """What lines of records are searched for paths: those that quote an error."""
+
+BUNDLE = OwnFile("a bundle", ".zip", re.compile(rb"PK\x03\x04.{4}\0\0.{20}manifest\.json", re.DOTALL))
+"""Its manifest comes first, and nothing is compressed; weights files of torch and documents are zips, too."""
 
 
 class Bundled(NamedTuple):
@@ -80,7 +83,7 @@ def bundle(
     if missing and not unfinished:
         raise UserError(f"'{directory.path}' is not packed. {missing} Or pack it as it is with --unfinished.")
     whole = directory.path.resolve()
-    path = check_place(out or whole.with_name(f"{whole.name}.zip"), ZIP, "a bundle")
+    path = check_place(out or whole.with_name(f"{whole.name}.zip"), BUNDLE)
     files = {f"{RUN}{name}": directory.path / name for name in packed_files(directory)}
     members = {name: _member(file) for name, file in files.items()}
     manifest = manifest_of(directory, summarise(directory), members, _words(files))

@@ -126,8 +126,11 @@ def law_command(
 ) -> None:
     """Join the compression law of several runs, such as two data sets, into one."""
     from dbpkit import law
+    from dbpkit.foundation.files import check_folder
 
     begin()
+    if out:
+        check_folder(out)
     printing.law(law(runs), out, as_json)
 
 
@@ -152,10 +155,11 @@ def replay_command(
 ) -> None:
     """Compute one example of a run again and compare it with the record; exit code 1 if it differs."""
     from dbpkit import EvaluationSpec, read_spec, replay
-    from dbpkit.foundation.files import PNG, check_place
+    from dbpkit.foundation.files import check_place
+    from dbpkit.reporting.picture import PICTURE
 
     if out:
-        check_place(out, PNG, "a picture")
+        check_place(out, PICTURE)
     begin(plugin, computes=True, share=False)  # it has as many threads as the run had
     typed = read_spec(spec, EvaluationSpec, overrides) if spec else None
     found = replay(run, example, row, tape, attack=attack, device=device, spec=typed, trust_run=trust_run)

@@ -65,9 +65,12 @@ def reproduce_command(
         return
     from dbpkit import Execution
     from dbpkit.tables.helping import processes_here
-    from dbpkit.tables.reproduce import reproduce
+    from dbpkit.tables.page import check_page, page_of
+    from dbpkit.tables.reproduce import OUT, reproduce
+    from dbpkit.tables.table import table_names
 
     begin(computes=True)
+    check_page(page_of(table_names() if table == "all" else [table], out or OUT / scale))
     execution = Execution(device, batch_size, micro_batch)
     with working(as_json, talk) as progress:
         count = processes or processes_here(execution)

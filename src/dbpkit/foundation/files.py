@@ -8,12 +8,13 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.errors import UserError, excerpt
 
 LARGEST = 2**28
 """Bytes of the largest file that is read as a whole, if nothing else is said."""
@@ -70,7 +71,7 @@ def write_atomically(path: Path, content: bytes | Iterable[bytes | memoryview]) 
     Raises:
         UserError: if the disk is full or the folder cannot be written; the old file is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     digest = hashlib.sha256()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,38 +95,92 @@ def write_atomically(path: Path, content: bytes | Iterable[bytes | memoryview]) 
     return digest.hexdigest()
 
 
-PAGE, PNG, ZIP = b"<!DOCTYPE html>", b"\x89PNG\r\n\x1a\n", b"PK\x03\x04"
-"""How the files begin that users name to be written."""
+class OwnFile(NamedTuple):
+    """A kind of file that users name to be written, and how one that this package wrote is known again.
+
+    Attributes:
+        what: it is, with an article: "a page".
+        suffix: of such files.
+        begins: what the first bytes of every such file match.
+    """
+
+    what: str
+    suffix: str
+    begins: re.Pattern[bytes]
 
 
-def check_place(out: str | Path, begins: bytes, what: str) -> Path:
+PAGE = OwnFile("a page", ".html", re.compile(rb"<!DOCTYPE html>.*?<title>[^<]* dbpkit ", re.DOTALL))
+"""A page of this package: its title says so."""
+
+
+_HEAD = 2**16
+"""Bytes in which a file of this package is known."""
+
+
+def check_place(out: str | Path, kind: OwnFile) -> Path:
     """Returns where a user wants a file, if it can lie there; asked before the work, not after it.
 
     A name that was mistyped must not cost a file of the user's. An empty file is no loss.
 
     Args:
         out: the file.
-        begins: how every such file begins: `PAGE`, `PNG` or `ZIP`.
-        what: it is, with an article: "a page".
+        kind: what it will be; another of its kind is replaced, and nothing else.
 
     Raises:
-        UserError: if a folder, or a file that begins in another way, has that name, or if something on the
-            way there is no folder that can be written.
+        UserError: if something else has that name, such as a folder, a link, a pipe or a file that this
+            package did not write, or if something on the way there is no folder that can be written.
     """
     path = Path(out)
-    if path.is_dir():
-        name = path / (what.split()[-1] + {PAGE: ".html", PNG: ".png", ZIP: ".zip"}[begins])
-        raise UserError(f"'{path}' is a folder. Give the name of {what}, such as --out {name}.")
-    if path.is_file():
-        with path.open("rb") as file:
-            start = file.read(len(begins))
-        if start and start != begins:
-            raise UserError(f"'{path}' exists and is not {what}. Use a new --out.")
-    there = next(parent for parent in path.absolute().parents if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        why = "cannot be written" if there.is_dir() else "is a file, not a folder"
-        raise UserError(f"cannot write '{path}': '{there}' {why}. Choose another place.")
+    try:
+        if path.is_dir():
+            name = path / f"{kind.what.split()[-1]}{kind.suffix}"
+            raise UserError(f"'{path}' is a folder. Give the name of {kind.what}, such as --out {name}.")
+        if path.is_symlink():
+            raise UserError(f"'{path}' is a link. Name the file that it leads to, or use a new --out.")
+        if path.exists() and regular_size(path):
+            with path.open("rb") as file:
+                start = file.read(_HEAD)
+            if not kind.begins.match(start):
+                raise UserError(f"'{path}' exists and is not {kind.what} of dbpkit. Use a new --out.")
+        check_room(path)
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:  # a byte of zero is a ValueError
+        why = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"cannot write '{excerpt(path, 300)}' ({why}). Choose another place.") from error
     return path
+
+
+def check_room(path: Path) -> None:
+    """Raises UserError if no new file or folder of this name can be made where it is to lie."""
+    try:
+        there = next(parent for parent in path.absolute().parents if parent.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            why = "cannot be written" if there.is_dir() else "is a file, not a folder"
+            raise UserError(f"cannot write '{path}': '{there}' {why}. Choose another place.")
+        for part in (*path.absolute().relative_to(there).parts, _temporary(path).name):
+            with contextlib.suppress(FileNotFoundError):
+                (there / part).lstat()  # is no name of a file where it is too long, or has a byte of zero
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"cannot write '{excerpt(path, 300)}' ({why}). Choose another place.") from error
+
+
+def check_folder(out: Path) -> None:
+    """Raises UserError if a user's folder of results is something else, or cannot be written."""
+    if out.is_dir():
+        check_room(out / "results")
+        return
+    if os.path.lexists(out):
+        raise UserError(f"--out '{out}' is a file. Name a folder.")
+    check_room(out)
+
+
+def _temporary(path: Path) -> Path:
+    """Where a file lies until it is whole."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def stamp_of(path: Path) -> tuple[int, int, int] | None:

@@ -4,7 +4,7 @@ import io
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from dbpkit.foundation.arrays import Array
 
@@ -30,9 +30,14 @@ def whole_numbers(image: Any, bits: int) -> Array:
 
 
 def png_bytes(
-    pixels: Array, *, smallest: bool = True, dpi: int | None = None, profile: bytes | None = None
+    pixels: Array,
+    *,
+    smallest: bool = True,
+    dpi: int | None = None,
+    profile: bytes | None = None,
+    by: str = "",
 ) -> bytes:
-    """Returns pixels as the content of a PNG file, which holds nothing but them: no date, no program.
+    """Returns pixels as the content of a PNG file, which holds nothing but them: no date.
 
     Args:
         pixels: uint8, (H, W) grey, (H, W, 2) grey with opacity, (H, W, 3) RGB or (H, W, 4) RGB with opacity;
@@ -40,10 +45,14 @@ def png_bytes(
         smallest: takes longer over the compression.
         dpi: dots per inch that the file asks to be printed at.
         profile: ICC profile of the colours.
+        by: name of the program that made it, where another picture of that name must not be replaced.
     """
     file = io.BytesIO()
     more: dict[str, Any] = {} if dpi is None else {"dpi": (dpi, dpi)}
     if profile is not None:
         more["icc_profile"] = profile
+    if by:
+        more["pnginfo"] = PngImagePlugin.PngInfo()
+        more["pnginfo"].add_text("Software", by)
     Image.fromarray(np.ascontiguousarray(pixels)).save(file, format="PNG", optimize=smallest, **more)
     return file.getvalue()

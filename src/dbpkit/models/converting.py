@@ -4,13 +4,14 @@ The thing people get wrong: what was guessed. The card repeats the sentence that
 guess is not taken for a fact later.
 """
 
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from dbpkit.foundation.errors import UserError, excerpt
-from dbpkit.foundation.files import sha256_of, write_atomically
+from dbpkit.foundation.files import check_room, sha256_of, write_atomically
 from dbpkit.models.opening import open_model
 from dbpkit.models.weights import Architecture, plain_path, save_weights
 
@@ -53,8 +54,9 @@ def convert(path: str | Path, out: str | Path, kind: str | None = None, **option
         raise UserError(f"'{excerpt(target, 300)}' must end in .safetensors. Choose such a name.")
     card = target.with_suffix(".md")
     for file in (target, card):
-        if file.exists():
+        if os.path.lexists(file):
             raise UserError(f"'{excerpt(file, 300)}' exists already. Choose another name, or remove it.")
+        check_room(file)
     model = open_model(source, kind, **options)
     architecture: Architecture = model.architecture  # type: ignore[assignment]
     sentence = str(getattr(model, "opened", f"{source.name} is a dbpkit weights file."))

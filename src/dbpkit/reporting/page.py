@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from dbpkit.foundation.errors import UserError
-from dbpkit.foundation.files import PAGE, check_place, write_atomically
+from dbpkit.foundation.files import PAGE, check_folder, check_place, write_atomically
 from dbpkit.foundation.locking import refuse_link
 from dbpkit.reporting.analyses import AnalysisView, analysis_views, found_view
 from dbpkit.reporting.comparison import ShownRun, compare_shown
@@ -62,8 +62,10 @@ def write_report(
         raise UserError("a report needs at least one run directory, none was given.")
     directories = [run if isinstance(run, RunDirectory) else RunDirectory(run) for run in runs]
     path = Path(out) if out is not None else directories[0].path / "report.html"
+    folder = path.with_name("figures" if path.name == "report.html" else f"{path.stem}-figures")
     if out is not None or directories[0].path.is_dir():
-        check_place(path, PAGE, "a page")
+        check_place(path, PAGE)
+        check_folder(folder)
     letters = [""] if len(runs) == 1 else [_letter(number) for number in range(len(runs))]
     views = [run_view(run, letter) for run, letter in zip(directories, letters, strict=True)]
     title = views[0].summary.name if len(views) == 1 else f"Comparison of {len(views)} runs"
@@ -85,7 +87,6 @@ def write_report(
         analyses=analyses,
         found=found_view([view.findings for view in views]),
     )
-    folder = path.with_name("figures" if path.name == "report.html" else f"{path.stem}-figures")
     stem = f"evaluation-1{'-compared' if comparison else ''}"
     if out is None:
         refuse_link(folder)

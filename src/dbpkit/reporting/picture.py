@@ -1,5 +1,6 @@
 """The strip of pictures as one PNG, for a README: clean, attacked and purified images under each other."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dbpkit.foundation.errors import UserError, unknown_name
-from dbpkit.foundation.files import write_atomically
+from dbpkit.foundation.files import OwnFile, check_place, write_atomically
 from dbpkit.foundation.png import png_bytes
 from dbpkit.reporting.figures import as_picture
 from dbpkit.reporting.strip import EXAMPLES, class_name
@@ -26,6 +27,10 @@ MARGIN = 96
 """Layout in pixels: side of a picture, gap, height of a line of text, width of the names at the left."""
 
 INK, MUTED, GOOD, BAD = "#1b1f24", "#5a636e", "#0072B2", "#B54708"
+
+
+PICTURE = OwnFile("a picture", ".png", re.compile(rb"\x89PNG\r\n.{0,99}tEXtSoftware\0dbpkit", re.DOTALL))
+"""A picture that says that this package made it: a photograph of the user's does not."""
 
 
 def write_strip_png(run: str | Path, path: str | Path, row: str = "white_box") -> Path:
@@ -85,13 +90,17 @@ def write_replay_png(
 
     Returns:
         The path of the PNG file. At most 8 purifications are shown.
+
+    Raises:
+        UserError: if something else of that name is there, or it cannot be written.
     """
+    check_place(path, PICTURE)
     judged = [_judged(said, label) for said in predicted]
     images, texts = [x, x_adv], [(label, INK), judged[0] if x_pure is None else ("attacked", MUTED)]
     if x_pure is not None:
         images += list(x_pure[:EXAMPLES])
         texts += judged[:EXAMPLES]
-    write_atomically(Path(path), png_bytes(_strip([("", images, texts)], len(images))))
+    write_atomically(Path(path), png_bytes(_strip([("", images, texts)], len(images)), by="dbpkit"))
     return Path(path)
 
 

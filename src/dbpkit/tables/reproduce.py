@@ -11,6 +11,7 @@ from dbpkit.evaluation.timing import Timings
 from dbpkit.experiment.execution import Execution
 from dbpkit.foundation import display
 from dbpkit.foundation.errors import UserError
+from dbpkit.foundation.files import check_folder
 from dbpkit.foundation.inputs import whole
 from dbpkit.tables.helping import helped
 from dbpkit.tables.layers import Placed, Scale, resolve
@@ -166,8 +167,8 @@ def reproduce(
         raise UserError(f"scale must be mini or paper, not {scale!r}.")
     limit, processes = None if limit is None else whole(limit, "limit", 1), whole(processes, "processes", 1)
     folder = Path(out) if out is not None else OUT / scale
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out '{folder}' is a file. Name a folder for runs and pages.")
+    if (runs := scale == "mini" if run is None else run) or not folder.is_dir():
+        check_folder(folder)
     wanted = [one if isinstance(one, Table) else load_table(one) for one in _asked(tables)]
     costs: dict[str, Cost | None] = {}
     timings: Timings = {}
@@ -181,7 +182,6 @@ def reproduce(
         if one.job is not None and not is_lacking(missing.get(name, {}), one.name)
     ]
     planned = plan(can_run, folder / "runs", limit)
-    runs = scale == "mini" if run is None else run
     if runs and scale == "paper":
         progress(0.0, _hours(found, missing, planned))
     seconds = _made(planned, execution or Execution(), progress, patience, processes) if runs else {}
@@ -254,7 +254,7 @@ def _table(
         measured = read_cell(one, plan_of.folder) if plan_of and not fault else None
         lack = missing.get(one.name)
         why = "" if measured else one.skipped or (lack.sentence if lack else "") or fault or NOT_YET
-        same = ""
+        same = one.name
         if one.job is not None and scale == "mini":
             what = (one.job.key, one.reads.row, one.reads.protocol, one.reads.number)
             same = first.setdefault(what, one.name)
@@ -317,4 +317,4 @@ def _claim_json(judged: Judged) -> dict[str, Any]:
 
 def _finite(value: float) -> float | None:
     """A number that JSON has."""
-    return value if value == value and abs(value) != float("inf") else None
+    return value if abs(value) < float("inf") else None

@@ -280,7 +280,7 @@ def test_a_file_of_the_users_own_is_not_replaced(tmp_path: Path, finished: Path)
     mine.write_text("x = 1\n")
     writers = {board: "a page", report: "a page", bundle: "a bundle"}
     for write, what in writers.items():
-        with pytest.raises(UserError, match=f"exists and is not {what}. Use a new --out"):
+        with pytest.raises(UserError, match=f"exists and is not {what} of dbpkit. Use a new --out"):
             write(str(finished) if write is bundle else [finished], mine)
     assert mine.read_text() == "x = 1\n"
     assert not list(tmp_path.glob("*.csv"))
