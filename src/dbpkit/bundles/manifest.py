@@ -29,6 +29,16 @@ _AMOUNT = re.compile(r"[\d.e+-]+/[\d.e+-]+")
 _ABSOLUTE = re.compile(r"""(?<![\w./:\\-])(?:~?(?:/[\w.@+~-]+){2,}|[A-Za-z]:\\{1,2}[^\s'"]+)""")
 """A path that begins at the root of a machine, or at somebody's home."""
 
+_OF_THE_PACKAGE = frozenset({
+    "celeba", "celeba_hq", "cifar10", "cifar100", "diffusers", "digits", "embedded", "fashion_mnist",
+    "file", "folder", "huggingface", "imagenet", "mnist", "robustbench", "svhn", "timm",
+    "tiny_imagenet", "torchvision", "transformers", "weights",
+})  # fmt: skip
+"""Names of data, classifiers and denoisers that are nobody's own; written out, as packing needs no torch."""
+
+_PLACES = frozenset({"path", "root", "folder"})
+"""Options of parts that say where something lies."""
+
 _MOST_NAMES = 50
 """Names of a kind that a manifest lists."""
 
@@ -153,9 +163,19 @@ def names_in(spec: Mapping[str, Any], texts: Iterable[str]) -> Names:
     leaves = [leaf for key, own in spec.items() if key != "name" for leaf in _texts(own)]
     code = {leaf for leaf in leaves if _CODE.fullmatch(leaf)}
     paths = {leaf for leaf in leaves if ("/" in leaf or "\\" in leaf) and not _AMOUNT.fullmatch(leaf.strip())}
+    paths |= set(_bare(spec))
     said = {found for text in texts for found in _ABSOLUTE.findall(text)}
     elsewhere = {path for path in said if not any(path in own or own in path for own in paths)}
     return Names(code=_some(code), paths=_some(paths - code), elsewhere=_some(elsewhere))
+
+
+def _bare(spec: Mapping[str, Any]) -> Iterator[str]:
+    """Files and folders, and parts of a plugin, that a spec names without a slash."""
+    for part in (spec.get(name) for name in ("data", "classifier", "denoiser")):
+        told = part if isinstance(part, Mapping) else {}
+        options = told.get("options")
+        named = [told.get("name"), *(options.get(k) for k in _PLACES if isinstance(options, Mapping))]
+        yield from (name for name in named if isinstance(name, str) and name not in _OF_THE_PACKAGE)
 
 
 def _some(names: set[str]) -> list[str]:

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from dbpkit import RunDirectory, UserError
-from dbpkit.bundles.manifest import names_in
+from dbpkit.bundles.manifest import _OF_THE_PACKAGE, names_in
 from dbpkit.bundles.opening import opened_bundle
 from dbpkit.bundles.packing import bundle
+from dbpkit.data.dataset import datasets
+from dbpkit.models.sources import classifier_sources, denoiser_sources
 from dbpkit.results.summary import summarise
 from tests.bundled import REPOSITORY
 
@@ -143,6 +145,21 @@ def test_names_that_remain_are_told() -> None:
     assert found.code == ["mine:denoiser"]
     assert found.paths == ["/home/ann/pictures", "models/mine.safetensors"]
     assert found.elsewhere == ["/opt/x/y.py"]
+
+
+def test_names_without_a_slash_are_told_too() -> None:
+    spec = {
+        "data": {"name": "folder", "options": {"path": "patients", "size": 32}},
+        "classifier": {"name": "embedded", "options": {}},
+        "denoiser": {"name": "my-unet", "options": {}},
+    }
+    assert names_in(spec, []).paths == ["my-unet", "patients"]
+
+
+def test_names_of_the_package_are_those_that_it_registers() -> None:
+    registries = (datasets, classifier_sources, denoiser_sources)
+    own = {n for r in registries for n in r if r.get(n).__module__.startswith("dbpkit.")}
+    assert own == _OF_THE_PACKAGE
 
 
 def test_bytes_of_a_frozen_run_are_those_of_another_machine(tmp_path: Path) -> None:
