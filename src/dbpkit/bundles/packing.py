@@ -73,6 +73,7 @@ def bundle(
         >>> dbpkit.bundle("runs/demo")  # doctest: +SKIP
     """
     directory = run if isinstance(run, RunDirectory) else RunDirectory(run)
+    directory.spec()  # of no run it says so
     missing = what_is_missing(directory)
     if not directory.columns().rows:
         raise UserError(f"'{directory.path}' holds no result of an evaluation. Run dbpkit evaluate first.")

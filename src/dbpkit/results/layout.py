@@ -45,7 +45,7 @@ def read_json(path: Path, remedy: str = RESTORE) -> Any:
     """Returns the content of a JSON file, or None if it does not exist; UserError if it cannot be read."""
     try:
         content = read_whole(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise UserError(f"cannot read '{path}' ({error.strerror}). {remedy}") from error

@@ -120,6 +120,10 @@ def test_link_and_no_run_and_folder_as_target_are_refused(finished: Path, tmp_pa
     (run / "checks.json").symlink_to(tmp_path / "checks.json")
     with pytest.raises(UserError, match="links are not packed"):
         bundle(run)
+    for other in (tmp_path, tmp_path / "none", tmp_path / "checks.json"):
+        with pytest.raises(UserError, match=r"is not a run directory: it has no spec\.json"):
+            bundle(other)
+    shutil.copy(finished / "spec.json", tmp_path)
     with pytest.raises(UserError, match="holds no result of an evaluation"):
         bundle(tmp_path)
     with pytest.raises(UserError, match="is a folder"):
