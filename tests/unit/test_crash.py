@@ -95,6 +95,25 @@ def test_every_end_has_its_status_and_sentence(
     assert not folder.exists()  # nothing unforeseen, so no report
 
 
+def test_what_fails_only_because_ctrl_c_came_is_stopped_and_no_fault(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An import that Ctrl-C cuts short leaves half a module, on which the next use of it fails."""
+
+    def command() -> int:
+        try:
+            try:
+                raise KeyboardInterrupt
+            finally:
+                raise AttributeError("partially initialized module")
+        finally:
+            raise ImportError("half a module")
+
+    assert crash.guarded(command) == 130
+    assert capsys.readouterr().err == "error: stopped.\n"
+    assert not folder.exists()
+
+
 def test_reader_that_has_seen_enough_is_no_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -74,6 +74,9 @@ def _file_fault(error: OSError) -> int:
 
 def _fault(error: BaseException) -> int:
     """An unforeseen fault: says where, and where its report lies."""
+    if _is_of_interrupt(error):
+        console.fail("stopped.")
+        return INTERRUPTED
     said = one_line(str(error))[:300] or "no reason given"
     try:
         report = f"Report: {_write_report(error)}"
@@ -82,6 +85,14 @@ def _fault(error: BaseException) -> int:
     where = _place(error.__traceback__)
     console.fail(f"{type(error).__name__} in {where}: {said}. What was recorded is intact. {report}")
     return NO
+
+
+def _is_of_interrupt(error: BaseException) -> bool:
+    """Whether it came up while Ctrl-C was handled: what that cut short, such as an import, then failed."""
+    earlier = error.__context__
+    while earlier is not None and not isinstance(earlier, KeyboardInterrupt):
+        earlier = earlier.__context__
+    return earlier is not None
 
 
 def _place(trace: TracebackType | None) -> str:
