@@ -107,13 +107,21 @@ def _entry(source: str, run: RunDirectory, summary: Summary | None) -> Entry:
     )
 
 
+_SPLITS = dict.fromkeys(
+    ("celeba", "cifar10", "cifar100", "digits", "fashion_mnist", "huggingface", "mnist", "svhn"), "test"
+) | {"celeba_hq": "all", "tiny_imagenet": "val"}
+"""What a data set has where a spec says no split; written out, as boards need no torch."""
+
+
 def _group(summary: Summary, spec: dict[str, Any]) -> tuple[str, ...]:
     """Threat, data and protocol in a form that is equal where they are; a folder on a machine is no part.
 
     The more queries a protocol allows, the lower any random defence scores: their number is a part of it.
     """
     threat, data = summary.spec.threat, spec["data"]
-    options = {k: v for k, v in data.get("options", {}).items() if k not in ("root", "path")}
+    usual = ("split", _SPLITS.get(str(data["name"])))
+    told = data.get("options", {}).items()
+    options = {k: v for k, v in told if k not in ("root", "path", "verify") and (k, v) != usual}
     parts = (threat.options, options)
     more = [json.dumps(part, sort_keys=True) if part else "" for part in parts]
     protocol = recorded_protocol(summary.protocol)

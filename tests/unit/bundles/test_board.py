@@ -1,6 +1,7 @@
 """A board ranks what can be told apart, and lets no weak attack win."""
 
 import csv
+import inspect
 import io
 import json
 from pathlib import Path
@@ -11,9 +12,10 @@ import pytest
 from dbpkit import UserError, board, report
 from dbpkit.bundles.board import Board, ranked
 from dbpkit.bundles.board_page import board_page
-from dbpkit.bundles.entries import Entry, read_entry
+from dbpkit.bundles.entries import _SPLITS, Entry, _group, read_entry
 from dbpkit.bundles.packing import bundle
 from dbpkit.bundles.strength import Strength
+from dbpkit.data.dataset import datasets
 from dbpkit.foundation.philox import uniforms
 from dbpkit.results.summary import summarise
 from dbpkit.statistics.estimates import mean_accuracy
@@ -229,6 +231,25 @@ def test_other_threats_data_and_protocols_are_other_groups(entry: Entry) -> None
     assert len(ranked([of(), relabelled])) == 2
     apart = ranked([of(), scored(entry, "y", 0.5, first=1000)])
     assert any("share no images" in s for s in apart[0].sentences)
+
+
+def test_split_that_a_data_set_has_anyway_is_no_other_data(entry: Entry) -> None:
+    """The short command leaves it out, and most specs name it."""
+
+    def on(name: str, **options: Any) -> tuple[str, ...]:
+        return _group(entry.summary, {"data": {"name": name, "options": options}})
+
+    assert on("cifar10") == on("cifar10", split="test", root="/data", verify=False)
+    assert on("tiny_imagenet") == on("tiny_imagenet", split="val")
+    assert on("cifar10") != on("cifar10", split="train")
+    assert on("celeba_hq") != on("celeba_hq", split="test")
+    assert on("folder") != on("folder", split="test")
+
+
+def test_splits_are_those_that_data_sets_take_of_themselves() -> None:
+    own = {name: datasets.get(name) for name in datasets}
+    usual = {name: inspect.signature(made).parameters.get("split") for name, made in own.items()}
+    assert {n: s.default for n, s in usual.items() if s and s.default is not None} == _SPLITS
 
 
 def test_unfinished_inexact_and_flagged_runs_say_why(tmp_path: Path) -> None:
