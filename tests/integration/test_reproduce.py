@@ -16,10 +16,12 @@ import torch
 
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.locking import writing
+from dbpkit.reporting.page import rendered
 from dbpkit.tables.page import answer_of, write_page
 from dbpkit.tables.reproduce import reproduce
 from dbpkit.tables.table import read_published
 from dbpkit.tables.terminal import sentences
+from dbpkit.tables.view import table_view
 from tests.integration.conftest import environment
 
 pytestmark = pytest.mark.slow  # two purifiers are checked and attacked
@@ -146,6 +148,10 @@ def test_page_csv_and_json_have_every_number(found, tmp_path):
     assert "Small &lt;table&gt;" in text
     assert "<table>" not in text.split("Small")[1][:10]
     assert "published 40.5?" in text
+    for count, said in (("1", "on 1 image."), ("3", "on 3 images.")):
+        view = table_view(found.tables[0])._replace(images=count)
+        drawn = rendered("tables/page.html", title="", scale="mini", answer="", views=[view])
+        assert f"measured here, {said}" in drawn
     assert "read off a figure" in text
     assert "too long" in text
     assert "http" not in text.split("</head>")[1]
@@ -164,6 +170,7 @@ def test_notebook_shows_every_cell_and_claim(found):
             assert f"published {cell['published']:g}" in shown
     for claim in found.tables[0].claims:
         assert claim.verdict in shown
+    assert "A question mark: " in shown
     assert "<script" not in shown
     frame = found.to_frame()
     pandas.testing.assert_frame_equal(frame, pandas.DataFrame(found.rows()))

@@ -13,6 +13,8 @@ def _table_html(found: ReproducedTable) -> str:
     said = [f"What stands in: {view.stands_in}"] if view.stands_in else []
     notes = [("", f"{c.verdict}: {c.words}{f' ({c.reason})' if c.reason else ''}") for c in view.claims]
     small = "In every cell: measured, with its 95 % interval over images, and published."
+    if any(cell and cell.mark for _, cells in view.rows for cell in cells):
+        small += " A question mark: the published value or its setting is not certain."
     return html_table(f"{view.title} ({view.source})", said, heads, rows, notes, small)
 
 

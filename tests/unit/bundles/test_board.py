@@ -285,6 +285,7 @@ def test_page_table_json_and_terminal(
 def test_page_counts_its_defences_in_its_title(count: int, title: str, entry: Entry) -> None:
     page = board_page(Board(ranked([scored(entry, name, 0.5) for name in "ab"[:count]])))
     assert f"<h1>{title}</h1>" in page
+    assert ("see the pairs below" in page) == (count > 1)
 
 
 def test_board_of_nothing_is_refused(tmp_path: Path, finished: Path) -> None:
