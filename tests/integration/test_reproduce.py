@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from dbpkit import Execution
 from dbpkit.foundation.errors import UserError
 from dbpkit.foundation.locking import writing
 from dbpkit.reporting.page import rendered
+from dbpkit.tables.helping import helped
 from dbpkit.tables.page import answer_of, write_page
 from dbpkit.tables.reproduce import reproduce
 from dbpkit.tables.table import read_published
@@ -282,6 +284,16 @@ def test_helpers_end_with_an_interrupt_and_give_the_threads_back(table, tmp_path
         reproduce([table], out=tmp_path, processes=2, progress=stop)
     assert multiprocessing.active_children() == []
     assert torch.get_num_threads() == before
+
+
+def test_a_helper_that_is_starting_is_not_told_of_an_interrupt():
+    """Ctrl-C reaches all processes of a terminal, and one that imports torch would print where it was."""
+    with helped({}, Execution("cpu"), 1) as helpers:
+        status = Path(f"/proc/{helpers.processes[0].pid}/status").read_text()
+        (blocked,) = (int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigBlk"))
+        assert blocked >> (signal.SIGINT - 1) & 1
+        assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        assert not blocked >> (signal.SIGTERM - 1) & 1
 
 
 ORPHANED = """

@@ -92,8 +92,9 @@ def helped(
     try:
         if processes:
             torch.set_num_threads(own)
-        for process in processes:
-            process.start()
+        with _interrupts_wait():
+            for process in processes:
+                process.start()
         yield Helpers(processes, told)
     finally:
         for process in processes:
@@ -101,6 +102,19 @@ def helped(
                 process.terminate()
                 process.join()
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Inside the block Ctrl-C waits; processes that are started in it are never told of it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _help(
