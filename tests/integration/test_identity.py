@@ -168,6 +168,33 @@ def test_only_who_adds_records_is_noted_as_a_session(
     assert "unverified" in {flag.name for flag in grown.flags}
 
 
+@pytest.mark.parametrize("name", ["strip.safetensors", "checks.json"])
+def test_who_makes_a_file_of_a_finished_run_is_noted(
+    name: str, run: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures are purified by the models, and checks attack them; what is there is kept to the byte."""
+    monkeypatch.setattr("dbpkit.evaluation.session.code_sha256", lambda: "b" * 64)
+    before = (run / name).stat()
+    evaluate(tiny(**SMALL), run, FOURS)
+    sessions = json.loads((run / "env.json").read_text())
+    if name == "strip.safetensors":
+        assert (run / name).stat().st_ino == before.st_ino
+    assert len(sessions) == 1
+    (run / name).unlink()
+    evaluate(tiny(**SMALL), run, FOURS)
+    added = json.loads((run / "env.json").read_text())[1:]
+    assert [session["code_sha256"] for session in added] == ["b" * 64]
+
+
+def test_a_damaged_or_older_picture_is_made_again(run: Path, tiny: Tiny) -> None:
+    whole = (run / "strip.safetensors").read_bytes()
+    (run / "strip.safetensors").write_bytes(b"damaged")
+    evaluate(tiny(**SMALL), run, FOURS)
+    assert (run / "strip.safetensors").read_bytes() == whole
+    evaluate(tiny(**{**SMALL, "examples": {"count": 6, "order": "file"}}), run, FOURS)
+    assert len(RunDirectory(run).read_strip()[0]["ids"]) == 6
+
+
 def test_analyse_refuses_other_weights_than_the_evaluation(
     run: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:

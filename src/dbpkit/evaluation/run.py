@@ -135,7 +135,7 @@ def evaluate_share(
                 try_attacks(spec, parts, runner.rows)
             # Claimed only now: a spec whose parts cannot be built or do not fit leaves no directory behind.
             run.claim(spec.model_dump(mode="json"), parts.data.ids.tolist())
-            if not (run.sessions() and runner.is_done()):  # who only asks for the summary adds nothing
+            if found or not (run.sessions() and runner.is_done()):  # who only asks adds nothing
                 enter_session(run, parts, execution)
             _write_checks(run, found, missing_classes(parts.data, spec.examples.order))
         with compiling(execution.compile):
@@ -223,7 +223,7 @@ class _Runner:
         if self.execution.world > 1 and not self._is_complete():
             _note_changes(self.run, changes())
             return None
-        write_strip(self.rows)
+        write_strip(self.rows, lambda: enter_session(self.run, self.parts, self.execution))
         _note_changes(self.run, changes())
         summary = summarise(self.run)
         written = summary.as_json()
