@@ -130,7 +130,10 @@ def test_replay_takes_the_logits_of_the_batch_that_was_recorded_last(tiny: Tiny,
     ("words", "message"),
     [
         ({"example": 7}, r"has no example 7; it has ids 100, 101, 102, 103, 104"),
-        ({"example": 100, "row": "white_bocks"}, "unknown row in .* 'white_bocks'. Did you mean 'white_box'"),
+        (
+            {"example": 100, "row": "white_bocks"},
+            "unknown row in '.*': 'white_bocks'. Did you mean 'white_box'",
+        ),
         ({"example": 100, "row": "fixed", "tape": 5}, "has no tape 5; it has 0, 1"),
     ],
 )

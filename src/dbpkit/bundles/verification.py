@@ -111,7 +111,7 @@ def _rows(opened: Opened, rows: Sequence[str] | None) -> list[str]:
     there = [row.name for row in opened.summary.rows]
     for row in rows or ():
         if row not in there:
-            raise unknown_name(f"row in '{opened.path}'", row, there)
+            raise unknown_name(f"row in '{opened.path}':", row, there)
     return [row for row in there if rows is None or row in rows]
 
 

@@ -151,7 +151,7 @@ def _record(directory: RunDirectory, row: str, tape: int, example: int) -> Recor
     failed = {Key(r["row"], r["tape"], r["example"]): r["error"] for r in columns.failed}
     rows = list(dict.fromkeys([*columns.rows, *(key.row for key in failed)]))
     if row not in rows:
-        raise unknown_name(f"row in '{directory.path}'", row, rows)
+        raise unknown_name(f"row in '{directory.path}':", row, rows)
     keys = {key for key in columns.keys() | failed.keys() if key.row == row}
     tapes = sorted({key.tape for key in keys})
     if tape not in tapes:

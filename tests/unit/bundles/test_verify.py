@@ -56,7 +56,7 @@ def test_some_examples_are_judged_and_chosen_by_the_seed(packed: Path) -> None:
     found = verify(packed, **PARTS, examples=2, rows=["white_box"], fresh_seed=3)
     assert (found.verdict, found.examples) == ("stands", (2, 5))
     assert [row.predictions for row in found.rows] == [2 * 3]
-    with pytest.raises(UserError, match=r"unknown row in .* 'white_bocks'\. Did you mean 'white_box'"):
+    with pytest.raises(UserError, match=r"unknown row in '.*': 'white_bocks'\. Did you mean 'white_box'"):
         verify(packed, rows=["white_bocks"])
 
 
