@@ -259,6 +259,17 @@ def test_import_path_missing_module_raises(folder: Path, path: str) -> None:
         import_path(path, "sampler")
 
 
+@pytest.mark.parametrize("name", ["", "./mine", "code/mine", ".mine", "code\\mine", "code..mine"])
+def test_import_of_a_path_says_what_a_module_is_called(folder: Path, name: str) -> None:
+    with pytest.raises(UserError, match="single dots and no slash, as in my_package"):
+        import_module(name, "classifier")
+
+
+def test_module_whose_file_has_a_hyphen_is_imported(folder: Path) -> None:
+    (folder / "with-a-hyphen.py").write_text("def make():\n    return 3\n")
+    assert import_path("with-a-hyphen:make", "classifier")() == 3
+
+
 def test_import_module_plugin_registers_its_parts(folder: Path) -> None:
     name = write(
         folder,

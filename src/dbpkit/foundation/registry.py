@@ -226,6 +226,11 @@ def import_module(name: str, kind: str = "plugin") -> ModuleType:
     Raises:
         UserError: if it cannot be found, fails while it is imported, or is hidden by another of its name.
     """
+    if not all(name.split(".")) or "/" in name or "\\" in name:
+        raise UserError(
+            f"{kind} module '{excerpt(name, 100)}' cannot be imported: the name of a module has single"
+            " dots and no slash, as in my_package.my_module."
+        )
     here = Path.cwd()
     search_last(here)
     try:
