@@ -23,6 +23,9 @@ if (location.protocol === "file:") {
       scope.importScripts = async (...sources) => {
         for (const source of sources) await load(source);
       };
+      // Other windows can send messages to a frame, and none to a worker: what no script here made is dropped.
+      const drop = (event) => event.isTrusted && event.stopImmediatePropagation();
+      scope.addEventListener("message", drop, true);
       scope.postMessage = (data) => this.dispatchEvent(new MessageEvent("message", { data }));
       load(script).then(() => {
         this.scope = scope;
