@@ -216,6 +216,14 @@ def test_read_spec_later_override_wins(file: Path) -> None:
     assert read_spec(file, Outer, ["inner.steps=7", "inner.steps=8"]).inner.steps == 8
 
 
+@pytest.mark.parametrize("text", ["", "\n", "# nothing = true\n"])
+def test_read_spec_of_an_empty_file_is_refused(text: str, tmp_path: Path) -> None:
+    """It would measure the defaults, for days."""
+    (tmp_path / "s.toml").write_text(text)
+    with pytest.raises(UserError, match=r"s\.toml' says nothing\. 'dbpkit init my\.toml' writes one"):
+        read_spec(tmp_path / "s.toml", EvaluationSpec)
+
+
 def test_read_spec_override_makes_tables_that_the_file_lacks(tmp_path: Path) -> None:
     (tmp_path / "s.toml").write_text("")
     assert read_spec(tmp_path / "s.toml", Outer, ["inner.steps=7"]).inner.steps == 7

@@ -145,10 +145,12 @@ def read_spec(path: str | Path, model: type[S], overrides: tuple[str, ...] | lis
         overrides: ``"purifier.steps=20"`` each; the value is read as TOML, or as text if it is none.
 
     Raises:
-        UserError: if the file is missing or no TOML, or a key or value is wrong.
+        UserError: if the file is missing, empty or no TOML, or a key or value is wrong.
     """
     path = find_spec(path)
     table = read_table(path)
+    if not table and not overrides:
+        raise UserError(f"spec '{path}' says nothing. 'dbpkit init my.toml' writes one that names its parts.")
     for text in overrides:
         override(table, text, model)
     return validate(table, model, str(path))
