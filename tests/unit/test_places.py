@@ -124,7 +124,7 @@ def test_nothing_is_computed_for_a_file_that_cannot_be_written(
         raise AssertionError("it was computed")
 
     monkeypatch.setattr("dbpkit.reporting.page.run_view", never)
-    monkeypatch.setattr("dbpkit.bundles.board.read_entry", never)
+    monkeypatch.setattr("dbpkit.bundles.board.read_entries", never)
     monkeypatch.setattr("dbpkit.bundles.packing.summarise", never)
     monkeypatch.setattr("dbpkit.evaluation.replay.build", never)
     monkeypatch.setattr("dbpkit.tables.reproduce.run_jobs", never)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dbpkit.bundles.entries import Entry, read_entry
+from dbpkit.bundles.entries import Entry, read_entries
 from dbpkit.bundles.strength import Strength
 from dbpkit.foundation import display
 from dbpkit.foundation.errors import UserError
@@ -173,7 +173,7 @@ def board(runs: Sequence[str | Path], out: str | Path | None = None) -> Board:
         raise UserError("a board needs a list of bundles or run directories, at least one.")
     page = None if out is None else check_place(out, PAGE)
     table = None if page is None else check_place(_beside(page), TABLE)
-    made = Board(ranked([read_entry(run) for run in runs]))
+    made = Board(ranked(read_entries(runs)))
     if page is None or table is None:
         return made
     from dbpkit.bundles.board_page import board_page

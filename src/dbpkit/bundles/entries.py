@@ -72,6 +72,15 @@ def headline_row(rows: Sequence[str]) -> str | None:
     return "white_box" if "white_box" in attackers else next(iter(attackers), None)
 
 
+def read_entries(runs: Sequence[str | Path]) -> list[Entry]:
+    """Reads run directories and bundles; UserError if one is neither, or is named twice."""
+    places = [Path(run).resolve() for run in runs]
+    twice = next((run for run, place in zip(runs, places, strict=True) if places.count(place) > 1), None)
+    if twice is not None:
+        raise UserError(f"'{twice}' is named twice, and would be ranked against itself. Name it once.")
+    return [read_entry(run) for run in runs]
+
+
 def read_entry(path: str | Path) -> Entry:
     """Reads what a board needs of a run directory or a bundle; UserError if it is neither."""
     place = Path(path)

@@ -168,10 +168,20 @@ def check_room(path: Path) -> None:
         raise UserError(f"cannot write '{excerpt(path, 300)}' ({why}). Choose another place.") from error
 
 
-def check_folder(out: Path) -> None:
-    """Raises UserError if a user's folder of results is something else, or cannot be written."""
+def check_folder(out: Path, within: str = "") -> None:
+    """Raises UserError if a user's folder of results is something else, or cannot be written.
+
+    Args:
+        out: the folder.
+        within: the folder in it that shows that it is one of ours; any other one has to be empty. Pages and
+            tables beside it are ours too. Empty takes every folder.
+    """
     if out.is_dir():
         check_room(out / "results")
+        pages = (".html", ".csv")
+        others = [p.name for p in out.iterdir() if p.suffix not in pages and not p.name.startswith(".")]
+        if within and others and within not in others:
+            raise UserError(f"--out '{out}' holds something else, '{min(others)}'. Name a new folder.")
         return
     if os.path.lexists(out):
         raise UserError(f"--out '{out}' is a file. Name a folder.")

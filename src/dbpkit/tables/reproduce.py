@@ -168,7 +168,7 @@ def reproduce(
     limit, processes = None if limit is None else whole(limit, "limit", 1), whole(processes, "processes", 1)
     folder = Path(out) if out is not None else OUT / scale
     if (runs := scale == "mini" if run is None else run) or not folder.is_dir():
-        check_folder(folder)
+        check_folder(folder, "runs")
     wanted = [one if isinstance(one, Table) else load_table(one) for one in _asked(tables)]
     costs: dict[str, Cost | None] = {}
     timings: Timings = {}

@@ -309,3 +309,9 @@ def test_a_file_of_the_users_own_is_not_replaced(tmp_path: Path, finished: Path)
     (tmp_path / "empty.html").touch()
     for _ in range(2):  # an empty file and an earlier page are replaced
         board([finished], tmp_path / "empty.html")
+
+
+def test_a_run_that_is_named_twice_is_refused(finished: Path, packed: Path) -> None:
+    with pytest.raises(UserError, match=r"run' is named twice, and would be ranked against itself"):
+        board([finished, packed, finished / ".." / finished.name])
+    assert len(board([finished, packed]).groups[0].standings) == 2

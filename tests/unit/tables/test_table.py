@@ -153,3 +153,10 @@ def test_a_file_as_the_folder_of_runs_is_refused_at_once(tmp_path, small):
     with pytest.raises(UserError, match=r"'.*mine\.txt' is a file\. Name a folder"):
         reproduce([small()], out=place)
     assert place.read_text() == "mine"
+    data = tmp_path / "images"
+    (data / "cats").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"images' holds something else, 'cats'\. Name a new folder\.$"):
+        reproduce([small()], out=data)
+    assert [p.name for p in data.iterdir()] == ["cats"]
+    (data / "cats").rename(data / "runs")
+    assert reproduce([small()], out=data, run=False).tables
