@@ -91,8 +91,7 @@ class Asked(NamedTuple):
             UserError: if there is neither a spec nor a part, or a value is wrong.
         """
         from dbpkit.experiment.spec import EvaluationSpec
-        from dbpkit.foundation.overrides import override
-        from dbpkit.foundation.spec import read_spec, validate
+        from dbpkit.foundation.spec import overridden, read_spec
         from dbpkit.foundation.toml import read_table
 
         given = [
@@ -112,10 +111,8 @@ class Asked(NamedTuple):
         if self.parts.get("sampler", "ddpm") != "ddpm":
             given.append("purifier.options={}")  # those of the file are DDPM's
         table = read_table(asset("quick.toml"))
-        for text in [*given, *overrides]:
-            override(table, text, EvaluationSpec)
         typed = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in self.parts.items())
-        return validate(table, EvaluationSpec, typed)  # whoever named no file is told of none
+        return overridden(table, EvaluationSpec, [*given, *overrides], typed)  # wrong ones are told as typed
 
     def out(self, out: Path | None) -> Path:
         """Returns the run directory: the one given, or ``runs/NAME`` by the spec's file or the parts."""

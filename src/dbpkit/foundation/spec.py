@@ -151,9 +151,16 @@ def read_spec(path: str | Path, model: type[S], overrides: tuple[str, ...] | lis
     table = read_table(path)
     if not table and not overrides:
         raise UserError(f"spec '{path}' says nothing. 'dbpkit init my.toml' writes one that names its parts.")
+    return overridden(table, model, overrides, str(path))
+
+
+def overridden(
+    table: dict[str, Any], model: type[S], overrides: tuple[str, ...] | list[str], where: str
+) -> S:
+    """Returns the spec that a table describes with some leaves changed, as `read_spec`; the table changes."""
     for text in overrides:
         override(table, text, model)
-    return validate(table, model, str(path))
+    return validate(table, model, where)
 
 
 def validate(table: dict[str, Any], model: type[S], where: str) -> S:
